@@ -1,0 +1,55 @@
+# Everything runs from .venv, which `make setup` creates. Another interpreter: make setup PYTHON=python3.12
+PYTHON ?= python3
+ARGS ?=
+PY := .venv/bin/python
+READY := .venv/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test bench figures lint format clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## create .venv and install everything but the language models
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "No '$(PYTHON)' found. Install Python 3.11 or newer, or name one: make setup PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another: make setup PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install -c constraints.txt -e '.[figures,test,dev]'
+	@touch $@
+
+# A failed claim must not hide the report: every step runs, and the first bad status is the target's.
+reproduce: setup  ## check every claim, draw the figures, write out/report.html (fails if a claim does)
+	@mkdir -p out && rm -f out/ledger.json out/report.html && rm -rf out/figures
+	@status=0; \
+	step() { echo "==> $$*"; "$$@" || { bad=$$?; [ $$status -ne 0 ] || status=$$bad; }; }; \
+	step $(PY) -m toytransformer verify --json out/ledger.json; \
+	step $(PY) -m figures theory --out out/figures; \
+	step $(PY) -m figures report --ledger out/ledger.json --figures out/figures --out out/report.html; \
+	exit $$status
+
+test: setup  ## run the tests (more options: make test ARGS='-k merging')
+	$(PY) -m pytest $(ARGS)
+
+bench: setup  ## time the fast routes against plain NumPy
+	$(PY) -m benchmarks $(ARGS)
+
+figures: setup  ## draw the figures into out/figures and refresh the one in the README
+	$(PY) -m figures theory --out out/figures
+	cp out/figures/outcomes.png docs/outcomes.png
+
+lint: setup  ## check style and formatting
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: setup  ## fix style and formatting
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:  ## remove the environment, caches and results
+	rm -rf .venv out dist build .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

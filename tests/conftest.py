@@ -1,0 +1,24 @@
+"""Settings every test shares: JAX in float64 on the CPU, and the hypothesis profiles.
+
+HYPOTHESIS_PROFILE=thorough asks for many more examples; the default is `fast`. With CI set, examples are
+the same in every run.
+"""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+from hypothesis import HealthCheck, settings
+
+jax.config.update("jax_enable_x64", True)
+
+# No deadline: the first example of a test pays for JAX compilation.
+_shared = settings(
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("fast", _shared, max_examples=25)
+settings.register_profile("thorough", _shared, max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
