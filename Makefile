@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 
 # A failed claim must not hide the report: every step runs, and the first bad status is the target's.
 reproduce: setup  ## check every claim, draw the figures, write out/report.html (fails if a claim does)
-	@mkdir -p out && rm -f out/ledger.json out/report.html && rm -rf out/figures
+	@rm -rf out/ledger.json out/report.html out/figures && mkdir -p out/figures
 	@status=0; \
 	step() { echo "==> $$*"; "$$@" || { bad=$$?; [ $$status -ne 0 ] || status=$$bad; }; }; \
 	step $(PY) -m toytransformer verify --json out/ledger.json; \
