@@ -1,0 +1,252 @@
+"""The registry of merge rules: what a rule declares, is given and returns, and `merge`, which runs one.
+
+Adding a rule is one decorated function. Its docstring holds the formula, the source, what the weights mean
+and what the rule does under a change of gauge; the decorator holds what programs ask: flags and checked
+options.
+
+    merged = merge(adapters, Merge("ties", options={"density": 0.2}), MergeContext(rng_seed=0))
+    outputs = base + merged.shift(features)
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from array_api_compat import array_namespace
+from jaxtyping import Float
+
+from toytransformer.adapters import LoRA
+
+if TYPE_CHECKING:
+    from toytransformer.compositions.spec import Merge
+
+Array = Any
+Weights = tuple[float, ...] | None
+
+#: Numbers below this many units of rounding, relative to their scale, count as zero, and as equal.
+ROUNDING = 1024
+
+
+class RuleError(ValueError):
+    """A rule that does not exist or cannot be applied; the message says what is allowed and what to do."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a rule: its default, the test a value has to pass, and in words what passes."""
+
+    default: Any
+    check: Callable[[Any], bool]
+    help: str
+
+
+def choice(default: str, *others: str) -> Option:
+    allowed = (default, *others)
+    return Option(
+        default, lambda value: isinstance(value, str) and value in allowed, f"one of {list(allowed)}"
+    )
+
+
+def number(default: float, low: float) -> Option:
+    return Option(
+        default, lambda value: _is_real(value) and value >= low, f"a finite number of at least {low}"
+    )
+
+
+def positive(default: float) -> Option:
+    return Option(default, lambda value: _is_real(value) and value > 0, "a finite number above 0")
+
+
+def share(default: float) -> Option:
+    return Option(default, lambda value: _is_real(value) and 0 < value <= 1, "a share above 0 and at most 1")
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def whole(low: int, help: str) -> Option:
+    """None, the default, or a whole number of at least `low`."""
+
+    def check(value: Any) -> bool:
+        return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= low)
+
+    return Option(None, check, f"a whole number of at least {low}, or None for {help}")
+
+
+@dataclass(frozen=True)
+class MergeContext:
+    """What a rule may need besides the adapters.
+
+    rng_seed: seed of every random choice. width: m, infinite in a limit. logit_scale: Arrow's raw logit is
+    |prototype . features| times this; in coordinates with |phi|^2 = k(x, x) it is sqrt(m), so infinite in a
+    limit. example_features (example, feature) and example_targets (example, entity): the data of the target
+    task; a target is the wanted *shift*, that is target minus base output.
+    """
+
+    rng_seed: int = 0
+    width: float = math.inf
+    logit_scale: float = math.inf
+    example_features: Float[Array, "example feature"] | None = None
+    example_targets: Float[Array, "example entity"] | None = None
+
+
+class Merged(Protocol):
+    """What every rule returns: the shift of the output, Arrow's spectral gap (else None), and details."""
+
+    spectral_gap: float | None
+    details: Mapping[str, Any]
+
+    def shift(self, features: Float[Array, "prompt feature"]) -> Float[Array, "prompt entity"]: ...
+
+
+@dataclass(frozen=True)
+class StaticMerge:
+    """The same update for every prompt: a LoRA where the formula keeps one, else a dense matrix."""
+
+    update: LoRA | Float[Array, "entity feature"]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    spectral_gap: None = None
+
+    def delta(self) -> Float[Array, "entity feature"]:
+        return self.update.delta() if isinstance(self.update, LoRA) else self.update
+
+    def shift(self, features: Float[Array, "prompt feature"]) -> Float[Array, "prompt entity"]:
+        return self.update.shift(features) if isinstance(self.update, LoRA) else features @ self.update.T
+
+
+@dataclass(frozen=True)
+class MergeRule:
+    """One entry of the registry. The flags hold for every value of the options.
+
+    gauge_invariant: the result depends on the adapters only through their Delta_i (up to rounding, and for
+    Arrow up to a spectral gap of zero). needs_data: reads the examples of the context. needs_neurons: acts
+    on entries of Delta in the basis of the m neurons, so it has no meaning in other coordinates. routed:
+    the update differs from prompt to prompt. label_blind: renaming the answers of one adapter moves no row
+    of another's (theory.md, section 5). weighted: takes weights. adapter_kind: how its adapters have to be
+    trained.
+    """
+
+    name: str
+    function: Callable[..., Merged]
+    gauge_invariant: bool
+    needs_data: bool = False
+    needs_neurons: bool = False
+    routed: bool = False
+    label_blind: bool = True
+    weighted: bool = True
+    adapter_kind: str = "closed-form"
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+    @property
+    def formula(self) -> str:
+        """The first line of the rule's docstring."""
+        return inspect.getdoc(self.function).splitlines()[0]
+
+    def checked_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The defaults overridden by `given`; RuleError for an option or a value the rule does not know."""
+        for key, value in given.items():
+            if key not in self.options:
+                raise RuleError(f"rule {self.name!r} has no option {key!r}; allowed: {sorted(self.options)}")
+            if not self.options[key].check(value):
+                raise RuleError(
+                    f"option {key} of rule {self.name!r} is {value!r}; it has to be {self.options[key].help}"
+                )
+        return {key: given.get(key, option.default) for key, option in self.options.items()}
+
+
+RULES: dict[str, MergeRule] = {}
+
+
+def merge_rule(name: str, *, options: Mapping[str, Option] | None = None, **flags: Any) -> Callable:
+    """Register a `rule(adapters, weights, context, **options) -> Merged`; flags as in MergeRule."""
+    if name in RULES:
+        raise RuleError(f"rule {name!r} is registered already; give the new one another name")
+
+    def register(function: Callable[..., Merged]) -> Callable[..., Merged]:
+        RULES[name] = MergeRule(name, function, options=MappingProxyType(dict(options or {})), **flags)
+        return function
+
+    return register
+
+
+def resolve(name: str) -> MergeRule:
+    """The rule of that name; RuleError listing the known ones otherwise."""
+    if name not in RULES:
+        raise RuleError(f"there is no merge rule {name!r}; allowed: {sorted(RULES)}")
+    return RULES[name]
+
+
+def check(spec: Merge) -> tuple[MergeRule, dict[str, Any]]:
+    """The rule and the complete options that a spec names, before there are any adapters to merge."""
+    rule = resolve(spec.rule)
+    if spec.weights is not None:
+        if not rule.weighted:
+            raise RuleError(
+                f"rule {rule.name!r} sets its own weights, given were {spec.weights}; leave them out"
+            )
+        if not all(math.isfinite(weight) for weight in spec.weights):
+            raise RuleError(f"weights {spec.weights} of rule {rule.name!r} have to be finite")
+    return rule, rule.checked_options(spec.option_dict)
+
+
+def merge(adapters: Sequence[LoRA], spec: Merge, context: MergeContext | None = None) -> Merged:
+    """Merge `adapters` by the rule, weights and options of `spec`; RuleError says what does not fit."""
+    rule, options = check(spec)
+    context = MergeContext() if context is None else context
+    _check_adapters(adapters)
+    if spec.weights is not None and len(spec.weights) != len(adapters):
+        raise RuleError(
+            f"{len(spec.weights)} weights {spec.weights} for {len(adapters)} adapters; give one for each"
+        )
+    if rule.needs_data:
+        _check_examples(rule, adapters[0], context)
+    return rule.function(tuple(adapters), spec.weights, context, **options)
+
+
+def _check_adapters(adapters: Sequence[LoRA]) -> None:
+    if not adapters:
+        raise RuleError("no adapters were given; a merge needs at least one")
+    sizes = [(lora.write.shape[0], lora.read.shape[0]) for lora in adapters]
+    if len(set(sizes)) > 1:
+        raise RuleError(
+            f"the adapters have (entity, feature) sizes {sizes}; they have to change the same matrix"
+        )
+    try:
+        xp = array_namespace(*(factor for lora in adapters for factor in (lora.write, lora.read)))
+    except TypeError as error:
+        raise RuleError(
+            f"the adapters are arrays of different libraries ({error}); convert them to one"
+        ) from error
+    for index, lora in enumerate(adapters):
+        if lora.write.shape[1] != lora.read.shape[1] or lora.write.shape[1] == 0:
+            raise RuleError(
+                f"adapter {index} has a write factor of rank {lora.write.shape[1]} and a read factor of rank "
+                f"{lora.read.shape[1]}; they have to agree and be at least 1"
+            )
+        for name in ("write", "read"):
+            if not bool(xp.all(xp.isfinite(getattr(lora, name)))):
+                raise RuleError(f"the {name} factor of adapter {index} holds NaN or infinity; train it again")
+
+
+def _check_examples(rule: MergeRule, lora: LoRA, context: MergeContext) -> None:
+    features, targets = context.example_features, context.example_targets
+    if features is None or targets is None or len(features) == 0:
+        raise RuleError(
+            f"rule {rule.name!r} is fitted on examples of the target task and got none; "
+            "build the composition with examples, or use a rule that needs no data"
+        )
+    shapes, wanted = (features.shape, targets.shape), (lora.read.shape[0], lora.write.shape[0])
+    if len(features) != len(targets) or (features.shape[1], targets.shape[1]) != wanted:
+        raise RuleError(
+            f"example features and targets have shapes {shapes}; rule {rule.name!r} needs "
+            f"(example, {wanted[0]}) and (example, {wanted[1]})"
+        )
+    xp = array_namespace(features, targets)
+    if not bool(xp.all(xp.isfinite(features))) or not bool(xp.all(xp.isfinite(targets))):
+        raise RuleError(f"the examples of rule {rule.name!r} hold NaN or infinity; give finite ones")
