@@ -1,0 +1,206 @@
+"""Merges that need only adapters and fixed weights and stay factored: sums of products, products of sums.
+
+Delta_i = write_i read_i^T. "Product-wise" rules combine the Delta_i. "Factor-wise" rules combine the
+write_i and the read_i apart, which brings in cross terms write_i read_j^T and makes the result depend on
+the gauge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from array_api_compat import array_namespace, device
+from jaxtyping import Float
+
+from toytransformer.adapters import LoRA
+from toytransformer.merging.registry import (
+    ROUNDING,
+    Array,
+    MergeContext,
+    RuleError,
+    StaticMerge,
+    Weights,
+    choice,
+    merge_rule,
+    share,
+    whole,
+)
+
+
+def thin_svd(lora: LoRA) -> tuple[Array, Array, Array]:
+    """Delta = U diag(s) V^T exactly, through two thin QRs: U (entity, k), s (k,), V (feature, k), k <= rank.
+
+    Never forms Delta, works for any array library, and also when the rank exceeds a side of Delta.
+    """
+    xp = array_namespace(lora.write, lora.read)
+    left_q, left_r = xp.linalg.qr(lora.write)
+    right_q, right_r = xp.linalg.qr(lora.read)
+    left, values, right_t = xp.linalg.svd(left_r @ right_r.T, full_matrices=False)
+    return left_q @ left, values, right_q @ right_t.T
+
+
+def rounding(x: Array) -> float:
+    """The relative size below which a number of x's precision counts as zero."""
+    return ROUNDING * float(array_namespace(x).finfo(x.dtype).eps)
+
+
+def concatenated(adapters: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
+    """[w_1 write_1, ..., w_n write_n] [read_1, ..., read_n]^T = sum_i w_i Delta_i."""
+    xp = array_namespace(adapters[0].write)
+    return LoRA(
+        xp.concat([w * lora.write for w, lora in zip(weights, adapters, strict=True)], axis=1),
+        xp.concat([lora.read for lora in adapters], axis=1),
+    )
+
+
+def product_of_sums(adapters: Sequence[LoRA], write: Sequence[float], read: Sequence[float]) -> LoRA:
+    """(sum_i a_i write_i)(sum_i b_i read_i)^T, for coefficients a = `write` and b = `read`."""
+    require_equal_ranks(adapters)
+    return LoRA(
+        sum(a * lora.write for a, lora in zip(write, adapters, strict=True)),
+        sum(b * lora.read for b, lora in zip(read, adapters, strict=True)),
+    )
+
+
+def require_equal_ranks(adapters: Sequence[LoRA]) -> None:
+    ranks = [lora.rank for lora in adapters]
+    if len(set(ranks)) > 1:
+        raise RuleError(
+            f"the adapters have ranks {ranks}; a factor-wise rule adds factors column by column and "
+            "needs equal ranks: train the adapters with one rank, or use a product-wise rule such as 'sum'"
+        )
+
+
+def ones(adapters: Sequence[LoRA], weights: Weights) -> tuple[float, ...]:
+    return (1.0,) * len(adapters) if weights is None else weights
+
+
+def equal_parts(adapters: Sequence[LoRA], weights: Weights) -> tuple[float, ...]:
+    return (1 / len(adapters),) * len(adapters) if weights is None else weights
+
+
+@merge_rule("sum", gauge_invariant=True)
+def sum_of_products(adapters: Sequence[LoRA], weights: Weights, context: MergeContext) -> StaticMerge:
+    """Delta = sum_i w_i Delta_i.
+
+    Default w_i = 1. The paper's sum of adapters (section 3.2), CAT with fixed weights (eq. 26), PEFT "cat".
+    Exact: the factors are concatenated, nothing is truncated. Gauge-invariant. At weights (1/2, 1/2), an
+    adapter merged with itself is multiplied by 1.
+    """
+    return StaticMerge(concatenated(adapters, ones(adapters, weights)))
+
+
+@merge_rule("mean", gauge_invariant=True, weighted=False)
+def mean(adapters: Sequence[LoRA], weights: Weights, context: MergeContext) -> StaticMerge:
+    """Delta = (1/n) sum_i Delta_i.
+
+    Averages products: one reading of "Uniform" (`linear` is the other). PEFT "cat" with weights 1/n.
+    Gauge-invariant.
+    """
+    return StaticMerge(concatenated(adapters, equal_parts(adapters, None)))
+
+
+@merge_rule("linear", gauge_invariant=False)
+def linear(adapters: Sequence[LoRA], weights: Weights, context: MergeContext) -> StaticMerge:
+    """Delta = (sum_i w_i write_i)(sum_j w_j read_j)^T, so own terms w_i^2 and cross terms w_i w_j.
+
+    Default w_i = 1/n. Paper eq. 27, LoraHub's composition, mttl's "uniform". Factor-wise: moves under a
+    change of gauge, even of a sign. Needs equal ranks. At weights (1/2, 1/2), an adapter merged with itself
+    is multiplied by 1.
+    """
+    w = equal_parts(adapters, weights)
+    return StaticMerge(product_of_sums(adapters, w, w))
+
+
+@merge_rule("linear-peft", gauge_invariant=False)
+def linear_peft(adapters: Sequence[LoRA], weights: Weights, context: MergeContext) -> StaticMerge:
+    """Delta = (sum_i sqrt|w_i| write_i)(sum_j sgn(w_j) sqrt|w_j| read_j)^T, so own terms w_i.
+
+    Default w_i = 1/n. PEFT "linear" (0.21), which puts the sign on lora_A, the read factor; its cross terms
+    sqrt|w_i w_j| make it neither the sum nor eq. 27. Factor-wise: moves under a change of gauge. Needs
+    equal ranks. At weights (1/2, 1/2), an adapter merged with itself is multiplied by 2.
+    """
+    return StaticMerge(product_of_sums(adapters, *peft_roots(equal_parts(adapters, weights))))
+
+
+def peft_roots(weights: Sequence[float]) -> tuple[list[float], list[float]]:
+    """How PEFT splits a weight over the factors: sqrt|w| for write, sgn(w) sqrt|w| for read."""
+    roots = [math.sqrt(abs(w)) for w in weights]
+    return roots, [math.copysign(root, w) if w else root for root, w in zip(roots, weights, strict=True)]
+
+
+@merge_rule(
+    "sum-truncated", gauge_invariant=True, options={"rank": whole(1, "the largest rank of an adapter (PEFT)")}
+)
+def sum_truncated(
+    adapters: Sequence[LoRA], weights: Weights, context: MergeContext, *, rank: int | None
+) -> StaticMerge:
+    """Delta = SVD_r(sum_i w_i Delta_i), the best approximation of the sum by rank r.
+
+    Default w_i = 1. PEFT "svd". Gauge-invariant. Where the cut falls between equal singular values the
+    result is not determined; details["cut_gap"] = (s_r - s_{r+1}) / s_1 tells (1 when nothing is cut).
+    """
+    left, values, right = thin_svd(concatenated(adapters, ones(adapters, weights)))
+    kept = max(lora.rank for lora in adapters) if rank is None else rank
+    top = float(values[0])
+    cuts = kept < values.shape[0] and top > 0 and float(values[kept]) > rounding(values) * top
+    gap = (float(values[kept - 1]) - float(values[kept])) / top if cuts else 1.0
+    return StaticMerge(LoRA(left[:, :kept] * values[:kept], right[:, :kept]), details={"cut_gap": gap})
+
+
+def keep_largest(x: Float[Array, "..."], density: float) -> Float[Array, "..."]:
+    """x with all but its int(density * size) entries of largest magnitude set to zero.
+
+    PEFT breaks a tie at the threshold by position. Position is a label, so here all tied entries stay;
+    without ties the two agree.
+    """
+    xp = array_namespace(x)
+    if density >= 1:
+        return x
+    magnitude = xp.abs(x)
+    count = int(density * math.prod(x.shape))
+    if count == 0:
+        return xp.zeros_like(x)
+    threshold = xp.sort(xp.reshape(magnitude, (-1,)), descending=True)[count - 1]
+    return xp.where(magnitude >= threshold * (1 - rounding(x)), x, xp.zeros_like(x))
+
+
+LORI = {"gauge_invariant": False, "adapter_kind": "frozen-read"}
+COMBINE = choice("cat", "linear")
+
+
+@merge_rule("lori-d", **LORI, options={"combine": COMBINE})
+def lori_dense(
+    adapters: Sequence[LoRA], weights: Weights, context: MergeContext, *, combine: str
+) -> StaticMerge:
+    """Delta = sum_i w_i Delta_i (combine="cat") or eq. 27 (combine="linear").
+
+    For adapters trained with a frozen random read factor. Default w_i = 1 for "cat" and 1/n for "linear".
+    LoRI-D (arXiv 2504.07448). "cat" is gauge-invariant, "linear" is not: it uses the factors as they were
+    trained, with each adapter's own random read factor.
+    """
+    if combine == "cat":
+        return StaticMerge(concatenated(adapters, ones(adapters, weights)))
+    w = equal_parts(adapters, weights)
+    return StaticMerge(product_of_sums(adapters, w, w))
+
+
+@merge_rule("lori-s", **LORI, options={"combine": COMBINE, "density": share(0.1)})
+def lori_sparse(
+    adapters: Sequence[LoRA], weights: Weights, context: MergeContext, *, combine: str, density: float
+) -> StaticMerge:
+    """As lori-d, after keeping of each write factor only the share `density` of entries of largest magnitude.
+
+    No rescaling. LoRI-S (arXiv 2504.07448), which keeps 10% and trains on under the mask; here the mask is
+    applied to the trained factor. The mask sees the entries of `write`, so it moves under a change of
+    gauge.
+    """
+    masked = [LoRA(keep_largest(lora.write, density), lora.read) for lora in adapters]
+    return lori_dense(masked, weights, context, combine=combine)
+
+
+def like(reference: Array, values: Array) -> Array:
+    """The NumPy `values` as an array of the library, precision and device of `reference`."""
+    xp = array_namespace(reference)
+    return xp.asarray(values, dtype=reference.dtype, device=device(reference))
