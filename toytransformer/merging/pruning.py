@@ -1,0 +1,232 @@
+"""Merges that look at single entries: TIES, DARE, magnitude pruning, KnOTS.
+
+They follow PEFT 0.21 (utils/merge_utils.py). Entries only have a meaning in the basis of the neurons, so
+all rules here need them. Where PEFT leaves a tie to the position of an entry, or rounding noise in an entry
+that is zero, these rules do not: names of answers and gauges must not decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+from array_api_compat import array_namespace
+from jaxtyping import Float
+
+from toytransformer.adapters import LoRA
+from toytransformer.merging.registry import (
+    Array,
+    MergeContext,
+    StaticMerge,
+    Weights,
+    choice,
+    merge_rule,
+    share,
+    whole,
+)
+from toytransformer.merging.static import (
+    concatenated,
+    equal_parts,
+    keep_largest,
+    like,
+    ones,
+    peft_roots,
+    require_equal_ranks,
+    rounding,
+)
+
+SIGN = choice("total", "frequency")
+SEED = whole(0, "the seed of the context")
+
+
+def without_noise(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x with entries that are zero up to rounding set to zero, as TIES counts signs."""
+    xp = array_namespace(x)
+    return xp.where(xp.abs(x) > rounding(x) * xp.max(xp.abs(x)), x, xp.zeros_like(x))
+
+
+def mean_of_agreeing(
+    parts: Sequence[Float[Array, "..."]], weights: Sequence[float], sign: str
+) -> Float[Array, "..."]:
+    """Entry by entry, the sum of w_i x_i over the i of the elected sign, divided by the number of those i.
+
+    sign: elect by the sum of the x_i ("total") or of their signs ("frequency"); zero elects +. As in PEFT the
+    election does not see the weights, and neither does the count.
+    """
+    xp = array_namespace(*parts)
+    x = xp.stack([without_noise(part) for part in parts])
+    votes = x if sign == "total" else xp.sign(x)
+    positive = xp.sum(votes, axis=0) >= -rounding(x) * xp.sum(xp.abs(votes), axis=0)
+    agree = xp.where(positive, x > 0, x < 0)
+    w = xp.reshape(like(x, weights), (-1,) + (1,) * (x.ndim - 1))
+    count = xp.sum(xp.astype(agree, x.dtype), axis=0)
+    total = xp.sum(xp.where(agree, w * x, xp.zeros_like(x)), axis=0)
+    return total / xp.where(count > 0, count, xp.ones_like(count))
+
+
+def dropper(like_array: Array, density: float, seed: int) -> Callable[[Array], Array]:
+    """DARE: x -> x * mask / density with mask entries Bernoulli(density), a new mask at each call.
+
+    The masks come from NumPy, so every array library draws the same ones.
+    """
+    rng = np.random.default_rng(seed)
+
+    def drop(x: Array) -> Array:
+        return x * like(like_array, rng.random(x.shape) < density) / density
+
+    return drop
+
+
+@merge_rule("ties", gauge_invariant=True, needs_neurons=True, options={"density": share(0.2), "sign": SIGN})
+def ties(
+    adapters: Sequence[LoRA], weights: Weights, context: MergeContext, *, density: float, sign: str
+) -> StaticMerge:
+    """Delta = entrywise mean of w_i trim(Delta_i) over the i that agree with the elected sign.
+
+    trim keeps the share `density` of entries of largest magnitude. Default w_i = 1. TIES (arXiv
+    2306.01708); PEFT "ties_svd" before its final truncation. Gauge-invariant. The mean divides by the
+    number of agreeing adapters and not by their weight: at weights (1/2, 1/2) and density 1, an adapter
+    merged with itself is multiplied by 1/2.
+    """
+    trimmed = [keep_largest(lora.delta(), density) for lora in adapters]
+    return StaticMerge(mean_of_agreeing(trimmed, ones(adapters, weights), sign))
+
+
+@merge_rule(
+    "ties-factors",
+    gauge_invariant=False,
+    needs_neurons=True,
+    options={"density": share(0.2), "sign": SIGN},
+)
+def ties_factors(
+    adapters: Sequence[LoRA], weights: Weights, context: MergeContext, *, density: float, sign: str
+) -> StaticMerge:
+    """Delta = TIES(write_i; sqrt|w_i|) TIES(read_i; sgn(w_i) sqrt|w_i|)^T.
+
+    PEFT "ties", on the factors apart. Default w_i = 1/n. Factor-wise: moves under a change of gauge. Needs
+    equal ranks.
+    """
+    require_equal_ranks(adapters)
+    write, read = (
+        mean_of_agreeing([keep_largest(factor, density) for factor in factors], w, sign)
+        for factors, w in zip(
+            ([lora.write for lora in adapters], [lora.read for lora in adapters]),
+            peft_roots(equal_parts(adapters, weights)),
+            strict=True,
+        )
+    )
+    return StaticMerge(LoRA(write, read))
+
+
+@merge_rule("dare", gauge_invariant=True, needs_neurons=True, options={"density": share(0.5), "seed": SEED})
+def dare(
+    adapters: Sequence[LoRA], weights: Weights, context: MergeContext, *, density: float, seed: int | None
+) -> StaticMerge:
+    """Delta = sum_i w_i mask_i * Delta_i / density, mask entries independent Bernoulli(density).
+
+    Default w_i = 1. DARE (arXiv 2311.03099; its drop rate is 1 - density), PEFT "dare_linear_svd" before
+    truncation. The mean over seeds is the sum. Gauge-invariant for one seed, and label-blind for one seed.
+    """
+    seed = context.rng_seed if seed is None else seed
+    drop = dropper(adapters[0].write, density, seed)
+    total = sum(w * drop(lora.delta()) for w, lora in zip(ones(adapters, weights), adapters, strict=True))
+    return StaticMerge(total, details={"seed": seed})
+
+
+@merge_rule(
+    "dare-ties",
+    gauge_invariant=True,
+    needs_neurons=True,
+    options={"density": share(0.5), "sign": SIGN, "seed": SEED},
+)
+def dare_ties(
+    adapters: Sequence[LoRA],
+    weights: Weights,
+    context: MergeContext,
+    *,
+    density: float,
+    sign: str,
+    seed: int | None,
+) -> StaticMerge:
+    """Delta = entrywise mean of w_i mask_i * Delta_i / density over the i that agree with the elected sign.
+
+    DARE's random mask in place of TIES's trimming. Default w_i = 1. PEFT "dare_ties_svd" before truncation.
+    Gauge-invariant for one seed.
+    """
+    seed = context.rng_seed if seed is None else seed
+    drop = dropper(adapters[0].write, density, seed)
+    dropped = [drop(without_noise(lora.delta())) for lora in adapters]
+    return StaticMerge(mean_of_agreeing(dropped, ones(adapters, weights), sign), details={"seed": seed})
+
+
+@merge_rule("magnitude-prune", gauge_invariant=True, needs_neurons=True, options={"density": share(0.2)})
+def magnitude_prune(
+    adapters: Sequence[LoRA], weights: Weights, context: MergeContext, *, density: float
+) -> StaticMerge:
+    """Delta = sum_i w_i trim(Delta_i), trim keeping the share `density` of entries of largest magnitude.
+
+    Default w_i = 1, no rescaling. PEFT "magnitude_prune_svd" before truncation. Gauge-invariant.
+    """
+    pairs = zip(ones(adapters, weights), adapters, strict=True)
+    return StaticMerge(sum(w * keep_largest(lora.delta(), density) for w, lora in pairs))
+
+
+@merge_rule(
+    "knots",
+    gauge_invariant=True,
+    needs_neurons=True,
+    options={"density": share(0.2), "sign": SIGN, "inner": choice("ties", "sum")},
+)
+def knots(
+    adapters: Sequence[LoRA],
+    weights: Weights,
+    context: MergeContext,
+    *,
+    density: float,
+    sign: str,
+    inner: str,
+) -> StaticMerge:
+    """Delta = U merge(S V_1^T, ..., S V_n^T), where [Delta_1, ..., Delta_n] = U S [V_1^T, ..., V_n^T].
+
+    The adapters are stacked along the input axis, so U is a basis of output directions they share; `inner`
+    merges their coordinates in it, by TIES, or by the sum, which gives the rule `sum` again. Default w_i =
+    1. KnOTS (arXiv 2410.19735); as in its code TIES acts on S V_i^T and not on V_i^T. Gauge-invariant.
+    Equal singular values leave U undetermined: details["spectrum_gap"] is the smallest (s_k - s_{k+1}) /
+    s_1, the last one down to zero.
+    """
+    w = ones(adapters, weights)
+    basis, values, blocks = _shared_basis(adapters)
+    if inner == "sum":
+        merged = sum(weight * block for weight, block in zip(w, blocks, strict=True))
+    else:
+        merged = mean_of_agreeing([keep_largest(block, density) for block in blocks], w, sign)
+    ladder = [*(float(value) for value in values), 0.0]
+    gap = min(((high - low) / ladder[0] for high, low in pairwise(ladder)), default=0.0)
+    return StaticMerge(LoRA(basis, merged.T), details={"spectrum_gap": gap})
+
+
+def _shared_basis(adapters: Sequence[LoRA]) -> tuple[Array, Array, list[Array]]:
+    """U (entity, k), s (k,) and the blocks S V_i^T = U^T Delta_i (k, feature), without the null directions.
+
+    [Delta_1, ..., Delta_n] = [write_1, ..., write_n] blockdiag(read_i)^T; with read_i = Q_i R_i the blocks
+    Q_i drop out of the left side, so U and s are those of the small [write_1 R_1^T, ..., write_n R_n^T].
+    Each column of U has the sign that makes the first of its largest coordinates positive, counted over
+    inputs, which carry no labels.
+    """
+    xp = array_namespace(adapters[0].write)
+    small = concatenated(
+        [LoRA(lora.write @ xp.linalg.qr(lora.read)[1].T, lora.read) for lora in adapters],
+        (1.0,) * len(adapters),
+    ).write
+    left, values, _ = xp.linalg.svd(small, full_matrices=False)
+    kept = int(xp.sum(xp.astype(values > rounding(values) * values[0], xp.int64)))
+    left, values = left[:, :kept], values[:kept]
+    blocks = [(left.T @ lora.write) @ lora.read.T for lora in adapters]
+    flat = xp.concat(blocks, axis=1)
+    if kept:
+        largest = xp.max(xp.abs(flat), axis=1, keepdims=True)
+        first = xp.argmax(xp.astype(xp.abs(flat) >= (1 - rounding(flat)) * largest, xp.int64), axis=1)
+        sign = xp.stack([xp.sign(flat[row, first[row]]) for row in range(kept)])
+        left, blocks = left * sign, [block * sign[:, None] for block in blocks]
+    return left, values, blocks
