@@ -1,0 +1,215 @@
+"""Merges that are fitted on examples of the target task, and the controls they have to beat.
+
+With S_i = adapter_i.shift(example features), (example, entity), and T the wanted shifts, the loss is
+
+    L = (1/examples) |merged shift - T|_F^2.
+
+For product-wise merges L is convex in the coefficients a_i of the Delta_i, and each way of parametrising
+them only limits where they may lie (FORMS). So the fits are exact minima over the closed limits, not the
+end of a gradient descent: a coefficient on the boundary, such as a softmax weight of 0, is the limit of
+logits that would train for ever. This module works in NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import differential_evolution, lsq_linear, nnls
+
+from toytransformer.adapters import LoRA
+from toytransformer.merging.registry import (
+    Array,
+    MergeContext,
+    StaticMerge,
+    Weights,
+    choice,
+    merge_rule,
+    number,
+    positive,
+    whole,
+)
+from toytransformer.merging.static import (
+    concatenated,
+    like,
+    product_of_sums,
+    require_equal_ranks,
+    thin_svd,
+)
+
+
+def free(design: Float[Array, "row adapter"], wanted: Float[Array, "row"]) -> Float[Array, "adapter"]:
+    """argmin |design a - wanted|; the shortest such a where there are several."""
+    return np.linalg.lstsq(design, wanted, rcond=None)[0]
+
+
+def on_simplex(design: Float[Array, "row adapter"], wanted: Float[Array, "row"]) -> Float[Array, "adapter"]:
+    """argmin |design a - wanted| over a >= 0, sum a = 1.
+
+    As sum a = 1, design a - wanted = D a with D_i = design_i - wanted: the point nearest to zero in the
+    hull of the D_i. It is u / sum u for the u >= 0 that minimise |D u|^2 + (1 - sum u)^2: for u = t a the
+    best t leaves q / (1 + q), q = |D a|^2, which grows with q.
+    """
+    gaps = design - wanted[:, None]
+    scale = np.max(np.linalg.norm(gaps, axis=0))
+    stacked = np.vstack([gaps / (scale or 1.0), np.ones(design.shape[1])])
+    solution, _ = nnls(stacked, np.append(np.zeros(len(gaps)), 1.0))
+    return solution / solution.sum()
+
+
+def within(low: float, high: float) -> Callable[[Array, Array], Array]:
+    def fit(design: Array, wanted: Array) -> Array:
+        """argmin |design a - wanted| over low <= a_i <= high."""
+        return lsq_linear(design, wanted, bounds=(low, high), method="bvls").x
+
+    return fit
+
+
+#: f in sum_i f(w)_i Delta_i -> the least-squares fit over the closure of f's values.
+FORMS: dict[str, Callable[[Array, Array], Array]] = {
+    "identity": free,
+    "tanh": within(-1.0, 1.0),
+    "sigmoid": within(0.0, 1.0),
+    "softmax": on_simplex,
+}
+
+
+def _examples(context: MergeContext) -> tuple[Array, Array]:
+    return np.asarray(context.example_features, float), np.asarray(context.example_targets, float)
+
+
+def _shifts(adapters: Sequence[LoRA], features: Array) -> Float[Array, "adapter example entity"]:
+    return np.stack([features @ np.asarray(a.read, float) @ np.asarray(a.write, float).T for a in adapters])
+
+
+def _fit_products(adapters: Sequence[LoRA], context: MergeContext, form: str) -> StaticMerge:
+    features, targets = _examples(context)
+    shifts = _shifts(adapters, features)
+    weights = FORMS[form](shifts.reshape(len(adapters), -1).T, targets.reshape(-1))
+    residual = np.einsum("i,ies->es", weights, shifts) - targets
+    loss = float(np.sum(residual**2)) / len(features)
+    coefficients = tuple(float(weight) for weight in weights)
+    return StaticMerge(concatenated(adapters, coefficients), details={"weights": coefficients, "loss": loss})
+
+
+FITTED = {"needs_data": True, "label_blind": False, "weighted": False}
+SEED = whole(0, "the seed of the context")
+
+
+@merge_rule("cat-fitted", gauge_invariant=True, **FITTED, options={"form": choice("softmax", "free")})
+def cat_fitted(
+    adapters: Sequence[LoRA], weights: Weights, context: MergeContext, *, form: str
+) -> StaticMerge:
+    """Delta = sum_i a_i Delta_i, a = softmax(l) or any real numbers, with the least loss on the examples.
+
+    CAT: LoRA Soups (arXiv 2410.13025) trains the logits l only (form="softmax"); the paper's eq. 26 has
+    free a_i (form="free"). Gauge-invariant. details: weights, loss.
+    """
+    return _fit_products(adapters, context, "identity" if form == "free" else form)
+
+
+@merge_rule("adaptive", gauge_invariant=True, **FITTED, options={"f": choice(*FORMS)})
+def adaptive(adapters: Sequence[LoRA], weights: Weights, context: MergeContext, *, f: str) -> StaticMerge:
+    """Delta = sum_i f(w)_i Delta_i, w with the least loss on the examples.
+
+    f: identity, tanh, sigmoid (entry by entry) or softmax. Adaptive merging (arXiv 2602.12323), for the one
+    module that the toy model has. Gauge-invariant. details: weights (the f(w)_i), loss.
+    """
+    return _fit_products(adapters, context, f)
+
+
+@merge_rule(
+    "adaptive-random",
+    gauge_invariant=True,
+    needs_neurons=True,
+    **FITTED,
+    options={"f": choice(*FORMS), "seed": SEED},
+)
+def adaptive_random(
+    adapters: Sequence[LoRA], weights: Weights, context: MergeContext, *, f: str, seed: int | None
+) -> StaticMerge:
+    """Delta = sum_i f(w)_i R_i, fitted as in `adaptive`, R_i random with the singular values of Delta_i.
+
+    The control of arXiv 2602.12323: does it matter which adapters are merged? R_i = U diag(s(Delta_i)) V^T
+    with orthonormal U, V drawn uniformly, V among all directions of the m neurons. Depends on the Delta_i
+    through singular values only.
+    """
+    seed = context.rng_seed if seed is None else seed
+    rng = np.random.default_rng(seed)
+    merged = _fit_products([_random_twin(lora, rng) for lora in adapters], context, f)
+    return StaticMerge(merged.update, details={**merged.details, "seed": seed})
+
+
+def _random_twin(lora: LoRA, rng: np.random.Generator) -> LoRA:
+    """A LoRA with the singular values of `lora` and uniformly random singular vectors."""
+    _, values, _ = thin_svd(lora)
+    left, right = (
+        np.linalg.qr(rng.standard_normal((len(side), len(values))))[0] for side in (lora.write, lora.read)
+    )
+    return LoRA(like(lora.write, left) * values, like(lora.read, right))
+
+
+@merge_rule("new-adapter", gauge_invariant=True, **FITTED)
+def new_adapter(adapters: Sequence[LoRA], weights: Weights, context: MergeContext) -> StaticMerge:
+    """Delta = T^T (Phi^+)^T: the smallest update that fits the examples, made without the adapters.
+
+    Phi (example, feature), T (example, entity). The baseline of arXiv 2602.12323: one new LoRA on the same
+    data. Exact on the examples if their features are independent (eq. 23), least squares otherwise.
+    """
+    features, targets = _examples(context)
+    read = np.linalg.pinv(features)
+    residual = features @ read @ targets - targets
+    loss = float(np.sum(residual**2)) / len(features)
+    reference = adapters[0].write
+    return StaticMerge(LoRA(like(reference, targets.T), like(reference, read)), details={"loss": loss})
+
+
+@merge_rule(
+    "lorahub",
+    gauge_invariant=False,
+    **FITTED,
+    options={
+        "penalty": number(0.05, 0),
+        "bound": positive(1.5),
+        "seed": SEED,
+    },
+)
+def lorahub(
+    adapters: Sequence[LoRA],
+    weights: Weights,
+    context: MergeContext,
+    *,
+    penalty: float,
+    bound: float,
+    seed: int | None,
+) -> StaticMerge:
+    """Delta = (sum_i w_i write_i)(sum_j w_j read_j)^T, w minimising L(w) + penalty mean|w_i|.
+
+    Over |w_i| <= bound. LoraHub (arXiv 2307.13269): few examples, no gradients. Its code averages |w_i|
+    over the adapters. The search is SciPy's differential evolution in place of nevergrad's NGOpt with 40
+    steps. As L(w) = L(-w), of the two minima the one with the larger sum is returned. Factor-wise: moves
+    under a change of gauge. Needs equal ranks. details: weights, loss (without penalty).
+    """
+    require_equal_ranks(adapters)
+    seed = context.rng_seed if seed is None else seed
+    features, targets = _examples(context)
+    seen = np.stack([features @ np.asarray(a.read, float) for a in adapters])
+    write = np.stack([np.asarray(a.write, float) for a in adapters])
+
+    def loss(w: Array) -> float:
+        shift = np.tensordot(w, seen, 1) @ np.tensordot(w, write, 1).T
+        return float(np.sum((shift - targets) ** 2)) / len(features)
+
+    search = differential_evolution(
+        lambda w: loss(w) + penalty * float(np.mean(np.abs(w))),
+        [(-bound, bound)] * len(adapters),
+        rng=np.random.default_rng(seed),
+        tol=1e-10,
+        maxiter=2000,
+        polish=False,
+    )
+    best = search.x if search.x.sum() >= 0 else -search.x
+    w = tuple(float(value) for value in best)
+    details = {"weights": w, "loss": loss(best), "seed": seed, "evaluations": int(search.nfev)}
+    return StaticMerge(product_of_sums(adapters, w, w), details=details)
