@@ -1,0 +1,256 @@
+"""Low-rank adapters in closed form: Proposition 1, eq. 23, whitened edits, and the gauges they can be written in.
+
+An adapter changes the readout W (entity x feature) by Delta W = write @ read.T. In the paper's section 3 this is
+A B^T, in its eq. 26-28 B A^T, in PEFT `lora_B @ lora_A`. `write` says which answers move, `read` which prompts move them.
+
+All functions take features as rows, `features[i] = phi(h(prompt_i))`, and the wanted changes of output as rows,
+`changes[i] = target_i - W phi_i`. They work in any orthonormal coordinates of the features' span, so the same code
+serves the sampled network (coordinates = neurons) and its kernel limits (coordinates = a square root of the Gram matrix).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy import linalg
+
+Array = np.ndarray
+
+#: A Gram matrix whose eigenvalue ratio falls below this is singular to float64: solving with it would lose every digit.
+SINGULAR = 1e-13
+
+
+class AdapterError(ValueError):
+    """An adapter that cannot be built from what was given; the message says which value and what to do."""
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A factored update Delta W = write @ read.T.
+
+    write: (entity, rank), the directions of output; read: (feature, rank), the directions of input.
+    """
+
+    write: Float[Array, "entity rank"]
+    read: Float[Array, "feature rank"]
+
+    @property
+    def rank(self) -> int:
+        return self.write.shape[1]
+
+    def delta(self) -> Float[Array, "entity feature"]:
+        """The dense Delta W; costs entity x feature numbers."""
+        return self.write @ self.read.T
+
+    def shift(self, features: Float[Array, "prompt feature"]) -> Float[Array, "prompt entity"]:
+        """Delta W phi for every prompt, without forming Delta W."""
+        return (features @ self.read) @ self.write.T
+
+    def regauge(self, transform: Float[Array, "rank rank"]) -> LoRA:
+        """(write R, read R^-T): the same Delta W in other factors (merging.md, fact 1)."""
+        return LoRA(self.write @ transform, self.read @ np.linalg.inv(transform).T)
+
+    def penalty(self) -> float:
+        """|A|_F^2 + |B|_F^2, the paper's regulariser (section 3.1); its minimum over gauges is twice the nuclear norm."""
+        return float(np.sum(self.write**2) + np.sum(self.read**2))
+
+    def svd(self) -> tuple[Array, Array, Array]:
+        """Exact thin SVD (left (entity, rank), singular values (rank,), right (feature, rank)) through two QRs."""
+        left_q, left_r = np.linalg.qr(self.write)
+        right_q, right_r = np.linalg.qr(self.read)
+        left, values, right_t = np.linalg.svd(left_r @ right_r.T)
+        return left_q @ left, values, right_q @ right_t.T
+
+
+def closed_form(
+    features: Float[Array, "fact feature"],
+    changes: Float[Array, "fact entity"],
+    *,
+    rank: int | None = None,
+    gauge: str = "svd",
+    approximate: str | None = None,
+) -> LoRA:
+    """The adapter that stores n facts with the least |A|_F^2 + |B|_F^2.
+
+    Delta W = T G^-1 Phi^T with T = changes^T, Phi = features^T, G = Phi^T Phi (eq. 23; n = 1 is Prop. 1, eq. 1:
+    Delta W = w v^T / |v|^2). It is the unique minimiser of the nuclear and of the Frobenius norm among all
+    D with D Phi = T. It has rank(T), so a smaller `rank` cannot hold the facts and is refused, unless `approximate` is
+      "loss"     the rank-s update with the least |D Phi - T|_F, then the least norm (what training with a vanishing
+                 L2 penalty tends to), or
+      "weights"  the best rank-s approximation of Delta W itself (Eckart-Young).
+    Neither is unique when the singular values it cuts between are equal.
+
+    gauge: how the product is factored.
+      "plain"          write = T, read = Phi G^-1: one column per fact, not balanced; the cheapest
+      "svd"            balanced, A^T A = B^T B diagonal, descending; sign fixed so that each read vector has a
+                       non-negative product with the mean training feature. Does not see the labels of the answers.
+      "facts"          balanced, column j belongs to fact j: write = T M, M^2 = C^-1 # G^-1 (matrix geometric mean),
+                       C = T^T T, the only symmetric choice; needs linearly independent changes
+      "flipped"        "svd" with every sign turned
+      "random:<seed>"  "svd" times a random orthogonal matrix
+
+    Raises AdapterError for non-finite numbers, a zero feature vector, linearly dependent features (a singular G), a
+    rank below 1 or below rank(T).
+    """
+    features, changes = _checked(features, changes)
+    if rank is not None and rank < 1:
+        raise AdapterError(f"rank is {rank}; an adapter needs a rank of at least 1")
+    gram = _gram(features)
+    needed = int(np.linalg.matrix_rank(changes))
+    cut = rank is not None and rank < needed
+    if cut and approximate is None:
+        raise AdapterError(
+            f"rank {rank} cannot hold {len(features)} facts whose changes of output span {needed} dimensions; give "
+            f'rank >= {needed}, or ask for the best approximation with approximate="loss" or "weights"'
+        )
+    if approximate not in (None, "loss", "weights"):
+        raise AdapterError(f'approximate is {approximate!r}; allowed: None, "loss", "weights"')
+    if cut and approximate == "loss":
+        left, values, right_t = np.linalg.svd(changes, full_matrices=False)
+        changes = (left[:, :rank] * values[:rank]) @ right_t[:rank]
+
+    read = linalg.solve(gram, features, assume_a="pos").T
+    plain = LoRA(changes.T, read)
+    if gauge == "facts":
+        if cut or needed < len(changes):
+            raise AdapterError(
+                f'gauge "facts" needs one independent change of output per fact, found {needed} for '
+                f'{len(changes)} facts; use gauge "svd"'
+            )
+        return _facts_gauge(plain, gram, changes)
+    if gauge == "plain" and not cut:
+        return plain
+    balanced = _svd_gauge(plain, features, changes, rank if cut else needed)
+    if gauge in ("svd", "plain"):
+        return balanced
+    if gauge == "flipped":
+        return LoRA(-balanced.write, -balanced.read)
+    if gauge.startswith("random:"):
+        seed = gauge.removeprefix("random:")
+        if not seed.isdecimal():
+            raise AdapterError(f'gauge is {gauge!r}; "random:" wants a whole number behind it, such as "random:0"')
+        normal = np.random.default_rng(int(seed)).standard_normal((balanced.rank, balanced.rank))
+        orthogonal, upper = np.linalg.qr(normal)
+        return balanced.regauge(orthogonal * np.sign(np.diag(upper)))
+    raise AdapterError(f'gauge is {gauge!r}; allowed: "plain", "svd", "facts", "flipped", "random:<seed>"')
+
+
+def whitened(
+    features: Float[Array, "fact feature"],
+    changes: Float[Array, "fact entity"],
+    key_covariance: Float[Array, "feature feature"],
+    *,
+    ridge: float = 0.0,
+) -> LoRA:
+    """A ROME/MEMIT-style edit: Delta W = T (Phi^T C^-1 Phi + ridge I)^-1 Phi^T C^-1.
+
+    C is the covariance of the keys whose outputs should stay (symmetric positive definite). With ridge = 0 it stores the
+    facts exactly with the least tr(D C D^T) (ROME); C = I gives Prop. 1 and eq. 23. With ridge > 0 it is MEMIT's
+    T Phi^T (Phi Phi^T + ridge C)^-1, which tends to the exact edit as ridge -> 0.
+    """
+    features, changes = _checked(features, changes)
+    covariance = np.asarray(key_covariance, float)
+    if not np.all(np.isfinite(covariance)) or not np.allclose(covariance, covariance.T):
+        raise AdapterError("the key covariance must be finite and symmetric")
+    if not (np.isfinite(ridge) and ridge >= 0):
+        raise AdapterError(f"ridge is {ridge}; it must be a finite number >= 0")
+    try:
+        keys = linalg.solve(covariance, features.T, assume_a="pos")
+    except linalg.LinAlgError as error:
+        raise AdapterError(
+            "the key covariance is not positive definite; add a small multiple of the identity to it"
+        ) from error
+    gram = features @ keys + ridge * np.eye(len(features))
+    return LoRA(changes.T, linalg.solve(gram, keys.T, assume_a="sym").T)
+
+
+def frozen_read(
+    features: Float[Array, "fact feature"],
+    changes: Float[Array, "fact entity"],
+    *,
+    rank: int,
+    seed: int,
+    approximate: bool = False,
+) -> LoRA:
+    """A LoRI-style adapter: `read` is random Gaussian and frozen, only `write` is trained, with the least |write|_F.
+
+    write = T K^+ with K = read^T Phi. A Gaussian read factor has the same law in any orthonormal coordinates, so
+    this is the same adapter in the network and in its limits. The facts fit only if rank >= n; otherwise AdapterError, or
+    the least-squares fit with `approximate`.
+    """
+    features, changes = _checked(features, changes)
+    if rank < 1:
+        raise AdapterError(f"rank is {rank}; an adapter needs a rank of at least 1")
+    if rank < len(features) and not approximate:
+        raise AdapterError(
+            f"a frozen read factor of rank {rank} cannot tell {len(features)} facts apart; "
+            f"give rank >= {len(features)} or approximate=True"
+        )
+    read = np.random.default_rng(seed).standard_normal((features.shape[1], rank)) / np.sqrt(rank)
+    write, *_ = np.linalg.lstsq(features @ read, changes, rcond=None)
+    return LoRA(write.T, read)
+
+
+def _checked(features: Array, changes: Array) -> tuple[Array, Array]:
+    features, changes = np.asarray(features, float), np.asarray(changes, float)
+    if features.ndim != 2 or changes.ndim != 2 or len(features) != len(changes) or len(features) == 0:
+        raise AdapterError(
+            f"features {features.shape} and changes {changes.shape} must be (fact, feature) and (fact, entity) "
+            "with the same, non-zero number of facts"
+        )
+    for name, rows in (("features", features), ("changes", changes)):
+        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        if bad.size:
+            raise AdapterError(f"{name} of fact {bad[0]} hold NaN or infinity; every number must be finite")
+    zero = np.flatnonzero(~features.any(axis=1))
+    if zero.size:
+        raise AdapterError(f"the feature vector of fact {zero[0]} is zero; nothing can be stored on it")
+    return features, changes
+
+
+def _gram(features: Array) -> Array:
+    gram = features @ features.T
+    norms = np.sqrt(np.diag(gram))
+    if len(gram) > 1:
+        lowest, highest = linalg.eigvalsh(gram / np.outer(norms, norms))[[0, -1]]
+        if lowest < SINGULAR * highest:
+            raise AdapterError(
+                f"the features of the {len(gram)} facts are linearly dependent (smallest to largest eigenvalue of their "
+                f"Gram matrix {lowest / highest:.1e}); two facts share a prompt, or the width m is below the number of "
+                "facts: remove the duplicates or widen the model"
+            )
+    return gram
+
+
+def _svd_gauge(plain: LoRA, features: Array, changes: Array, rank: int) -> LoRA:
+    """Balanced factors from the eigenvectors of Delta W^T Delta W = Q R^-T C R^-1 Q^T, where Phi = Q R, C = T^T T.
+
+    C does not change when the answers are renamed, so neither do the read vectors, even where singular values tie.
+    """
+    q, r = np.linalg.qr(features.T)
+    inner = linalg.solve_triangular(r, (changes @ changes.T), trans="T")
+    core = linalg.solve_triangular(r, inner.T, trans="T")
+    values, vectors = linalg.eigh((core + core.T) / 2)
+    order = np.argsort(values)[::-1][:rank]
+    right = q @ vectors[:, order]
+    sign = np.where(features.mean(axis=0) @ right < 0, -1.0, 1.0)
+    right = right * sign
+    root = values[order] ** 0.25
+    return LoRA(plain.shift(right.T).T / root, right * root)
+
+
+def _facts_gauge(plain: LoRA, gram: Array, changes: Array) -> LoRA:
+    c_root, c_inverse_root = _roots(changes @ changes.T)
+    middle, _ = _roots(c_root @ linalg.inv(gram) @ c_root)
+    square = c_inverse_root @ middle @ c_inverse_root  # C^-1 # G^-1
+    root, inverse_root = _roots(square)
+    return LoRA(plain.write @ root, plain.read @ inverse_root)
+
+
+def _roots(matrix: Array) -> tuple[Array, Array]:
+    """Symmetric square root of a positive definite matrix, and its inverse."""
+    values, vectors = linalg.eigh((matrix + matrix.T) / 2)
+    root = np.sqrt(values)
+    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T

@@ -1,0 +1,91 @@
+"""The ReLU random-features kernel of eq. 13-15, its constants, and the derived spread of its estimates.
+
+Everything here is stated per hidden states x, x' with the normalisation
+
+    k(x, x') = |x| |x'| kappa(cos),    kappa(c) = (sqrt(1 - c^2) + (pi - arccos c) c) / pi,    kappa(1) = 1,
+
+which is 2 d times the paper's k (U has entries of variance 1/d). All predictions are ratios and do not see the factor; it
+is the limit of features phi(h) = sqrt(2 / m) relu(z), z_i ~ N(0, h h'). Functions accept NumPy, JAX or other array-API arrays.
+"""
+
+from __future__ import annotations
+
+import math
+
+from array_api_compat import array_namespace
+
+
+def kappa(cosine):
+    """kappa(c) = (sqrt(1 - c^2) + (pi - arccos c) c) / pi, the arc-cosine kernel of degree 1 with kappa(1) = 1."""
+    xp = array_namespace(cosine)
+    cosine = xp.clip(cosine, -1.0, 1.0)
+    return (xp.sqrt(1.0 - cosine**2) + (math.pi - xp.acos(cosine)) * cosine) / math.pi
+
+
+def relu_kernel(inner, norm, other_norm):
+    """k(x, x') from x.x', |x| and |x'| (broadcast together)."""
+    scale = norm * other_norm
+    return scale * kappa(inner / scale)
+
+
+def relu_gram(hidden_gram):
+    """The Gram matrix of features, (prompt, prompt), from the Gram matrix of hidden states (..., prompt, prompt)."""
+    xp = array_namespace(hidden_gram)
+    norms = xp.sqrt(xp.linalg.diagonal(hidden_gram))
+    return relu_kernel(hidden_gram, norms[..., :, None], norms[..., None, :])
+
+
+def overlap(key_gram, inner, query_gram):
+    """c = k(key, query) / k(key, key): what a one-fact edit at `key` contributes at `query`, per unit of its change.
+
+    key_gram = |key|^2, inner = key.query, query_gram = |query|^2.
+    """
+    xp = array_namespace(inner)
+    key_norm, query_norm = xp.sqrt(key_gram), xp.sqrt(query_gram)
+    return relu_kernel(inner, key_norm, query_norm) / key_gram
+
+
+# --- moments of relu(a), relu(b) for unit Gaussians a, b at angle t -------------------------------------------------
+
+
+def moment_11(angle):
+    """E[relu(a) relu(b)] = (sin t + (pi - t) cos t) / (2 pi)."""
+    xp = array_namespace(angle)
+    return (xp.sin(angle) + (math.pi - angle) * xp.cos(angle)) / (2 * math.pi)
+
+
+def moment_22(angle):
+    """E[relu(a)^2 relu(b)^2] = J2(t) / (2 pi), J2 = 3 sin t cos t + (pi - t)(1 + 2 cos^2 t) (theory.md section 2)."""
+    xp = array_namespace(angle)
+    sine, cosine = xp.sin(angle), xp.cos(angle)
+    return (3 * sine * cosine + (math.pi - angle) * (1 + 2 * cosine**2)) / (2 * math.pi)
+
+
+def moment_31(angle):
+    """E[relu(a)^3 relu(b)] = (4/pi) (cos t (3 (pi - t)/8 + sin 2t/4 - sin 4t/32) + sin^5 t/4).
+
+    In polar coordinates a = r cos s, b = r cos(s - t) with E r^4 = 8; the angle s runs over (t - pi/2, pi/2).
+    """
+    xp = array_namespace(angle)
+    bulk = 3 * (math.pi - angle) / 8 + xp.sin(2 * angle) / 4 - xp.sin(4 * angle) / 32
+    return (4 / math.pi) * (xp.cos(angle) * bulk + xp.sin(angle) ** 5 / 4)
+
+
+def overlap_standard_error(key_gram, inner, query_gram, width):
+    """Standard error of the estimate of c = k12/k11 from m = `width` neurons, hidden states held fixed (delta method).
+
+    Var c = (Var[ab] - 2 c Cov[ab, a^2] + c^2 Var[a^2]) / (m E[a^2]^2), a = relu(u.key), b = relu(u.query).
+    For c1 in the full limit it is 0.9019 / sqrt(m).
+    """
+    xp = array_namespace(inner)
+    key_norm, query_norm = xp.sqrt(key_gram), xp.sqrt(query_gram)
+    angle = xp.acos(xp.clip(inner / (key_norm * query_norm), -1.0, 1.0))
+    ratio = query_norm / key_norm
+    product = moment_11(angle)
+    c = 2 * product * ratio
+    variance = (
+        ratio**2 * (moment_22(angle) - product**2)
+        - 2 * c * ratio * (moment_31(angle) - product / 2)
+        + c**2 * (3 / 2 - 1 / 4)
+    )
+    return xp.sqrt(xp.clip(variance, 0.0, math.inf) / width) * 2

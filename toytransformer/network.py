@@ -1,0 +1,93 @@
+"""The one-layer transformer itself, every matrix explicit (flax.nnx): the independent route to what regimes.py samples.
+
+    h(p) = r e_{p_N} + sum_i a_i V e_{p_i},    a = softmax or uniform over the visible positions,    output W relu(U h)
+
+E, K, Q, V, U are random and frozen, only W (and LoRA factors beside it) is trained. Costs d x d and m x d numbers; the
+regimes reach the same law with far fewer (hidden.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from toytransformer import hidden
+from toytransformer.compositions import Prompt
+from toytransformer.memory import require_memory
+
+
+class Frozen(nnx.Variable):
+    """A random matrix that training never touches."""
+
+
+class OneLayerTransformer(nnx.Module):
+    """Random-features transformer of section 3.1 with readout W (entity, neuron), zero until `fit_readout`."""
+
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        entities: Sequence[str],
+        *,
+        dimension: int,
+        width: int,
+        mask: str = "strict",
+        attention: str = "uniform",
+        init: str = "standard-deviation",
+        rngs: nnx.Rngs,
+    ):
+        if dimension < 1 or width < 1:
+            raise ValueError(f"dimension {dimension} and width {width} must be at least 1")
+        for name, value, allowed in (
+            ("mask", mask, hidden.MASKS),
+            ("attention", attention, hidden.ATTENTIONS),
+            ("init", init, tuple(hidden.INITS)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+        require_memory(4 * (3 * dimension**2 + dimension * width), f"a network with d = {dimension}, m = {width}")
+        self.tokens, self.entities = tuple(tokens), tuple(entities)
+        self.mask, self.attention = mask, attention
+        scale = hidden.INITS[init](dimension)
+
+        def draw(*shape):
+            return scale * jax.random.normal(rngs.params(), shape)
+
+        self.embedding = Frozen(draw(len(self.tokens), dimension))
+        self.key, self.query, self.value = (Frozen(draw(dimension, dimension)) for _ in range(3))
+        self.up = Frozen(draw(width, dimension))
+        self.readout = nnx.Param(jnp.zeros((len(self.entities), width)))
+
+    def states(self, prompts: Sequence[Prompt]) -> jax.Array:
+        """Hidden states at the last position, (prompt, dimension)."""
+        ids, present = hidden.padded_token_ids(prompts, self.tokens)
+        embedded = self.embedding[...][ids]
+        last = embedded[:, -1]
+        seen = jnp.asarray(present)
+        if self.mask == "strict":
+            seen = seen.at[:, -1].set(False)
+        if self.attention == "softmax":
+            keys, query = embedded @ self.key[...].T, last @ self.query[...].T
+            logits = jnp.einsum("pnd,pd->pn", keys, query)
+        else:
+            logits = jnp.zeros(seen.shape)
+        weights = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), axis=-1)
+        attended = jnp.einsum("pn,pnd->pd", weights, embedded) @ self.value[...].T
+        residual = 1.0 / present.sum(-1, keepdims=True) if self.mask == "causal-printed" else 1.0
+        return residual * last + attended
+
+    def features(self, prompts: Sequence[Prompt]) -> jax.Array:
+        """phi(h) = relu(U h), (prompt, neuron), unnormalised."""
+        return jax.nn.relu(self.states(prompts) @ self.up[...].T)
+
+    def __call__(self, prompts: Sequence[Prompt], delta: jax.Array | float = 0.0) -> jax.Array:
+        """(W + Delta W) phi(h), (prompt, entity)."""
+        return self.features(prompts) @ (self.readout[...] + delta).T
+
+    def fit_readout(self, prompts: Sequence[Prompt], outputs: np.ndarray) -> None:
+        """Set W to the least-norm readout with the given outputs (prompt, entity) on the prompts."""
+        solution = jnp.linalg.lstsq(self.features(prompts), jnp.asarray(outputs))[0]
+        self.readout[...] = solution.T

@@ -1,0 +1,263 @@
+"""What a merged model answers: a composition and a regime in, one record per question out.
+
+The base model is taken as exact (section 3): it outputs i_old on every prompt whose old answer it knows and 0 on the
+others, so W itself is never needed. An adapter is trained on the change i_new - W phi(p) of its prompts; the merged
+output on a question is the base's output plus the merge's shift, a linear mixture of one-hot answers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float
+
+from toytransformer import adapters as lora
+from toytransformer import merging
+from toytransformer.compositions import OUTCOMES, Adapter, Composition, Fact, Prompt, Question, Record, World, provenance
+from toytransformer.memory import require_memory
+from toytransformer.regimes import Regime
+
+Array = np.ndarray
+
+#: How many of the largest coefficients a record keeps; the roles' coefficients are always kept.
+KEPT = 12
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The merged output on every question of a composition, and what follows from it.
+
+    output: (question, entity), the merged model's last output on each question, entities in the world's order.
+    tie: outputs closer than this are one value: rounding error of the solve, derived in `tie_tolerance`.
+    distributions: for each question the answers and their probabilities under uniform choice among exact ties.
+    """
+
+    composition: Composition
+    regime: Regime
+    output: Float[Array, "question entity"]
+    tie: float
+    distributions: tuple[Mapping[str | None, float], ...]
+    adapters: tuple[lora.LoRA, ...]
+    merged: merging.Merged
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """Mean share of each of the five outcomes over the questions."""
+        rows = [_shares(q, d) for q, d in zip(self.composition.questions, self.distributions, strict=True)]
+        return {outcome: math.fsum(row[outcome] for row in rows) / len(rows) for outcome in OUTCOMES}
+
+    @property
+    def accuracy(self) -> float:
+        """Expected accuracy; an exact tie of k answers is right with probability 1/k if one of them is."""
+        return self.shares["correct"]
+
+    @property
+    def strict_accuracy(self) -> float:
+        """Share of questions on which the right answer alone has the largest output."""
+        right = [d.get(q.correct, 0.0) == 1.0 for q, d in zip(self.composition.questions, self.distributions, strict=True)]
+        return sum(right) / len(right)
+
+    def coefficient(self, question: int, entity: str | None) -> float:
+        """The merged output of `entity` on a question, by index; NaN for None (a role nobody has)."""
+        if entity is None:
+            return math.nan
+        return float(self.output[question, self.composition.world.entities.index(entity)])
+
+    def records(self) -> tuple[Record, ...]:
+        """One record per question, with the mixture, the outcome shares and the provenance."""
+        names, origin = self.composition.world.entities, provenance()
+        return tuple(
+            self._record(question, self.output[row], self.distributions[row], names, origin)
+            for row, question in enumerate(self.composition.questions)
+        )
+
+    def _record(self, question: Question, output: Array, answers: Mapping, names: Sequence[str], origin: dict) -> Record:
+        largest = [names[i] for i in np.argsort(-np.abs(output))[:KEPT] if abs(output[i]) > self.tie]
+        roles = [role for role in (question.correct, question.bridge, question.old) if role is not None]
+        index = {name: i for i, name in enumerate(names)}
+        return Record(
+            composition=self.composition.name,
+            spec_hash=self.composition.spec_hash,
+            source="toy",
+            adapters=tuple(adapter.name for adapter in self.composition.adapters),
+            rule=self.composition.merge.rule,
+            weights=self.composition.merge.weights,
+            options=self.composition.merge.option_dict,
+            regime=self.regime.describe(),
+            group=question.group,
+            prompt=str(question.prompt),
+            decode=question.decode,
+            correct=question.correct,
+            bridge=question.bridge,
+            old=question.old,
+            answer=next(iter(answers)) if len(answers) == 1 else None,
+            shares=_shares(question, answers),
+            mixture={name: float(output[index[name]]) for name in dict.fromkeys((*roles, *largest))},
+            spectral_gap=self.merged.spectral_gap,
+            provenance=origin,
+        )
+
+
+def predict(composition: Composition, regime: Regime) -> Prediction:
+    """The merged model's outputs on the composition's questions in a regime.
+
+    Raises RuleError, AdapterError, RegimeError or NotEnoughMemoryError before any long work where it can.
+    """
+    rule = merging.resolve(composition.merge.rule)
+    prompts = _prompts(composition)
+    entities = composition.world.entities
+    require_memory(8 * len(prompts) * (6 * len(prompts) + 2 * len(entities)), f"{len(prompts)} prompts")
+    features = regime.features(prompts, neurons=rule.needs_neurons)
+    rows = dict(zip(prompts, features.values, strict=True))
+    trained = tuple(
+        train(adapter, composition.world, rows, kind=rule.adapter_kind, gauge_matters=not rule.gauge_invariant, seed=i)
+        for i, adapter in enumerate(composition.adapters)
+    )
+    merged = merging.merge(trained, composition.merge, _context(composition, regime, features.logit_scale, rows))
+    asked = list(dict.fromkeys(prompt for question in composition.questions for prompt in _asked(composition, question)))
+    stacked = np.stack([rows[prompt] for prompt in asked])
+    output = base_output(composition.world, asked) + merged.shift(stacked)
+    tie = tie_tolerance(features.values, output, trained)
+    by_prompt = dict(zip(asked, output, strict=True))
+    decoded = [_decode(question, by_prompt, entities, tie) for question in composition.questions]
+    return Prediction(
+        composition,
+        regime,
+        np.stack([last for last, _ in decoded]),
+        tie,
+        tuple(distribution for _, distribution in decoded),
+        trained,
+        merged,
+    )
+
+
+def train(
+    adapter: Adapter,
+    world: World,
+    rows: Mapping[Prompt, Array],
+    *,
+    kind: str = "closed-form",
+    gauge_matters: bool = True,
+    seed: int = 0,
+) -> lora.LoRA:
+    """The adapter an AdapterSpec describes, on the features `rows` of its prompts; kind "closed-form" or "frozen-read"."""
+    features = np.stack([rows[prompt] for prompt in adapter.prompts])
+    changes = wanted_shift(world, adapter.facts)
+    if kind == "frozen-read":
+        rank = adapter.rank or 2 * len(adapter.facts)
+        return lora.frozen_read(features, changes, rank=rank, seed=seed, approximate=adapter.approximate)
+    return lora.closed_form(
+        features,
+        changes,
+        rank=adapter.rank,
+        gauge=adapter.gauge if gauge_matters else "plain",
+        approximate="loss" if adapter.approximate else None,
+    )
+
+
+def base_output(world: World, prompts: Sequence[Prompt]) -> Float[Array, "prompt entity"]:
+    """W phi(p): the one-hot old answer, 0 where the base knows none."""
+    return _one_hot(world, [world.old(prompt) for prompt in prompts])
+
+
+def wanted_shift(world: World, facts: Sequence[Fact]) -> Float[Array, "fact entity"]:
+    """i_new - W phi(p) for each fact: what an adapter that stores it must add."""
+    return _one_hot(world, [fact.answer for fact in facts]) - base_output(world, [fact.prompt for fact in facts])
+
+
+def _one_hot(world: World, answers: Sequence[str | None]) -> Array:
+    index = {name: i for i, name in enumerate(world.entities)}
+    rows = np.zeros((len(answers), len(index)))
+    for row, answer in enumerate(answers):
+        if answer is not None:
+            rows[row, index[answer]] = 1.0
+    return rows
+
+
+def tie_tolerance(features: Array, output: Array, adapters: Sequence[lora.LoRA]) -> float:
+    """Rounding error of an output: eps * (numbers summed) * condition of the readout * size.
+
+    Each entry sums over the features and ranks, so its error is at most eps * (feature + rank) times the size of the terms, |phi|
+    |read| |write|. Outputs nearer than that are equal as far as float64 can tell.
+    """
+    terms = sum(np.linalg.norm(a.read, 2) * np.abs(a.write).max() for a in adapters)
+    count = features.shape[1] + max(a.rank for a in adapters)
+    size = max(np.linalg.norm(features, axis=1).max() * terms, np.abs(output).max(), 1.0)
+    return float(np.finfo(float).eps * count * size)
+
+
+def _prompts(composition: Composition) -> tuple[Prompt, ...]:
+    """Every prompt whose features are needed: trained, shown, asked, and what step-by-step decoding may come to ask."""
+    asked = (prompt for question in composition.questions for prompt in _asked(composition, question))
+    return tuple(dict.fromkeys((*composition.prompts, *asked)))
+
+
+def _asked(composition: Composition, question: Question) -> tuple[Prompt, ...]:
+    """The prompt itself, or each one-hop prompt that answering step by step can reach."""
+    if question.decode == "direct":
+        return (question.prompt,)
+    first, *later = question.prompt.relations
+    return (
+        Prompt(question.prompt.entity, (first,)),
+        *(Prompt(entity, (relation,)) for relation in later for entity in _possible_answers(composition)),
+    )
+
+
+def _possible_answers(composition: Composition) -> tuple[str, ...]:
+    """Entities a merged output can be non-zero on: trained answers, and old answers of every prompt in play."""
+    world = composition.world
+    trained = (fact.answer for adapter in composition.adapters for fact in adapter.facts)
+    known = (world.old(prompt) for adapter in composition.adapters for prompt in adapter.prompts)
+    first_hops = (world.old(Prompt(q.prompt.entity, q.prompt.relations[:1])) for q in composition.questions)
+    return tuple(dict.fromkeys(entity for entity in (*trained, *known, *first_hops) if entity is not None))
+
+
+def _context(composition: Composition, regime: Regime, logit_scale: float, rows: Mapping[Prompt, Array]):
+    examples = composition.examples
+    return merging.MergeContext(
+        rng_seed=regime.seed,
+        width=getattr(regime, "width", math.inf),
+        logit_scale=logit_scale,
+        example_features=np.stack([rows[fact.prompt] for fact in examples]) if examples else None,
+        example_targets=wanted_shift(composition.world, examples) if examples else None,
+    )
+
+
+def _decode(
+    question: Question, outputs: Mapping[Prompt, Array], entities: Sequence[str], tie: float
+) -> tuple[Array, Mapping[str | None, float]]:
+    """The output at the last step (averaged over tied paths) and the distribution of the final answer."""
+    if question.decode == "direct":
+        output = outputs[question.prompt]
+        return output, _spread(output, entities, tie)
+    answers: dict[str | None, float] = {question.prompt.entity: 1.0}
+    last = np.zeros(len(entities))
+    for relation in question.prompt.relations:
+        reached: dict[str | None, float] = {}
+        last = np.zeros(len(entities))
+        for entity, probability in answers.items():
+            output = outputs.get(Prompt(entity, (relation,))) if entity is not None else None
+            spread = {None: 1.0} if output is None else _spread(output, entities, tie)
+            if output is not None:
+                last = last + probability * output
+            for answer, share in spread.items():
+                reached[answer] = reached.get(answer, 0.0) + probability * share
+        answers = reached
+    return last, answers
+
+
+def _spread(output: Array, entities: Sequence[str], tie: float) -> dict[str | None, float]:
+    """Uniform over the entities whose output ties for the largest."""
+    top = np.flatnonzero(output >= output.max() - tie)
+    return {entities[i]: 1.0 / len(top) for i in top}
+
+
+def _shares(question: Question, answers: Mapping[str | None, float]) -> dict[str, float]:
+    shares = dict.fromkeys(OUTCOMES, 0.0)
+    for answer, probability in answers.items():
+        shares[question.outcome(answer)] += probability
+    return shares

@@ -1,0 +1,196 @@
+"""The model in three regimes behind one interface: prompts in, features out.
+
+    Finite(dimension=d, width=m)   sample embeddings, values and neurons
+    WidthLimit(dimension=d)        m -> infinity: the kernel of eq. 13-15 on sampled embeddings
+    FullLimit()                    m, d -> infinity: inner products count shared tokens, every prediction is a number
+
+`regime.features(prompts)` returns features in coordinates whose inner products are those of the regime. Adapters, merges and
+predictions only use inner products, so they cannot tell neurons from a square root of the Gram matrix. Rules that act on
+single entries of Delta W (TIES, DARE, ...) can: they ask for `neurons=True`. In the limits these are a Monte-Carlo
+quadrature of `quadrature` neurons with the exact Gram matrix, so such a prediction carries sampling noise of order quadrature^-1/2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from scipy import linalg
+
+from toytransformer import hidden, kernel
+from toytransformer.compositions import Prompt
+from toytransformer.memory import require_memory
+
+
+class RegimeError(ValueError):
+    """A size or option the model does not have; the message says what is allowed."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of n prompts, `values` (prompt, feature), and how their scale relates to raw activations.
+
+    logit_scale: raw <p, phi(h)> of a unit prototype p divided by the normalised one, sqrt(m / (2 d)); infinite in a width
+    limit, NaN where d is infinite at finite m (the two limits do not commute there).
+    neurons: whether the coordinates are single neurons.
+    """
+
+    values: np.ndarray
+    logit_scale: float
+    neurons: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Regime:
+    mask: str = "strict"
+    attention: str = "uniform"
+    init: str = "standard-deviation"
+    seed: int = 0
+
+    def __post_init__(self):
+        _one_of("mask", self.mask, hidden.MASKS)
+        _one_of("attention", self.attention, hidden.ATTENTIONS)
+        _one_of("init", self.init, tuple(hidden.INITS))
+        _whole("seed", self.seed, 0)
+
+    def describe(self) -> dict:
+        """The regime as plain data, for records."""
+        return {"name": self.name, **self.__dict__}
+
+    def hidden_gram(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        """<h(p), h(p')>, (prompt, prompt), float64."""
+        states = self._states(prompts)
+        return states @ states.T
+
+    def _states(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        """Hidden states up to a common rotation, (prompt, direction), float64."""
+        coefficients = hidden.token_coefficients(prompts, self.mask)
+        if math.isinf(self.dimension):
+            return square_root(coefficients.full_limit_gram())
+        tokens = len(coefficients.tokens)
+        require_memory(8 * self.dimension * (4 * tokens + 2 * len(prompts)), f"embeddings of {tokens} tokens at d = {self.dimension}")
+        rng = jax.random.fold_in(jax.random.key(self.seed), 0)
+        if self.attention == "softmax":
+            ids, present = hidden.padded_token_ids(prompts, coefficients.tokens)
+            states = hidden.sample_softmax_states(
+                rng, ids, present, tokens=tokens, dimension=self.dimension, init=self.init, mask=self.mask
+            )
+        else:
+            states = hidden.sample_states(
+                rng,
+                coefficients.residual.toarray(),
+                coefficients.attention.toarray(),
+                dimension=self.dimension,
+                init=self.init,
+            )
+        return np.asarray(states, float)
+
+    def _sampled(self, prompts: Sequence[Prompt], width: int) -> np.ndarray:
+        require_memory(3 * 8 * len(prompts) * width, f"features of {len(prompts)} prompts at m = {width}")
+        rng = jax.random.fold_in(jax.random.key(self.seed), 1)
+        return np.asarray(hidden.sample_features(rng, self._states(prompts), width=width), float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _KernelLimit(_Regime):
+    quadrature: int = 2**14
+
+    def __post_init__(self):
+        super().__post_init__()
+        _whole("quadrature", self.quadrature, 1)
+
+    def gram(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        """<phi(p), phi(p')>, (prompt, prompt): the kernel on the hidden Gram matrix."""
+        return kernel.relu_gram(self.hidden_gram(prompts))
+
+    def features(self, prompts: Sequence[Prompt], *, neurons: bool = False) -> Features:
+        """Coordinates of the kernel's features, (prompt, prompt), or the quadrature's neurons, (prompt, quadrature)."""
+        require_memory(6 * 8 * len(prompts) ** 2, f"the Gram matrix of {len(prompts)} prompts")
+        if neurons:
+            return Features(self._sampled(prompts, self.quadrature), math.inf, True)
+        return Features(square_root(self.gram(prompts)), math.inf, False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullLimit(_KernelLimit):
+    """m, d -> infinity. Deterministic but for rules that need neurons; softmax attention is uniform there (R1)."""
+
+    name = "limit"
+    dimension = math.inf
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.init != "standard-deviation":
+            raise RegimeError('init="variance" has no limit: the attention logits grow like sqrt(d) (theory.md, R1)')
+
+    def hidden_gram(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        return hidden.token_coefficients(prompts, self.mask).full_limit_gram()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthLimit(_KernelLimit):
+    """m -> infinity at embedding dimension d = `dimension`."""
+
+    name = "width"
+    dimension: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        _whole("dimension (-d)", self.dimension, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finite(_Regime):
+    """The sampled network: d = `dimension` (math.inf for the exact hidden Gram matrix), m = `width` neurons."""
+
+    name = "finite"
+    dimension: float
+    width: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.dimension != math.inf:
+            _whole("dimension (-d)", self.dimension, 1)
+        elif self.attention == "softmax" or self.init != "standard-deviation":
+            raise RegimeError("dimension = infinity has uniform attention and variance-1/d entries only")
+        _whole("width (-m)", self.width, 1)
+
+    def gram(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        """<phi(p), phi(p')>, (prompt, prompt), streamed over neurons: memory does not grow with m."""
+        rng = jax.random.fold_in(jax.random.key(self.seed), 1)
+        return np.asarray(hidden.sample_feature_gram(rng, self._states(prompts), width=self.width), float)
+
+    def features(self, prompts: Sequence[Prompt], *, neurons: bool = False) -> Features:
+        """The neurons, (prompt, m), if they are asked for or fewer than STREAM_ABOVE numbers; else a root of their Gram matrix."""
+        scale = math.nan if math.isinf(self.dimension) else math.sqrt(self.width / (2 * self.dimension))
+        if neurons or len(prompts) * self.width <= STREAM_ABOVE:
+            return Features(self._sampled(prompts, self.width), scale, True)
+        return Features(square_root(self.gram(prompts)), scale, False)
+
+
+Regime = FullLimit | WidthLimit | Finite
+
+#: prompt x neuron numbers above which a finite network's features are streamed into their Gram matrix (32 MB of float64).
+STREAM_ABOVE = 2**22
+
+
+def square_root(gram: np.ndarray) -> np.ndarray:
+    """A matrix with rows whose inner products are `gram`: Cholesky, or eigenvectors where the matrix is singular."""
+    try:
+        return linalg.cholesky(gram, lower=True)
+    except linalg.LinAlgError:
+        values, vectors = linalg.eigh(gram)
+        return vectors * np.sqrt(np.clip(values, 0.0, None))
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise RegimeError(f"{name} is {value!r}; it must be a whole number >= {least}")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise RegimeError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")

@@ -1,0 +1,194 @@
+"""Predictions for n facts per adapter through their permutation symmetry, at a cost that does not grow with n.
+
+In the full limit the n chains x_i -> y_i -> z_i of a composition are interchangeable: the Gram entry of two prompts depends on
+their types and on whether they share the chain, G = D (x) I_n + O (x) J_n. Such matrices are simultaneously diagonal in two
+sectors: the mean over chains, where G acts as D + n O, and everything orthogonal to it, where G acts as D. Each sector is a
+small problem with one prompt per type, so the ordinary closed forms and merge rules run on both, and
+
+    output on the question's own chain = M_dev + (M_mean - M_dev)/n,    on any other chain = (M_mean - M_dev)/n.
+
+Both Gram blocks are read off the composition with two chains; a composition that swapping them changes is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from toytransformer import adapters as lora
+from toytransformer import merging
+from toytransformer.compositions import OUTCOMES, Composition, Prompt, Question, SpecError
+from toytransformer.merging import RuleError
+from toytransformer.prediction import base_output, tie_tolerance, wanted_shift
+from toytransformer.regimes import FullLimit, square_root
+
+
+@dataclass(frozen=True)
+class SymmetricPrediction:
+    """The merged output on one representative question per type; every chain's question is its copy.
+
+    own: (question, entity of the question's chain), other: (question, the same entity of any other chain).
+    shares: mean share of the five outcomes. spectral_gap: of an Arrow rule, else None.
+    """
+
+    facts: int
+    questions: tuple[Question, ...]
+    entities: tuple[str, ...]
+    own: np.ndarray
+    other: np.ndarray
+    tie: float
+    shares: Mapping[str, float]
+    spectral_gap: float | None
+
+    @property
+    def accuracy(self) -> float:
+        """Expected accuracy under uniform choice among exact ties."""
+        return self.shares["correct"]
+
+
+def predict(build: Callable[[int], Composition], facts: int, regime: FullLimit | None = None) -> SymmetricPrediction:
+    """The full-limit prediction of `build(facts)` without building it; `build(n)` gives the composition with n chains.
+
+    Rules: sum, mean, linear and linear-peft (adapters in gauge "facts"), Arrow in both forms where its prototypes are
+    defined. Raises SpecError for a composition that is not symmetric, RuleError for a rule that does not respect the sectors.
+    """
+    if isinstance(facts, bool) or not isinstance(facts, int | np.integer) or facts < 1:
+        raise SpecError(f"facts is {facts!r}; it must be a whole number >= 1")
+    regime = regime or FullLimit()
+    pair = build(2)
+    rule = merging.resolve(pair.merge.rule)
+    if pair.examples or rule.needs_data or rule.needs_neurons or rule.adapter_kind != "closed-form":
+        raise RuleError(f"rule {pair.merge.rule!r} does not respect the symmetry; use the dense prediction")
+    if any(adapter.rank is not None for adapter in pair.adapters):
+        raise RuleError("a rank below the number of facts breaks the symmetry; use the dense prediction")
+    if not rule.gauge_invariant and any(adapter.gauge != "facts" for adapter in pair.adapters):
+        raise RuleError(
+            f"rule {pair.merge.rule!r} depends on the gauge and the n facts' singular values tie, so only gauge "
+            '"facts" is defined for all n; build the composition with gauge="facts"'
+        )
+    swap = _swap(pair)
+    _check_symmetric(pair, swap)
+
+    prompts = tuple(dict.fromkeys(prompt for prompt in pair.prompts if _chain(prompt.entity) == 1))
+    partners = tuple(Prompt(swap[prompt.entity], prompt.relations) for prompt in prompts)
+    gram = regime.gram((*prompts, *partners))
+    k = len(prompts)
+    other = gram[:k, k:]
+    deviation = gram[:k, :k] - other
+    sectors = {"mean": deviation + facts * other}
+    if facts > 1:
+        sectors["deviation"] = deviation
+    rows = {name: dict(zip(prompts, square_root(block), strict=True)) for name, block in sectors.items()}
+    gauge = "plain" if rule.gauge_invariant else "facts"
+    trained = {name: _adapters(pair, rows[name], gauge) for name in sectors}
+
+    questions = tuple(q for q in pair.questions if _chain(q.prompt.entity) == 1)
+    merge, gap = pair.merge, None
+    if rule.routed:
+        routing, gap = _routing(pair, trained, rows, questions, facts)
+        static = "sum" if rule.gauge_invariant else "linear"
+        outputs = {name: _routed(trained[name], rows[name], questions, static, routing) for name in sectors}
+    else:
+        context = merging.MergeContext(rng_seed=0, width=np.inf, logit_scale=np.inf)
+        outputs = {
+            name: merging.merge(trained[name], merge, context).shift(np.stack([rows[name][q.prompt] for q in questions]))
+            for name in sectors
+        }
+    mean = outputs["mean"] - outputs.get("deviation", 0.0)
+    base = base_output(pair.world, [q.prompt for q in questions])
+    chained = [i for i, name in enumerate(pair.world.entities) if _chain(name) == 1]
+    own = (base + outputs.get("deviation", 0.0) + mean / facts)[:, chained]
+    others = (mean / facts)[:, chained]
+    tie = tie_tolerance(np.stack(list(rows["mean"].values())), np.hstack([own, others]), trained["mean"])
+    names = tuple(pair.world.entities[i] for i in chained)
+    shares = _mean_shares(questions, names, own, others, tie, facts, swap)
+    return SymmetricPrediction(facts, questions, names, own, others, tie, shares, gap)
+
+
+def _adapters(pair: Composition, rows: Mapping[Prompt, np.ndarray], gauge: str) -> tuple[lora.LoRA, ...]:
+    trained = []
+    for adapter in pair.adapters:
+        facts = [fact for fact in adapter.facts if _chain(fact.prompt.entity) == 1]
+        features = np.stack([rows[fact.prompt] for fact in facts])
+        trained.append(lora.closed_form(features, wanted_shift(pair.world, facts), gauge=gauge))
+    return tuple(trained)
+
+
+def _routing(pair, trained, rows, questions, facts) -> tuple[np.ndarray, float]:
+    """Arrow's weights (question, adapter) and the spectral gap of the whole Delta W, from its two sectors.
+
+    A singular vector p of the mean sector is spread over the chains, |p . phi_i| = |p_mean . phi_mean| / sqrt(n); one of the
+    deviation sector comes n - 1 times over, so it is a prototype only for n = 2.
+    """
+    logits, gaps = [], []
+    for i, adapter in enumerate(pair.adapters):
+        spectrum = []
+        for name, copies in (("mean", 1), ("deviation", facts - 1)):
+            if copies:
+                _, values, right = trained[name][i].svd()
+                spectrum += [(value, name, right[:, j]) for j, value in enumerate(values) for _ in range(min(copies, 2))]
+        spectrum.sort(key=lambda entry: -entry[0])
+        gaps.append(1.0 if len(spectrum) == 1 else 1.0 - spectrum[1][0] / spectrum[0][0])
+        value, name, prototype = spectrum[0]
+        if gaps[-1] < 1e-9:
+            raise RuleError(
+                f"adapter {adapter.name!r} has tied largest singular values (spectral gap {gaps[-1]:.1e}), so Arrow's "
+                "prototype is arbitrary; compare with finite d, where the tie is broken"
+            )
+        scale = facts**-0.5 if name == "mean" else 2**-0.5
+        logits.append([scale * abs(float(prototype @ rows[name][q.prompt])) for q in questions])
+    return merging.routing_weights(np.array(logits).T, pair.merge, np.inf), min(gaps)
+
+
+def _routed(trained, rows, questions, static: str, routing: np.ndarray) -> np.ndarray:
+    context = merging.MergeContext(rng_seed=0, width=np.inf, logit_scale=np.inf)
+    shifts = []
+    for weights, q in zip(routing, questions, strict=True):
+        merged = merging.merge(trained, merging.Merge(static, tuple(float(w) for w in weights)), context)
+        shifts.append(merged.shift(rows[q.prompt][None])[0])
+    return np.stack(shifts)
+
+
+def _mean_shares(questions, names, own, others, tie, facts, swap) -> dict[str, float]:
+    total = dict.fromkeys(OUTCOMES, 0.0)
+    for question, own_row, other_row in zip(questions, own, others, strict=True):
+        top = own_row.max() if facts == 1 else max(own_row.max(), other_row.max())
+        copies = [(name, 1) for name, value in zip(names, own_row, strict=True) if value >= top - tie]
+        if facts > 1:
+            copies += [(swap[name], facts - 1) for name, value in zip(names, other_row, strict=True) if value >= top - tie]
+        count = sum(number for _, number in copies)
+        for name, number in copies:
+            total[question.outcome(name)] += number / count / len(questions)
+    return total
+
+
+def _chain(entity: str) -> int | None:
+    found = re.search(r"\d+", entity)
+    return int(found.group()) if found else None
+
+
+def _swap(pair: Composition) -> dict[str, str]:
+    """The exchange of chains 1 and 2, entity by entity."""
+    other = {1: "2", 2: "1"}
+    return {
+        name: re.sub(r"\d+", other[_chain(name)], name, count=1) if _chain(name) in other else name
+        for name in pair.world.entities
+    }
+
+
+def _check_symmetric(pair: Composition, swap: Mapping[str, str]) -> None:
+    swapped_facts = [
+        {(swap[f.prompt.entity], f.prompt.relations, swap[f.answer]) for f in adapter.facts} for adapter in pair.adapters
+    ]
+    facts = [{(f.prompt.entity, f.prompt.relations, f.answer) for f in adapter.facts} for adapter in pair.adapters]
+    asked = {(q.prompt, q.correct) for q in pair.questions}
+    swapped_asked = {(replace(p, entity=swap[p.entity]), c and swap[c]) for p, c in asked}
+    direct = all(q.decode == "direct" and _chain(q.prompt.entity) in (1, 2) for q in pair.questions)
+    if facts != swapped_facts or asked != swapped_asked or not direct:
+        raise SpecError(
+            f"composition {pair.name!r} changes when its chains 1 and 2 are exchanged (or decodes in steps), so the "
+            "symmetric prediction does not apply; use the dense prediction"
+        )
