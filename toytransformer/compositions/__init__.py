@@ -1,0 +1,37 @@
+"""Compositions and records as pure data; needs no array library.
+
+A Composition says what is trained, merged and asked; a Record says what was answered, by the toy model or by
+a language model.
+"""
+
+from toytransformer.compositions import catalogue
+from toytransformer.compositions.records import Record, provenance, read_jsonl, write_jsonl
+from toytransformer.compositions.spec import (
+    DECODES,
+    OUTCOMES,
+    Adapter,
+    Composition,
+    Merge,
+    Question,
+    question,
+)
+from toytransformer.compositions.worlds import Fact, Prompt, SpecError, World
+
+__all__ = [
+    "DECODES",
+    "OUTCOMES",
+    "Adapter",
+    "Composition",
+    "Fact",
+    "Merge",
+    "Prompt",
+    "Question",
+    "Record",
+    "SpecError",
+    "World",
+    "catalogue",
+    "provenance",
+    "question",
+    "read_jsonl",
+    "write_jsonl",
+]

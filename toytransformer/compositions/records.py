@@ -1,0 +1,174 @@
+"""Records: one row for each question put to a merged model, predicted or measured, with its provenance.
+
+A file of records is JSON lines: UTF-8, one object a line.
+"""
+
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from toytransformer.compositions.spec import DECODES, OUTCOMES
+from toytransformer.compositions.worlds import SpecError, check_name
+
+PACKAGES = (
+    "lora-limits",
+    "numpy",
+    "scipy",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "torch",
+    "transformers",
+    "peft",
+)
+"""Distributions whose versions a record carries, where they are installed."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one merged model answered to one question.
+
+    composition, spec_hash: which Composition. source: "toy" or the id of a language model.
+    adapters, rule, weights, options: what was merged and how. regime: the scalars that say in which limit, size, seed.
+    group, prompt, decode, correct, bridge, old: the question, as in Question.
+    answer: the entity answered, None when several tie or none is named. shares: probability of each of OUTCOMES.
+    mixture: output coefficients by entity (may be cut to the largest). spectral_gap: of a routing prototype.
+    text, logprobs: what a language model wrote, and the log probabilities of candidate answers.
+    Infinite values in regime are kept as "inf".
+    Errors: SpecError on shares that are not a distribution over OUTCOMES and on numbers that are not finite.
+    """
+
+    composition: str
+    spec_hash: str
+    source: str
+    adapters: tuple[str, ...]
+    rule: str
+    weights: tuple[float, ...] | None
+    options: Mapping[str, Any]
+    regime: Mapping[str, Any]
+    group: str
+    prompt: str
+    decode: str
+    correct: str | None
+    bridge: str | None
+    old: str | None
+    answer: str | None
+    shares: Mapping[str, float]
+    mixture: Mapping[str, float] = field(default_factory=dict)
+    spectral_gap: float | None = None
+    text: str | None = None
+    logprobs: Mapping[str, float] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in ("composition", "spec_hash", "source", "rule", "group", "prompt"):
+            check_name(getattr(self, name), name)
+        if self.decode not in DECODES:
+            raise SpecError(f"decode {self.decode!r} is unknown: use one of {', '.join(DECODES)}")
+        if unknown := set(self.shares) - set(OUTCOMES):
+            raise SpecError(f"outcome {min(unknown)!r} in shares is unknown: use {', '.join(OUTCOMES)}")
+        shares = self.shares.values()
+        if not all(share >= 0 for share in shares) or not math.isclose(math.fsum(shares), 1, abs_tol=1e-9):
+            raise SpecError(
+                f"shares {dict(self.shares)} on '{self.prompt}' are no distribution: make them sum to 1"
+            )
+        for name in ("mixture", "logprobs"):
+            for entity, number in (getattr(self, name) or {}).items():
+                if not math.isfinite(number):
+                    raise SpecError(
+                        f"{name} of {entity!r} on '{self.prompt}' is {number}: keep finite numbers only"
+                    )
+        if self.spectral_gap is not None and not math.isfinite(self.spectral_gap):
+            raise SpecError(
+                f"spectral_gap on '{self.prompt}' is {self.spectral_gap}: use None when there is none"
+            )
+        finite = {name: "inf" if value == math.inf else value for name, value in self.regime.items()}
+        object.__setattr__(self, "regime", finite)
+        object.__setattr__(self, "adapters", tuple(self.adapters))
+        object.__setattr__(self, "weights", None if self.weights is None else tuple(self.weights))
+
+    def to_json(self) -> str:
+        """One line of JSON, keys in the order of the fields. Errors: SpecError on a value JSON cannot hold."""
+        try:
+            return json.dumps(asdict(self), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise SpecError(
+                f"record on '{self.prompt}' holds what JSON cannot ({error}): keep plain values"
+            ) from error
+
+    @classmethod
+    def from_json(cls, text: str) -> "Record":
+        """The record that to_json() wrote. Errors: SpecError on anything else."""
+        try:
+            return cls(**json.loads(text))
+        except SpecError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
+            allowed = ", ".join(f.name for f in fields(cls))
+            raise SpecError(
+                f"not a record ({error}): write it with Record.to_json(), fields {allowed}"
+            ) from error
+
+
+def write_jsonl(path: str | os.PathLike, records: Iterable[Record]) -> None:
+    """Write one record a line, all or nothing: whoever reads `path` sees the old file or the whole new one."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as rows:
+            rows.writelines(record.to_json() + "\n" for record in records)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_jsonl(path: str | os.PathLike) -> list[Record]:
+    """The records of a file, in order. Errors: SpecError naming the file and line of a row that is no record."""
+    records = []
+    with Path(path).open(encoding="utf-8", newline="\n") as rows:
+        for number, row in enumerate(rows, start=1):
+            try:
+                records.append(Record.from_json(row))
+            except SpecError as error:
+                raise SpecError(f"{path}, line {number}: {error}") from error
+    return records
+
+
+def provenance() -> dict[str, Any]:
+    """Where a result comes from: git commit, whether this package differs from it, Python and package versions.
+
+    git is "unknown", and modified None, where the package does not lie in a git work tree that tracks it.
+    """
+    tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+    commit = _git("rev-parse", "HEAD") if tracked else None
+    changes = _git("status", "--porcelain", "--", "..") if commit else None
+    return {
+        "git": commit or "unknown",
+        "modified": None if changes is None else bool(changes),
+        "python": platform.python_version(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says about this folder, None when it fails or is not there."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

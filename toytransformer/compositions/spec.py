@@ -1,0 +1,329 @@
+"""A Composition, written once as data: which adapters are merged how, and which prompts are then asked.
+
+The toy model predicts it and a language model measures it; both answer with the same five outcomes.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from numbers import Real
+from typing import Literal
+
+from toytransformer.compositions.worlds import (
+    Fact,
+    Prompt,
+    SpecError,
+    World,
+    check_name,
+    check_tuple,
+    repeated,
+)
+
+OUTCOMES = ("correct", "bridge", "old", "edited", "other")
+"""What an answer is, by precedence: right, the first hop's, the base model's, a trained fact's, or none."""
+
+DECODES = ("direct", "steps")
+GAUGES = ("svd", "facts", "flipped", "random:<seed>")
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One LoRA: a name and the facts it is trained on.
+
+    rank: number of columns of its factors, None for as many as the facts need.
+    gauge: which factors (A R, B R^-T) of the one Delta W are kept, one of GAUGES.
+    approximate: whether a rank too small for the facts is allowed.
+    Errors: SpecError on no facts, two facts on one prompt, rank < 1, an unknown gauge.
+    """
+
+    name: str
+    facts: tuple[Fact, ...]
+    rank: int | None = None
+    gauge: str = "svd"
+    approximate: bool = False
+
+    def __post_init__(self):
+        check_name(self.name, "adapter")
+        check_tuple(self.facts, Fact, f"facts of adapter {self.name!r}")
+        if not self.facts:
+            raise SpecError(f"adapter {self.name!r} has no facts: give it at least one, or leave it out")
+        if twice := repeated(fact.prompt for fact in self.facts):
+            raise SpecError(
+                f"adapter {self.name!r} is trained on '{twice[0]}' twice: keep one fact for each prompt"
+            )
+        if self.rank is not None:
+            check_count(self.rank, f"rank of adapter {self.name!r}")
+        if self.gauge not in GAUGES[:3] and not re.fullmatch(r"random:[0-9]+", str(self.gauge)):
+            raise SpecError(
+                f"gauge {self.gauge!r} of adapter {self.name!r} is unknown: use one of {', '.join(GAUGES)}"
+            )
+        if not isinstance(self.approximate, bool):
+            raise SpecError(f"approximate={self.approximate!r} of adapter {self.name!r}: use True or False")
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The prompts it is trained on, in order."""
+        return tuple(fact.prompt for fact in self.facts)
+
+
+def check_count(value: object, what: str, least: int = 1) -> None:
+    """Refuse anything but an int >= least (True and 2.0 are refused too)."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SpecError(f"{what} is {value!r}: use an int >= {least}")
+
+
+def _number(value: object, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise SpecError(f"{what} is {value!r}: use a finite number")
+    return float(value) + 0.0  # -0.0 becomes 0.0, so that equal weights have one hash
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A merge rule by name, its weights (None for the rule's own) and its options.
+
+    options: a mapping from names to scalars, kept as sorted pairs so that two orders are one spec.
+    Errors: SpecError on weights or options that are not finite. The registry of merge rules checks the names.
+    """
+
+    rule: str = "sum"
+    weights: tuple[float, ...] | None = None
+    options: Mapping[str, Scalar] | tuple[tuple[str, Scalar], ...] = ()
+
+    def __post_init__(self):
+        check_name(self.rule, "merge rule")
+        if self.weights is not None:
+            check_tuple(self.weights, Real, f"weights of {self.rule!r}")
+            weights = tuple(_number(weight, f"a weight of {self.rule!r}") for weight in self.weights)
+            object.__setattr__(self, "weights", weights)
+        pairs = self.options.items() if isinstance(self.options, Mapping) else self.options
+        for name, value in pairs:
+            check_name(name, f"option of {self.rule!r}")
+            if (isinstance(value, float) and not math.isfinite(value)) or not isinstance(value, Scalar):
+                raise SpecError(
+                    f"option {name}={value!r} of {self.rule!r}: use text, a finite number, a bool or None"
+                )
+        if twice := repeated(name for name, _ in pairs):
+            raise SpecError(f"option {twice[0]!r} of {self.rule!r} is given twice: keep one value")
+        object.__setattr__(self, "options", tuple(sorted(tuple(pair) for pair in pairs)))
+
+    @property
+    def option_dict(self) -> dict[str, Scalar]:
+        """The options by name."""
+        return dict(self.options)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt put to the merged model, and the roles of the answers it may give.
+
+    correct: the right answer, None when nothing is right.
+    bridge: the right answer to the first hop alone, None when there is only one.
+    old: the base model's answer, None when it knows none.
+    edited: the answers the adapters were trained on.
+    group: which average the question belongs to.
+    decode: "direct", or "steps" to answer the first hop and feed the answer back as a token.
+    """
+
+    prompt: Prompt
+    correct: str | None
+    bridge: str | None = None
+    old: str | None = None
+    edited: frozenset[str] = frozenset()
+    group: str = "two-hop"
+    decode: Literal["direct", "steps"] = "direct"
+
+    def __post_init__(self):
+        if not isinstance(self.prompt, Prompt):
+            raise SpecError(f"{self.prompt!r} is not a Prompt: write Question(Prompt(entity, relations), ..)")
+        for role in ("correct", "bridge", "old"):
+            if (name := getattr(self, role)) is not None:
+                check_name(name, f"{role} answer to '{self.prompt}'")
+        if isinstance(self.edited, str) or not isinstance(self.edited, Iterable):
+            raise SpecError(f"edited={self.edited!r} at '{self.prompt}': give a set of answers")
+        object.__setattr__(self, "edited", frozenset(self.edited))
+        check_name(self.group, "group")
+        if self.decode not in DECODES:
+            raise SpecError(
+                f"decode {self.decode!r} of '{self.prompt}' is unknown: use one of {', '.join(DECODES)}"
+            )
+
+    def outcome(self, answer: str | None) -> str:
+        """Which of OUTCOMES an answer is: the first that fits when labels coincide; None is "other"."""
+        if answer is not None:
+            for role in ("correct", "bridge", "old"):
+                if answer == getattr(self, role):
+                    return role
+        return "edited" if answer in self.edited else "other"
+
+    def shares(self, answers: Mapping[str | None, float]) -> dict[str, float]:
+        """Share of each of OUTCOMES, given the probability of each answer (tied answers have equal ones)."""
+        parts: dict[str, list[float]] = {outcome: [] for outcome in OUTCOMES}
+        for answer, probability in answers.items():
+            parts[self.outcome(answer)].append(probability)
+        return {outcome: math.fsum(part) for outcome, part in parts.items()}
+
+
+def trained_answers(adapters: Iterable[Adapter]) -> frozenset[str]:
+    """Every answer that some adapter was trained to give."""
+    return frozenset(fact.answer for adapter in adapters for fact in adapter.facts)
+
+
+def question(
+    world: World,
+    prompt: Prompt,
+    adapters: Iterable[Adapter] = (),
+    group: str = "two-hop",
+    decode: Literal["direct", "steps"] = "direct",
+) -> Question:
+    """The question with its roles read off the world; a Composition fills in `edited` itself."""
+    bridge = world.truth(Prompt(prompt.entity, prompt.relations[:1])) if prompt.hops > 1 else None
+    return Question(
+        prompt, world.truth(prompt), bridge, world.old(prompt), trained_answers(adapters), group, decode
+    )
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A world, the adapters trained in it, the rule that merges them and the questions asked of the result.
+
+    examples: target-task facts shown only to rules that need data, none of them asked.
+    The questions' `edited` is always the answers of these adapters, whatever was given.
+    Errors: SpecError on no adapters, no questions, two adapters of one name, a question asked twice or found
+    among the examples, a number of weights that is not the number of adapters, or a token outside the world.
+    """
+
+    name: str
+    world: World
+    adapters: tuple[Adapter, ...]
+    merge: Merge
+    questions: tuple[Question, ...]
+    examples: tuple[Fact, ...] = ()
+
+    def __post_init__(self):
+        check_name(self.name, "composition")
+        for what, kind in (("world", World), ("merge", Merge)):
+            if not isinstance(value := getattr(self, what), kind):
+                raise SpecError(f"{what} of {self.name!r} is {value!r}: give a {kind.__name__}")
+        for what, kind in (("adapters", Adapter), ("questions", Question), ("examples", Fact)):
+            check_tuple(getattr(self, what), kind, what)
+        for what in ("adapters", "questions"):
+            if not getattr(self, what):
+                raise SpecError(f"{self.name!r} has no {what}: give at least one")
+        self._check_tokens()
+        self._check_counts()
+        edited = trained_answers(self.adapters)
+        asked = tuple(q if q.edited == edited else replace(q, edited=edited) for q in self.questions)
+        object.__setattr__(self, "questions", asked)
+
+    def _check_tokens(self) -> None:
+        for fact in (*(fact for adapter in self.adapters for fact in adapter.facts), *self.examples):
+            self.world.check_tokens(fact.prompt, fact.answer)
+        for asked in self.questions:
+            self.world.check_tokens(asked.prompt, asked.correct, asked.bridge, asked.old)
+
+    def _check_counts(self) -> None:
+        weights = self.merge.weights
+        if weights is not None and len(weights) != len(self.adapters):
+            raise SpecError(
+                f"{len(weights)} weights for {len(self.adapters)} adapters: give one for each, or None"
+            )
+        if twice := repeated(adapter.name for adapter in self.adapters):
+            raise SpecError(f"two adapters are called {twice[0]!r}: give each its own name")
+        if twice := repeated((asked.prompt, asked.decode) for asked in self.questions):
+            raise SpecError(f"'{twice[0][0]}' is asked twice ({twice[0][1]}): ask it once")
+        if twice := repeated(fact.prompt for fact in self.examples):
+            raise SpecError(f"'{twice[0]}' is an example twice: keep one")
+        shown = {fact.prompt for fact in self.examples}
+        if leaked := [asked.prompt for asked in self.questions if asked.prompt in shown]:
+            raise SpecError(f"'{leaked[0]}' is both a question and an example: keep the two disjoint")
+
+    @cached_property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """Every prompt once: training prompts adapter by adapter, then the examples', then the questions'."""
+        trained = (prompt for adapter in self.adapters for prompt in adapter.prompts)
+        shown = (fact.prompt for fact in self.examples)
+        return tuple(dict.fromkeys((*trained, *shown, *(asked.prompt for asked in self.questions))))
+
+    def with_merge(self, merge: Merge) -> "Composition":
+        """The same composition under another merge."""
+        return replace(self, merge=merge)
+
+    @cached_property
+    def spec_hash(self) -> str:
+        """First 16 hex digits of the SHA-256 of to_json(): equal on every machine and in every process."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """Canonical JSON, a fact being the list of its tokens and its answer; from_json is its inverse."""
+        asked = [
+            {name: getattr(q, name) for name in ("correct", "bridge", "old", "group", "decode")}
+            | {"prompt": q.prompt.tokens}
+            for q in self.questions
+        ]
+        trained = [
+            {name: getattr(a, name) for name in ("name", "rank", "gauge", "approximate")}
+            | {"facts": _pack(a.facts)}
+            for a in self.adapters
+        ]
+        world = {
+            "entities": self.world.entities,
+            "relations": self.world.relations,
+            "base": _pack(self.world.base),
+            "edits": _pack(self.world.edits),
+        }
+        merge = {"rule": self.merge.rule, "weights": self.merge.weights, "options": self.merge.option_dict}
+        spec = {
+            "name": self.name,
+            "world": world,
+            "adapters": trained,
+            "merge": merge,
+            "questions": asked,
+            "examples": _pack(self.examples),
+        }
+        return json.dumps(spec, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Composition":
+        """The composition that to_json() wrote. Errors: SpecError on anything else."""
+        try:
+            spec = json.loads(text)
+            world, merge = spec.pop("world"), spec.pop("merge")
+            for fact_list in ("base", "edits"):
+                world[fact_list] = _unpack(world[fact_list])
+            names = {key: tuple(world.pop(key)) for key in ("entities", "relations")}
+            weights = merge.pop("weights")
+            return cls(
+                world=World(**world, **names),
+                merge=Merge(**merge, weights=None if weights is None else tuple(weights)),
+                adapters=tuple(Adapter(facts=_unpack(a.pop("facts")), **a) for a in spec.pop("adapters")),
+                questions=tuple(
+                    Question(prompt=_prompt(q.pop("prompt")), **q) for q in spec.pop("questions")
+                ),
+                examples=_unpack(spec.pop("examples")),
+                **spec,
+            )
+        except SpecError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise SpecError(
+                f"not the JSON of a composition ({error}): write it with Composition.to_json()"
+            ) from error
+
+
+def _prompt(tokens: Sequence[str]) -> Prompt:
+    return Prompt(tokens[0], tuple(tokens[1:]))
+
+
+def _pack(facts: Iterable[Fact]) -> list[tuple[str, ...]]:
+    return [(*fact.prompt.tokens, fact.answer) for fact in facts]
+
+
+def _unpack(rows: Iterable[Sequence[str]]) -> tuple[Fact, ...]:
+    return tuple(Fact(_prompt(row[:-1]), row[-1]) for row in rows)
