@@ -184,7 +184,7 @@ def tie_tolerance(features: Array, output: Array, adapters: Sequence[lora.LoRA])
     Each entry sums over the features and ranks, so its error is at most eps * (feature + rank) times the size of the terms, |phi|
     |read| |write|. Outputs nearer than that are equal as far as float64 can tell.
     """
-    terms = sum(np.linalg.norm(a.read, 2) * np.abs(a.write).max() for a in adapters)
+    terms = sum(np.linalg.norm(a.read) * np.abs(a.write).max() for a in adapters)
     count = features.shape[1] + max(a.rank for a in adapters)
     size = max(np.linalg.norm(features, axis=1).max() * terms, np.abs(output).max(), 1.0)
     return float(np.finfo(float).eps * count * size)

@@ -26,12 +26,16 @@ from toytransformer.prediction import base_output, tie_tolerance, wanted_shift
 from toytransformer.regimes import FullLimit, square_root
 
 
+#: Rules that are polynomial in the factors, so that they commute with the change to sectors.
+SECTORWISE = ("sum", "mean", "linear", "linear-peft")
+
+
 @dataclass(frozen=True)
 class SymmetricPrediction:
     """The merged output on one representative question per type; every chain's question is its copy.
 
     own: (question, entity of the question's chain), other: (question, the same entity of any other chain).
-    shares: mean share of the five outcomes. spectral_gap: of an Arrow rule, else None.
+    shares: mean share of the five outcomes.
     """
 
     facts: int
@@ -41,7 +45,6 @@ class SymmetricPrediction:
     other: np.ndarray
     tie: float
     shares: Mapping[str, float]
-    spectral_gap: float | None
 
     @property
     def accuracy(self) -> float:
@@ -52,16 +55,19 @@ class SymmetricPrediction:
 def predict(build: Callable[[int], Composition], facts: int, regime: FullLimit | None = None) -> SymmetricPrediction:
     """The full-limit prediction of `build(facts)` without building it; `build(n)` gives the composition with n chains.
 
-    Rules: sum, mean, linear and linear-peft (adapters in gauge "facts"), Arrow in both forms where its prototypes are
-    defined. Raises SpecError for a composition that is not symmetric, RuleError for a rule that does not respect the sectors.
+    Rules: sum, mean, and in gauge "facts" linear and linear-peft. Not Arrow: the largest singular value of Delta W lies in
+    the second sector (G is larger by n O > 0 in the first), where it comes n - 1 times over, so for n >= 3 the symmetric
+    adapter has no prototype. Raises SpecError for a composition that is not symmetric, RuleError for another rule.
     """
     if isinstance(facts, bool) or not isinstance(facts, int | np.integer) or facts < 1:
         raise SpecError(f"facts is {facts!r}; it must be a whole number >= 1")
     regime = regime or FullLimit()
     pair = build(2)
     rule = merging.resolve(pair.merge.rule)
-    if pair.examples or rule.needs_data or rule.needs_neurons or rule.adapter_kind != "closed-form":
-        raise RuleError(f"rule {pair.merge.rule!r} does not respect the symmetry; use the dense prediction")
+    if rule.name not in SECTORWISE:
+        raise RuleError(
+            f"rule {rule.name!r} does not act sector by sector; use one of {', '.join(SECTORWISE)}, or the dense prediction"
+        )
     if any(adapter.rank is not None for adapter in pair.adapters):
         raise RuleError("a rank below the number of facts breaks the symmetry; use the dense prediction")
     if not rule.gauge_invariant and any(adapter.gauge != "facts" for adapter in pair.adapters):
@@ -86,17 +92,10 @@ def predict(build: Callable[[int], Composition], facts: int, regime: FullLimit |
     trained = {name: _adapters(pair, rows[name], gauge) for name in sectors}
 
     questions = tuple(q for q in pair.questions if _chain(q.prompt.entity) == 1)
-    merge, gap = pair.merge, None
-    if rule.routed:
-        routing, gap = _routing(pair, trained, rows, questions, facts)
-        static = "sum" if rule.gauge_invariant else "linear"
-        outputs = {name: _routed(trained[name], rows[name], questions, static, routing) for name in sectors}
-    else:
-        context = merging.MergeContext(rng_seed=0, width=np.inf, logit_scale=np.inf)
-        outputs = {
-            name: merging.merge(trained[name], merge, context).shift(np.stack([rows[name][q.prompt] for q in questions]))
-            for name in sectors
-        }
+    outputs = {
+        name: merging.merge(trained[name], pair.merge).shift(np.stack([rows[name][q.prompt] for q in questions]))
+        for name in sectors
+    }
     mean = outputs["mean"] - outputs.get("deviation", 0.0)
     base = base_output(pair.world, [q.prompt for q in questions])
     chained = [i for i, name in enumerate(pair.world.entities) if _chain(name) == 1]
@@ -105,7 +104,7 @@ def predict(build: Callable[[int], Composition], facts: int, regime: FullLimit |
     tie = tie_tolerance(np.stack(list(rows["mean"].values())), np.hstack([own, others]), trained["mean"])
     names = tuple(pair.world.entities[i] for i in chained)
     shares = _mean_shares(questions, names, own, others, tie, facts, swap)
-    return SymmetricPrediction(facts, questions, names, own, others, tie, shares, gap)
+    return SymmetricPrediction(facts, questions, names, own, others, tie, shares)
 
 
 def _adapters(pair: Composition, rows: Mapping[Prompt, np.ndarray], gauge: str) -> tuple[lora.LoRA, ...]:
@@ -115,41 +114,6 @@ def _adapters(pair: Composition, rows: Mapping[Prompt, np.ndarray], gauge: str) 
         features = np.stack([rows[fact.prompt] for fact in facts])
         trained.append(lora.closed_form(features, wanted_shift(pair.world, facts), gauge=gauge))
     return tuple(trained)
-
-
-def _routing(pair, trained, rows, questions, facts) -> tuple[np.ndarray, float]:
-    """Arrow's weights (question, adapter) and the spectral gap of the whole Delta W, from its two sectors.
-
-    A singular vector p of the mean sector is spread over the chains, |p . phi_i| = |p_mean . phi_mean| / sqrt(n); one of the
-    deviation sector comes n - 1 times over, so it is a prototype only for n = 2.
-    """
-    logits, gaps = [], []
-    for i, adapter in enumerate(pair.adapters):
-        spectrum = []
-        for name, copies in (("mean", 1), ("deviation", facts - 1)):
-            if copies:
-                _, values, right = trained[name][i].svd()
-                spectrum += [(value, name, right[:, j]) for j, value in enumerate(values) for _ in range(min(copies, 2))]
-        spectrum.sort(key=lambda entry: -entry[0])
-        gaps.append(1.0 if len(spectrum) == 1 else 1.0 - spectrum[1][0] / spectrum[0][0])
-        value, name, prototype = spectrum[0]
-        if gaps[-1] < 1e-9:
-            raise RuleError(
-                f"adapter {adapter.name!r} has tied largest singular values (spectral gap {gaps[-1]:.1e}), so Arrow's "
-                "prototype is arbitrary; compare with finite d, where the tie is broken"
-            )
-        scale = facts**-0.5 if name == "mean" else 2**-0.5
-        logits.append([scale * abs(float(prototype @ rows[name][q.prompt])) for q in questions])
-    return merging.routing_weights(np.array(logits).T, pair.merge, np.inf), min(gaps)
-
-
-def _routed(trained, rows, questions, static: str, routing: np.ndarray) -> np.ndarray:
-    context = merging.MergeContext(rng_seed=0, width=np.inf, logit_scale=np.inf)
-    shifts = []
-    for weights, q in zip(routing, questions, strict=True):
-        merged = merging.merge(trained, merging.Merge(static, tuple(float(w) for w in weights)), context)
-        shifts.append(merged.shift(rows[q.prompt][None])[0])
-    return np.stack(shifts)
 
 
 def _mean_shares(questions, names, own, others, tie, facts, swap) -> dict[str, float]:

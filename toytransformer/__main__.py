@@ -1,0 +1,236 @@
+"""Command line of the theory: `python -m toytransformer list | predict NAME | verify`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from toytransformer.compositions import OUTCOMES, Merge, SpecError, catalogue, write_jsonl
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Predict what a model answers after its LoRA adapters are merged, and check the theory behind it."""
+
+
+@cli.command("list")
+def list_names() -> None:
+    """Show the named compositions, the merge rules and their options."""
+    from toytransformer import merging
+
+    console = Console()
+    table = Table("composition", "what it is", title="compositions (predict NAME)", title_justify="left")
+    for name in catalogue.names():
+        table.add_row(name, catalogue.describe(name))
+    console.print(table)
+    table = Table("rule", "formula", "options", "gauge", "data", title="merge rules (--merge)", title_justify="left")
+    for rule in merging.RULES.values():
+        options = ", ".join(f"{name}={option.default}" for name, option in rule.options.items())
+        table.add_row(
+            rule.name,
+            rule.formula,
+            options,
+            "invariant" if rule.gauge_invariant else "dependent",
+            "needs" if rule.needs_data else "free",
+        )
+    console.print(table)
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--facts", type=int, default=1, show_default=True, help="Facts per adapter.")
+@click.option("--known/--fresh", default=True, show_default=True, help="Whether the base has old answers.")
+@click.option("--library", help="Adapters, by comma: hop1,hop2,oracle,mixed,joint.")
+@click.option("--merge", "rule", default="sum", show_default=True, help="Merge rule (see `list`).")
+@click.option("--weights", help="Merge weights, by comma, one per adapter.")
+@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the merge rule; repeatable.")
+@click.option("--gauge", default="svd", show_default=True, help="svd, facts, flipped or random:<seed>.")
+@click.option("--examples", type=int, default=0, show_default=True, help="Two-hop examples for rules that need data.")
+@click.option("--regime", type=click.Choice(["limit", "width", "finite"]), default="limit", show_default=True)
+@click.option("-d", "dimension", type=int, help="Embedding dimension (width and finite regimes) [1024].")
+@click.option("-m", "width", type=int, help="Number of neurons (finite regime) [65536].")
+@click.option("--mask", default="strict", show_default=True, help="strict, causal or causal-printed (eq. 21).")
+@click.option("--attention", default="uniform", show_default=True, help="uniform or softmax.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the records to FILE, one JSON object a line.")
+def predict(
+    name, facts, known, library, rule, weights, options, gauge, examples, regime, dimension, width, mask, attention, seed, json_file
+) -> None:
+    """Predict the answers of the composition NAME (`two-hop` is the plain pair)."""
+    from toytransformer import merging
+
+    merge = Merge(rule, _weights(weights), dict(_option(text) for text in options))
+    merging.check(merge)
+    _writable(json_file)
+    composition = catalogue.build(
+        name,
+        facts=facts,
+        known=known,
+        library=tuple(library.split(",")) if library else None,
+        merge=merge,
+        seed=seed,
+        gauge=gauge,
+        examples=examples,
+    )
+    chosen = _regime(regime, dimension, width, mask=mask, attention=attention, seed=seed)
+    from toytransformer import prediction
+
+    with _progress() as progress:
+        progress.add_task(f"{name}: {len(composition.prompts)} prompts, {len(composition.adapters)} adapters")
+        predicted = prediction.predict(composition, chosen)
+        records = predicted.records()
+    if json_file:
+        write_jsonl(json_file, records)
+    _print_prediction(predicted, records)
+
+
+@cli.command()
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows to FILE.")
+@click.option("--thorough", is_flag=True, help="Larger sizes and more repeats; takes longer.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def verify(json_file: Path | None, thorough: bool, seed: int) -> None:
+    """Check every claim of the theory; exit status 1 if one fails."""
+    _writable(json_file)
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    from toytransformer import ledger
+
+    console = Console()
+    rows = []
+    with _progress() as progress:
+        task = progress.add_task("checking")
+        for row in ledger.verify(ledger.Run(seed=seed, thorough=thorough)):
+            rows.append(row)
+            progress.update(task, description=f"{len(rows)} rows: {row.claim}"[:100])
+    table = Table("claim", "source", "regime", "expected", "measured", "tolerance", "kind", "verdict")
+    for row in rows:
+        style = None if row.verdict == "holds" else "bold red"
+        numbers = (_number(value) for value in (row.expected, row.measured, row.tolerance))
+        table.add_row(row.claim, row.source, row.regime, *numbers, row.tolerance_kind, row.verdict, style=style)
+    console.print(table)
+    for row in rows:
+        if row.note:
+            console.print(f"[dim]{row.claim}:[/dim] {row.note}", highlight=False)
+    failed = [row for row in rows if row.verdict != "holds"]
+    console.print(f"{len(rows) - len(failed)} of {len(rows)} claims hold")
+    if json_file:
+        _write_json(json_file, [row.to_dict() for row in rows])
+    if failed:
+        sys.exit(1)
+
+
+def _print_prediction(predicted, records) -> None:
+    console = Console()
+    regime = {key: value for key, value in predicted.regime.describe().items() if key != "quadrature"}
+    console.print(f"{predicted.composition.name}  {predicted.composition.merge}  {regime}", highlight=False)
+    table = Table("question", "answer", "outcome", "merged output (largest coefficients)")
+    shown = records[:10]
+    for record in shown:
+        outcome = max(record.shares, key=record.shares.get)
+        mixture = sorted(record.mixture.items(), key=lambda item: -abs(item[1]))[:6]
+        table.add_row(
+            record.prompt,
+            record.answer or "(tie)",
+            outcome if record.shares[outcome] == 1 else f"{outcome} {record.shares[outcome]:.0%}",
+            "  ".join(f"{entity} {value:+.4f}" for entity, value in mixture),
+        )
+    console.print(table)
+    if len(records) > len(shown):
+        console.print(f"... and {len(records) - len(shown)} more questions")
+    if predicted.merged.spectral_gap is not None:
+        console.print(f"spectral gap {predicted.merged.spectral_gap:.3g}")
+    for key in ("warning", "weights"):
+        if key in predicted.merged.details:
+            console.print(f"{key}: {predicted.merged.details[key]}")
+    console.print("  ".join(f"{outcome} {predicted.shares[outcome]:.1%}" for outcome in OUTCOMES), highlight=False)
+
+
+def _regime(name: str, dimension: int | None, width: int | None, **common):
+    from toytransformer import regimes
+
+    if name == "limit" and (dimension is not None or width is not None):
+        raise click.UsageError("the limit has no -d or -m; use --regime width (with -d) or --regime finite (with -d and -m)")
+    if name == "width" and width is not None:
+        raise click.UsageError("the width limit has no -m; use --regime finite")
+    if name == "limit":
+        return regimes.FullLimit(**common)
+    dimension = 1024 if dimension is None else dimension
+    if name == "width":
+        return regimes.WidthLimit(dimension=dimension, **common)
+    return regimes.Finite(dimension=dimension, width=65536 if width is None else width, **common)
+
+
+def _weights(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.UsageError(f"--weights is {text!r}; give numbers by comma, such as 0.5,0.5") from None
+
+
+def _option(text: str) -> tuple[str, object]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise click.UsageError(f"--option is {text!r}; give KEY=VALUE, such as density=0.2")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.6g}"
+
+
+def _progress() -> Progress:
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _writable(path: Path | None) -> None:
+    if path is not None and not os.access(path.parent, os.W_OK):
+        raise click.UsageError(f"--json is {str(path)!r}, but the folder {str(path.parent)!r} is missing or not writable")
+
+
+def _write_json(path: Path, rows: list[dict]) -> None:
+    """Whole or not at all: the file appears under its name only once it is complete."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+        json.dump([_finite(row) for row in rows], file, indent=1, allow_nan=False)
+    os.replace(file.name, path)
+
+
+def _finite(value):
+    """JSON has no infinity or NaN: they become their names."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def main() -> None:
+    """Run the command line; a bad argument is one line on stderr and status 2."""
+    try:
+        status = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except (click.ClickException, SpecError, ValueError, MemoryError) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The registry of claims: what the theory says, checked by running it, one row each.
+
+A check is a function that yields rows. It says where its claim stands, in which regime it is checked, and by which kind of
+tolerance, and computes both sides itself: nothing is read from a stored result.
+
+    @claim("closed form of one fact", source="Prop. 1, eq. 1", proof="prop1")
+    def prop1_closed_form(run: Run) -> Iterator[Row]:
+        yield close("least penalty is 2|w|/|v|", expected, measured, algebraic(scale=expected), regime="finite")
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+
+EPS = 2.0**-52
+
+#: The three kinds of tolerance of this project, and exact comparison.
+KINDS = ("exact", "algebraic", "statistical", "asymptotic")
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far measured may be from expected, and why. `reason` says how the number was derived."""
+
+    size: float
+    kind: str
+    reason: str
+
+
+def algebraic(scale: float = 1.0, operations: float = 1e4) -> Tolerance:
+    """Rounding: eps * operations * scale, for float64 computations of about that many dependent operations."""
+    return Tolerance(EPS * operations * abs(scale), "algebraic", f"eps x {operations:.0e} operations x scale {abs(scale):.3g}")
+
+
+def statistical(standard_error: float, sigmas: float = 5.0) -> Tolerance:
+    """Five derived standard errors (never estimated from the very deviation that is being judged)."""
+    return Tolerance(sigmas * standard_error, "statistical", f"{sigmas:g} derived standard errors of {standard_error:.2e}")
+
+
+def asymptotic(size: float, reason: str) -> Tolerance:
+    """Room around a fitted slope or a limit that is approached, with the reason for its size."""
+    return Tolerance(size, "asymptotic", reason)
+
+
+EXACT = Tolerance(0.0, "exact", "counts and categories are compared exactly")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the ledger. verdict: "holds" or "fails"; paper: what the paper says where that is not what is true."""
+
+    claim: str
+    source: str
+    regime: str
+    expected: float | str
+    measured: float | str
+    tolerance: float
+    tolerance_kind: str
+    verdict: str
+    note: str = ""
+    proof: str = ""
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a check may depend on. thorough: larger sizes and more repeats."""
+
+    seed: int = 0
+    thorough: bool = False
+
+
+@dataclass(frozen=True)
+class Claim:
+    name: str
+    source: str
+    proof: str
+    check: Callable[[Run], Iterator[Row]]
+
+
+CLAIMS: list[Claim] = []
+
+
+def claim(name: str, *, source: str, proof: str = "") -> Callable:
+    """Register a check. source: equation or section; proof: the machine-checked theorem's name, where there is one."""
+
+    def register(check: Callable[[Run], Iterator[Row]]) -> Callable[[Run], Iterator[Row]]:
+        CLAIMS.append(Claim(name, source, proof, check))
+        return check
+
+    return register
+
+
+def close(claim: str, expected: float, measured: float, tolerance: Tolerance, *, regime: str, note: str = "") -> Row:
+    """|measured - expected| <= tolerance."""
+    holds = math.isfinite(measured) and abs(measured - expected) <= tolerance.size
+    return _row(claim, float(expected), float(measured), tolerance, holds, regime, note)
+
+
+def at_most(claim: str, bound: float, measured: float, tolerance: Tolerance, *, regime: str, note: str = "") -> Row:
+    """measured <= bound + tolerance; `expected` is printed as the bound."""
+    holds = math.isfinite(measured) and measured <= bound + tolerance.size
+    return _row(claim, f"<= {bound:.6g}", float(measured), tolerance, holds, regime, note)
+
+
+def at_least(claim: str, bound: float, measured: float, tolerance: Tolerance, *, regime: str, note: str = "") -> Row:
+    """measured >= bound - tolerance; `expected` is printed as the bound."""
+    holds = math.isfinite(measured) and measured >= bound - tolerance.size
+    return _row(claim, f">= {bound:.6g}", float(measured), tolerance, holds, regime, note)
+
+
+def same(claim: str, expected: object, measured: object, *, regime: str, note: str = "") -> Row:
+    """Counts, categories and yes/no statements, compared exactly."""
+    return _row(claim, str(expected), str(measured), EXACT, expected == measured, regime, note)
+
+
+def _row(claim, expected, measured, tolerance, holds, regime, note) -> Row:
+    verdict = "holds" if holds else "fails"
+    return Row(claim, "", regime, expected, measured, tolerance.size, tolerance.kind, verdict, note)
+
+
+def verify(run: Run) -> Iterator[Row]:
+    """Every row of every claim, as it is computed. A check that raises is a failed row, not the end of the ledger."""
+    for entry in CLAIMS:
+        try:
+            for row in entry.check(run):
+                yield replace(row, claim=f"{entry.name}: {row.claim}", source=entry.source, proof=entry.proof)
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+            yield Row(entry.name, entry.source, "", "runs", message, 0.0, "exact", "fails", "the check itself failed", entry.proof)
