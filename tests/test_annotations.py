@@ -1,6 +1,6 @@
 """The array shapes and types that the signatures state are true, in every composition, rule and regime.
 
-Checked in a process of its own (this file, run as a script): jaxtyping wraps the package as it is imported there.
+Checked in a process of its own (this file, run as a script), where jaxtyping wraps the package on import.
 Elsewhere the package runs unwrapped, so that its own errors on bad input are the ones the tests see.
 """
 
