@@ -374,6 +374,7 @@ def build(
     entry = _entry(name)
     check_count(facts, "facts")
     check_count(examples, "examples", least=0)
+    check_count(seed, "seed", least=0)
     if not isinstance(known, bool):
         raise SpecError(f"known is {known!r}: use True (the base has old answers) or False (fresh facts)")
     if sigma is not None:
@@ -387,7 +388,14 @@ def build(
         )
     adapters = tuple(Adapter(adapter, scene.library[adapter], gauge=gauge) for adapter in chosen)
     asked = tuple(question(scene.world, p, group=group, decode=scene.decode) for group, p in scene.asked)
-    return Composition(name, scene.world, adapters, merge or Merge(), asked, _true(scene.world, scene.shown))
+    return Composition(
+        name,
+        scene.world,
+        adapters,
+        Merge() if merge is None else merge,
+        asked,
+        _true(scene.world, scene.shown),
+    )
 
 
 def _entry(name: str) -> Entry:

@@ -37,12 +37,13 @@ class Record:
     """What one merged model answered to one question.
 
     composition, spec_hash: which Composition. source: "toy" or the id of a language model.
-    adapters, rule, weights, options: what was merged and how. regime: the scalars that say in which limit, size, seed.
+    adapters, rule, weights, options: what was merged and how.
+    regime: the scalars that say in which limit or at which size and seed; infinity is kept as "inf".
     group, prompt, decode, correct, bridge, old: the question, as in Question.
-    answer: the entity answered, None when several tie or none is named. shares: probability of each of OUTCOMES.
-    mixture: output coefficients by entity (may be cut to the largest). spectral_gap: of a routing prototype.
-    text, logprobs: what a language model wrote, and the log probabilities of candidate answers.
-    Infinite values in regime are kept as "inf".
+    answer: the entity answered, None when several tie or none is named.
+    shares: probability of each of OUTCOMES. mixture: output coefficients by entity, perhaps only the largest.
+    spectral_gap: of a routing rule's prototypes, None for the other rules.
+    text, logprobs: what a language model wrote, and its log probabilities of candidate answers.
     Errors: SpecError on shares that are not a distribution over OUTCOMES and on numbers that are not finite.
     """
 
@@ -77,15 +78,11 @@ class Record:
             raise SpecError(f"outcome {min(unknown)!r} in shares is unknown: use {', '.join(OUTCOMES)}")
         shares = self.shares.values()
         if not all(share >= 0 for share in shares) or not math.isclose(math.fsum(shares), 1, abs_tol=1e-9):
-            raise SpecError(
-                f"shares {dict(self.shares)} on '{self.prompt}' are no distribution: make them sum to 1"
-            )
+            raise SpecError(f"shares {dict(self.shares)} on '{self.prompt}' must be >= 0 and sum to 1")
         for name in ("mixture", "logprobs"):
             for entity, number in (getattr(self, name) or {}).items():
                 if not math.isfinite(number):
-                    raise SpecError(
-                        f"{name} of {entity!r} on '{self.prompt}' is {number}: keep finite numbers only"
-                    )
+                    raise SpecError(f"{name} of {entity!r} on '{self.prompt}' is {number}: keep finite ones")
         if self.spectral_gap is not None and not math.isfinite(self.spectral_gap):
             raise SpecError(
                 f"spectral_gap on '{self.prompt}' is {self.spectral_gap}: use None when there is none"
@@ -96,13 +93,11 @@ class Record:
         object.__setattr__(self, "weights", None if self.weights is None else tuple(self.weights))
 
     def to_json(self) -> str:
-        """One line of JSON, keys in the order of the fields. Errors: SpecError on a value JSON cannot hold."""
+        """One line of JSON, fields in order. Errors: SpecError on a value JSON cannot hold."""
         try:
             return json.dumps(asdict(self), allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise SpecError(
-                f"record on '{self.prompt}' holds what JSON cannot ({error}): keep plain values"
-            ) from error
+            raise SpecError(f"record on '{self.prompt}' is not JSON ({error}): use plain values") from error
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
@@ -119,7 +114,7 @@ class Record:
 
 
 def write_jsonl(path: str | os.PathLike, records: Iterable[Record]) -> None:
-    """Write one record a line, all or nothing: whoever reads `path` sees the old file or the whole new one."""
+    """Write one record a line, all or nothing: `path` holds the old rows or all of the new ones."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -131,7 +126,7 @@ def write_jsonl(path: str | os.PathLike, records: Iterable[Record]) -> None:
 
 
 def read_jsonl(path: str | os.PathLike) -> list[Record]:
-    """The records of a file, in order. Errors: SpecError naming the file and line of a row that is no record."""
+    """The records of a file, in order. Errors: SpecError naming file and line of a row that is no record."""
     records = []
     with Path(path).open(encoding="utf-8", newline="\n") as rows:
         for number, row in enumerate(rows, start=1):
@@ -143,9 +138,9 @@ def read_jsonl(path: str | os.PathLike) -> list[Record]:
 
 
 def provenance() -> dict[str, Any]:
-    """Where a result comes from: git commit, whether this package differs from it, Python and package versions.
+    """Where a result comes from: git commit, whether the package differs from it, Python, package versions.
 
-    git is "unknown", and modified None, where the package does not lie in a git work tree that tracks it.
+    git is "unknown" and modified None where no git work tree tracks the package.
     """
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     commit = _git("rev-parse", "HEAD") if tracked else None
@@ -160,7 +155,7 @@ def provenance() -> dict[str, Any]:
 
 def _git(*arguments: str) -> str | None:
     """What git says about this folder, None when it fails or is not there."""
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -102,7 +102,8 @@ class Merge:
             check_tuple(self.weights, Real, f"weights of {self.rule!r}")
             weights = tuple(_number(weight, f"a weight of {self.rule!r}") for weight in self.weights)
             object.__setattr__(self, "weights", weights)
-        pairs = self.options.items() if isinstance(self.options, Mapping) else self.options
+        pairs = tuple(self.options.items()) if isinstance(self.options, Mapping) else self.options
+        check_tuple(pairs, tuple, f"options of {self.rule!r}")
         for name, value in pairs:
             check_name(name, f"option of {self.rule!r}")
             if (isinstance(value, float) and not math.isfinite(value)) or not isinstance(value, Scalar):

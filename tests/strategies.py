@@ -1,0 +1,140 @@
+"""Hypothesis strategies, one section for each part of the package."""
+
+from hypothesis import strategies as st
+
+from toytransformer.compositions import (
+    DECODES,
+    OUTCOMES,
+    Adapter,
+    Composition,
+    Fact,
+    Merge,
+    Prompt,
+    Question,
+    Record,
+    World,
+    catalogue,
+    question,
+)
+
+# ---- compositions: worlds, prompts, adapters, questions, records ----
+
+#: Names of every kind: spaces, quotes, line ends and letters outside ASCII included.
+names = st.text(min_size=1, max_size=6).filter(str.strip)
+
+#: Numbers a spec may hold.
+finite = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@st.composite
+def worlds(draw, most: int = 5) -> World:
+    """Any world: base and edits are drawn apart, so that edits may or may not override the base."""
+    tokens = draw(st.lists(names, min_size=2, max_size=2 * most, unique=True))
+    cut = draw(st.integers(1, len(tokens) - 1))
+    entities, relations = tuple(tokens[:cut]), tuple(tokens[cut:])
+
+    def facts() -> tuple[Fact, ...]:
+        asked = st.tuples(st.sampled_from(entities), st.sampled_from(relations))
+        table = draw(st.dictionaries(asked, st.sampled_from(entities), max_size=3 * most))
+        return tuple(Fact.of(entity, relation, answer) for (entity, relation), answer in table.items())
+
+    return World(entities, relations, facts(), facts())
+
+
+def prompts(world: World, most_hops: int = 4) -> st.SearchStrategy[Prompt]:
+    """Prompts over a world's tokens, of any number of hops."""
+    relations = st.lists(st.sampled_from(world.relations), min_size=1, max_size=most_hops).map(tuple)
+    return st.builds(Prompt, st.sampled_from(world.entities), relations)
+
+
+def facts(world: World) -> st.SearchStrategy[Fact]:
+    """Facts over a world's tokens, true or not."""
+    return st.builds(Fact, prompts(world), st.sampled_from(world.entities))
+
+
+gauges = st.sampled_from(("svd", "facts", "flipped")) | st.integers(0, 9).map("random:{}".format)
+
+
+@st.composite
+def adapters(draw, world: World, name: str = "adapter") -> Adapter:
+    """An adapter trained on any facts over a world's tokens."""
+    taught = draw(st.lists(facts(world), min_size=1, max_size=4, unique_by=lambda fact: fact.prompt))
+    rank = draw(st.none() | st.integers(1, 4))
+    return Adapter(name, tuple(taught), rank, draw(gauges), draw(st.booleans()))
+
+
+def merges(adapters: int) -> st.SearchStrategy[Merge]:
+    """Merge specs for a number of adapters; their rule and option names are arbitrary."""
+    weights = st.none() | st.tuples(*[finite] * adapters)
+    scalars = names | finite | st.integers() | st.booleans() | st.none()
+    return st.builds(Merge, names, weights, st.dictionaries(names, scalars, max_size=3))
+
+
+@st.composite
+def compositions(draw) -> Composition:
+    """Any composition over any world."""
+    world = draw(worlds())
+    library = tuple(draw(adapters(world, f"adapter {i}")) for i in range(draw(st.integers(1, 3))))
+    asked = draw(st.lists(prompts(world), min_size=1, max_size=3, unique=True))
+    shown = draw(st.lists(facts(world), max_size=3, unique_by=lambda fact: fact.prompt))
+    questions = tuple(
+        question(world, prompt, library, draw(names), draw(st.sampled_from(DECODES))) for prompt in asked
+    )
+    examples = tuple(fact for fact in shown if fact.prompt not in asked)
+    return Composition(draw(names), world, library, draw(merges(len(library))), questions, examples)
+
+
+catalogued = st.builds(
+    lambda name, **how: catalogue.build(name, **how),
+    st.sampled_from(catalogue.names()),
+    facts=st.sampled_from((1, 2, 5)),
+    known=st.booleans(),
+    seed=st.integers(0, 99),
+    examples=st.integers(0, 2),
+)
+"""Compositions of the catalogue, small."""
+
+#: Questions whose roles may coincide: few labels are drawn for many roles.
+_labels = st.sampled_from("abcd")
+questions = st.builds(
+    Question,
+    st.just(Prompt("x", ("R1", "R2"))),
+    st.none() | _labels,
+    st.none() | _labels,
+    st.none() | _labels,
+    st.frozensets(_labels),
+)
+
+
+@st.composite
+def records(draw) -> Record:
+    """Records of catalogued compositions, with any numbers and texts in their free fields."""
+    composition = draw(catalogued)
+    asked = draw(st.sampled_from(composition.questions))
+    shares = draw(
+        st.sampled_from(({"correct": 1.0}, {"old": 0.5, "bridge": 0.5}, dict.fromkeys(OUTCOMES, 0.2)))
+    )
+    numbers = st.dictionaries(names, finite, max_size=3)
+    return Record(
+        composition=composition.name,
+        spec_hash=composition.spec_hash,
+        source=draw(names),
+        adapters=tuple(adapter.name for adapter in composition.adapters),
+        rule=composition.merge.rule,
+        weights=composition.merge.weights,
+        options=draw(st.dictionaries(names, finite | names | st.booleans(), max_size=2)),
+        regime=draw(st.dictionaries(names, finite | names | st.integers() | st.none(), max_size=3)),
+        group=asked.group,
+        prompt=str(asked.prompt),
+        decode=asked.decode,
+        correct=asked.correct,
+        bridge=asked.bridge,
+        old=asked.old,
+        answer=draw(st.none() | names),
+        shares=shares,
+        mixture=draw(numbers),
+        spectral_gap=draw(st.none() | finite),
+        text=draw(st.none() | st.text()),
+        logprobs=draw(st.none() | numbers),
+        provenance={"git": draw(names), "packages": {"numpy": draw(names)}},
+    )
