@@ -536,6 +536,15 @@ def test_files_restore_the_records(tmp_path_factory, rows):
     assert [file.name for file in path.parent.iterdir()] == ["rows.jsonl"]
 
 
+def test_whoever_is_reading_keeps_the_old_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, [record()])
+    with path.open(encoding="utf-8") as reader:
+        write_jsonl(path, [record(answer="z"), record()])
+        assert reader.read() == record().to_json() + "\n"
+    assert len(read_jsonl(path)) == 2
+
+
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
     path = tmp_path / "rows.jsonl"
     write_jsonl(path, [record()])
