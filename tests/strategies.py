@@ -81,7 +81,9 @@ def compositions(draw) -> Composition:
         question(world, prompt, library, draw(names), draw(st.sampled_from(DECODES))) for prompt in asked
     )
     examples = tuple(fact for fact in shown if fact.prompt not in asked)
-    return Composition(draw(names), world, library, draw(merges(len(library))), questions, examples)
+    return Composition(
+        draw(names), world, library, draw(merges(len(library))), questions, examples, {"facts": 1}
+    )
 
 
 catalogued = st.builds(
@@ -117,6 +119,7 @@ def records(draw) -> Record:
     numbers = st.dictionaries(names, finite, max_size=3)
     return Record(
         composition=composition.name,
+        setting=dict(composition.setting),
         spec_hash=composition.spec_hash,
         source=draw(names),
         adapters=tuple(adapter.name for adapter in composition.adapters),

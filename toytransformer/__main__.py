@@ -32,7 +32,9 @@ def list_names() -> None:
     for name in catalogue.names():
         table.add_row(name, catalogue.describe(name))
     console.print(table)
-    table = Table("rule", "formula", "options", "gauge", "data", title="merge rules (--merge)", title_justify="left")
+    table = Table(
+        "rule", "formula", "options", "gauge", "data", title="merge rules (--merge)", title_justify="left"
+    )
     for rule in merging.RULES.values():
         options = ", ".join(f"{name}={option.default}" for name, option in rule.options.items())
         table.add_row(
@@ -52,18 +54,44 @@ def list_names() -> None:
 @click.option("--library", help="Adapters, by comma: hop1,hop2,oracle,mixed,joint.")
 @click.option("--merge", "rule", default="sum", show_default=True, help="Merge rule (see `list`).")
 @click.option("--weights", help="Merge weights, by comma, one per adapter.")
-@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the merge rule; repeatable.")
+@click.option(
+    "--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the merge rule; repeatable."
+)
 @click.option("--gauge", default="svd", show_default=True, help="svd, facts, flipped or random:<seed>.")
-@click.option("--examples", type=int, default=0, show_default=True, help="Two-hop examples for rules that need data.")
+@click.option(
+    "--examples", type=int, default=0, show_default=True, help="Two-hop examples for rules that need data."
+)
 @click.option("--regime", type=click.Choice(["limit", "width", "finite"]), default="limit", show_default=True)
 @click.option("-d", "dimension", type=int, help="Embedding dimension (width and finite regimes) [1024].")
 @click.option("-m", "width", type=int, help="Number of neurons (finite regime) [65536].")
-@click.option("--mask", default="strict", show_default=True, help="strict, causal or causal-printed (eq. 21).")
+@click.option(
+    "--mask", default="strict", show_default=True, help="strict, causal or causal-printed (eq. 21)."
+)
 @click.option("--attention", default="uniform", show_default=True, help="uniform or softmax.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the records to FILE, one JSON object a line.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the records to FILE, one JSON object a line.",
+)
 def predict(
-    name, facts, known, library, rule, weights, options, gauge, examples, regime, dimension, width, mask, attention, seed, json_file
+    name,
+    facts,
+    known,
+    library,
+    rule,
+    weights,
+    options,
+    gauge,
+    examples,
+    regime,
+    dimension,
+    width,
+    mask,
+    attention,
+    seed,
+    json_file,
 ) -> None:
     """Predict the answers of the composition NAME (`two-hop` is the plain pair)."""
     from toytransformer import merging
@@ -94,7 +122,9 @@ def predict(
 
 
 @cli.command()
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows to FILE.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows to FILE."
+)
 @click.option("--thorough", is_flag=True, help="Larger sizes and more repeats; takes longer.")
 @click.option("--seed", type=int, default=0, show_default=True)
 def verify(json_file: Path | None, thorough: bool, seed: int) -> None:
@@ -116,7 +146,9 @@ def verify(json_file: Path | None, thorough: bool, seed: int) -> None:
     for row in rows:
         style = None if row.verdict == "holds" else "bold red"
         numbers = (_number(value) for value in (row.expected, row.measured, row.tolerance))
-        table.add_row(row.claim, row.source, row.regime, *numbers, row.tolerance_kind, row.verdict, style=style)
+        table.add_row(
+            row.claim, row.source, row.regime, *numbers, row.tolerance_kind, row.verdict, style=style
+        )
     console.print(table)
     for row in rows:
         if row.note:
@@ -152,14 +184,18 @@ def _print_prediction(predicted, records) -> None:
     for key in ("warning", "weights"):
         if key in predicted.merged.details:
             console.print(f"{key}: {predicted.merged.details[key]}")
-    console.print("  ".join(f"{outcome} {predicted.shares[outcome]:.1%}" for outcome in OUTCOMES), highlight=False)
+    console.print(
+        "  ".join(f"{outcome} {predicted.shares[outcome]:.1%}" for outcome in OUTCOMES), highlight=False
+    )
 
 
 def _regime(name: str, dimension: int | None, width: int | None, **common):
     from toytransformer import regimes
 
     if name == "limit" and (dimension is not None or width is not None):
-        raise click.UsageError("the limit has no -d or -m; use --regime width (with -d) or --regime finite (with -d and -m)")
+        raise click.UsageError(
+            "the limit has no -d or -m; use --regime width (with -d) or --regime finite (with -d and -m)"
+        )
     if name == "width" and width is not None:
         raise click.UsageError("the width limit has no -m; use --regime finite")
     if name == "limit":
@@ -200,7 +236,9 @@ def _progress() -> Progress:
 
 def _writable(path: Path | None) -> None:
     if path is not None and not os.access(path.parent, os.W_OK):
-        raise click.UsageError(f"--json is {str(path)!r}, but the folder {str(path.parent)!r} is missing or not writable")
+        raise click.UsageError(
+            f"--json is {str(path)!r}, but the folder {str(path.parent)!r} is missing or not writable"
+        )
 
 
 def _write_json(path: Path, rows: list[dict]) -> None:

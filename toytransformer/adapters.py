@@ -1,11 +1,13 @@
-"""Low-rank adapters in closed form: Proposition 1, eq. 23, whitened edits, and the gauges they can be written in.
+"""Low-rank adapters in closed form: Proposition 1, eq. 23, whitened edits, and their gauges.
 
-An adapter changes the readout W (entity x feature) by Delta W = write @ read.T. In the paper's section 3 this is
-A B^T, in its eq. 26-28 B A^T, in PEFT `lora_B @ lora_A`. `write` says which answers move, `read` which prompts move them.
+An adapter changes the readout W (entity x feature) by Delta W = write @ read.T. In the paper's section 3
+this is A B^T, in its eq. 26-28 B A^T, in PEFT `lora_B @ lora_A`. `write` says which answers move, `read`
+which prompts move them.
 
-All functions take features as rows, `features[i] = phi(h(prompt_i))`, and the wanted changes of output as rows,
-`changes[i] = target_i - W phi_i`. They work in any orthonormal coordinates of the features' span, so the same code
-serves the sampled network (coordinates = neurons) and its kernel limits (coordinates = a square root of the Gram matrix).
+All functions take features as rows, `features[i] = phi(h(prompt_i))`, and the wanted changes of output as
+rows, `changes[i] = target_i - W phi_i`. They work in any orthonormal coordinates of the features' span, so
+the same code serves the sampled network (coordinates = neurons) and its kernel limits (coordinates = a
+square root of the Gram matrix).
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from scipy import linalg
 
 Array = np.ndarray
 
-#: A Gram matrix whose eigenvalue ratio falls below this is singular to float64: solving with it would lose every digit.
+#: A Gram matrix whose eigenvalue ratio falls below this is singular to float64: solving with it would lose
+#: every digit.
 SINGULAR = 1e-13
 
 
@@ -53,11 +56,13 @@ class LoRA:
         return LoRA(self.write @ transform, self.read @ np.linalg.inv(transform).T)
 
     def penalty(self) -> float:
-        """|A|_F^2 + |B|_F^2, the paper's regulariser (section 3.1); its minimum over gauges is twice the nuclear norm."""
+        """|A|_F^2 + |B|_F^2, the paper's regulariser (section 3.1); its minimum over gauges is twice the
+        nuclear norm."""
         return float(np.sum(self.write**2) + np.sum(self.read**2))
 
     def svd(self) -> tuple[Array, Array, Array]:
-        """Exact thin SVD (left (entity, rank), singular values (rank,), right (feature, rank)) through two QRs."""
+        """Exact thin SVD (left (entity, rank), singular values (rank,), right (feature, rank)) through two
+        QRs."""
         left_q, left_r = np.linalg.qr(self.write)
         right_q, right_r = np.linalg.qr(self.read)
         left, values, right_t = np.linalg.svd(left_r @ right_r.T)
@@ -74,25 +79,27 @@ def closed_form(
 ) -> LoRA:
     """The adapter that stores n facts with the least |A|_F^2 + |B|_F^2.
 
-    Delta W = T G^-1 Phi^T with T = changes^T, Phi = features^T, G = Phi^T Phi (eq. 23; n = 1 is Prop. 1, eq. 1:
-    Delta W = w v^T / |v|^2). It is the unique minimiser of the nuclear and of the Frobenius norm among all
-    D with D Phi = T. It has rank(T), so a smaller `rank` cannot hold the facts and is refused, unless `approximate` is
-      "loss"     the rank-s update with the least |D Phi - T|_F, then the least norm (what training with a vanishing
-                 L2 penalty tends to), or
+    Delta W = T G^-1 Phi^T with T = changes^T, Phi = features^T, G = Phi^T Phi (eq. 23; n = 1 is Prop. 1,
+    eq. 1: Delta W = w v^T / |v|^2). It is the unique minimiser of the nuclear and of the Frobenius norm
+    among all D with D Phi = T. It has rank(T), so a smaller `rank` cannot hold the facts and is refused,
+    unless `approximate` is
+      "loss"     the rank-s update with the least |D Phi - T|_F, then the least norm (what a vanishing
+                 penalty tends to), or
       "weights"  the best rank-s approximation of Delta W itself (Eckart-Young).
     Neither is unique when the singular values it cuts between are equal.
 
     gauge: how the product is factored.
       "plain"          write = T, read = Phi G^-1: one column per fact, not balanced; the cheapest
       "svd"            balanced, A^T A = B^T B diagonal, descending; sign fixed so that each read vector has a
-                       non-negative product with the mean training feature. Does not see the labels of the answers.
-      "facts"          balanced, column j belongs to fact j: write = T M, M^2 = C^-1 # G^-1 (matrix geometric mean),
+                       non-negative product with the mean training feature. Does not see the labels of the
+                       answers.
+      "facts"          balanced, column j belongs to fact j: write = T M, M^2 = C^-1 # G^-1 (geometric mean),
                        C = T^T T, the only symmetric choice; needs linearly independent changes
       "flipped"        "svd" with every sign turned
       "random:<seed>"  "svd" times a random orthogonal matrix
 
-    Raises AdapterError for non-finite numbers, a zero feature vector, linearly dependent features (a singular G), a
-    rank below 1 or below rank(T).
+    Raises AdapterError for non-finite numbers, a zero feature vector, linearly dependent features (a
+    singular G), a rank below 1 or below rank(T).
     """
     features, changes = _checked(features, changes)
     if rank is not None and rank < 1:
@@ -104,7 +111,7 @@ def closed_form(
     cut = rank is not None and rank < needed
     if cut and approximate is None:
         raise AdapterError(
-            f"rank {rank} cannot hold {len(features)} facts whose changes of output span {needed} dimensions; give "
+            f"rank {rank} cannot hold {len(features)} facts whose changes span {needed} dimensions; give "
             f'rank >= {needed}, or ask for the best approximation with approximate="loss" or "weights"'
         )
     if approximate not in (None, "loss", "weights"):
@@ -132,7 +139,9 @@ def closed_form(
     if gauge.startswith("random:"):
         seed = gauge.removeprefix("random:")
         if not seed.isdecimal():
-            raise AdapterError(f'gauge is {gauge!r}; "random:" wants a whole number behind it, such as "random:0"')
+            raise AdapterError(
+                f'gauge is {gauge!r}; "random:" wants a whole number behind it, such as "random:0"'
+            )
         normal = np.random.default_rng(int(seed)).standard_normal((balanced.rank, balanced.rank))
         orthogonal, upper = np.linalg.qr(normal)
         return balanced.regauge(orthogonal * np.sign(np.diag(upper)))
@@ -148,9 +157,9 @@ def whitened(
 ) -> LoRA:
     """A ROME/MEMIT-style edit: Delta W = T (Phi^T C^-1 Phi + ridge I)^-1 Phi^T C^-1.
 
-    C is the covariance of the keys whose outputs should stay (symmetric positive definite). With ridge = 0 it stores the
-    facts exactly with the least tr(D C D^T) (ROME); C = I gives Prop. 1 and eq. 23. With ridge > 0 it is MEMIT's
-    T Phi^T (Phi Phi^T + ridge C)^-1, which tends to the exact edit as ridge -> 0.
+    C is the covariance of the keys whose outputs should stay (symmetric positive definite). With ridge = 0
+    it stores the facts exactly with the least tr(D C D^T) (ROME); C = I gives Prop. 1 and eq. 23. With
+    ridge > 0 it is MEMIT's T Phi^T (Phi Phi^T + ridge C)^-1, which tends to the exact edit as ridge -> 0.
     """
     features, changes = _checked(features, changes)
     covariance = np.asarray(key_covariance, float)
@@ -176,11 +185,12 @@ def frozen_read(
     seed: int,
     approximate: bool = False,
 ) -> LoRA:
-    """A LoRI-style adapter: `read` is random Gaussian and frozen, only `write` is trained, with the least |write|_F.
+    """A LoRI-style adapter: `read` is random Gaussian and frozen, only `write` is trained, with the least
+    |write|_F.
 
-    write = T K^+ with K = read^T Phi. A Gaussian read factor has the same law in any orthonormal coordinates, so
-    this is the same adapter in the network and in its limits. The facts fit only if rank >= n; otherwise AdapterError, or
-    the least-squares fit with `approximate`.
+    write = T K^+ with K = read^T Phi. A Gaussian read factor has the same law in any coordinates, so
+    this is the same adapter in the network and in its limits. The facts fit only if rank >= n; otherwise
+    AdapterError, or the least-squares fit with `approximate`.
     """
     features, changes = _checked(features, changes)
     if rank < 1:
@@ -199,7 +209,7 @@ def _checked(features: Array, changes: Array) -> tuple[Array, Array]:
     features, changes = np.asarray(features, float), np.asarray(changes, float)
     if features.ndim != 2 or changes.ndim != 2 or len(features) != len(changes) or len(features) == 0:
         raise AdapterError(
-            f"features {features.shape} and changes {changes.shape} must be (fact, feature) and (fact, entity) "
+            f"features {features.shape} and changes {changes.shape} must be (fact, feature), (fact, entity) "
             "with the same, non-zero number of facts"
         )
     for name, rows in (("features", features), ("changes", changes)):
@@ -219,17 +229,19 @@ def _gram(features: Array) -> Array:
         lowest, highest = linalg.eigvalsh(gram / np.outer(norms, norms))[[0, -1]]
         if lowest < SINGULAR * highest:
             raise AdapterError(
-                f"the features of the {len(gram)} facts are linearly dependent (smallest to largest eigenvalue of their "
-                f"Gram matrix {lowest / highest:.1e}); two facts share a prompt, or the width m is below the number of "
-                "facts: remove the duplicates or widen the model"
+                f"the features of the {len(gram)} facts are linearly dependent (eigenvalue ratio "
+                f"{lowest / highest:.1e} of their Gram matrix); two facts share a prompt, or m is below "
+                "the number of facts: remove the duplicates or widen the model"
             )
     return gram
 
 
 def _svd_gauge(plain: LoRA, features: Array, changes: Array, rank: int) -> LoRA:
-    """Balanced factors from the eigenvectors of Delta W^T Delta W = Q R^-T C R^-1 Q^T, where Phi = Q R, C = T^T T.
+    """Balanced factors from the eigenvectors of Delta W^T Delta W = Q R^-T C R^-1 Q^T, where Phi = Q R, C =
+    T^T T.
 
-    C does not change when the answers are renamed, so neither do the read vectors, even where singular values tie.
+    C does not change when the answers are renamed, so neither do the read vectors, even where singular
+    values tie.
     """
     q, r = np.linalg.qr(features.T)
     inner = linalg.solve_triangular(r, (changes @ changes.T), trans="T")

@@ -1,13 +1,15 @@
-"""Hidden states of prompts: h(p) = r e_{p_N} + sum_i a_i V e_{p_i}, as coefficients on tokens and as Gram matrices.
+"""Hidden states of prompts: h(p) = r e_{p_N} + sum_i a_i V e_{p_i}, as coefficients on tokens and as Gram
+matrices.
 
-A prompt enters everything that follows only through its residual coefficients (on token embeddings e_t) and its attention
-coefficients (on values V e_t). The mask says which positions are attended to:
+A prompt enters everything that follows only through its residual coefficients (on token embeddings e_t) and
+its attention coefficients (on values V e_t). The mask says which positions are attended to:
 
     "strict"          eq. 5: the current position is not attended to; r = 1, a_i = 1/(N-1) for i < N
     "causal"          eq. 5 with the current position attended to: r = 1, a_i = 1/N for all i
     "causal-printed"  eq. 21 as printed: the residual stands inside the average, r = 1/N, a_i = 1/N
 
-With uniform attention and d -> infinity, embeddings and values are orthonormal, so <h(p), h(p')> counts shared tokens.
+With uniform attention and d -> infinity, embeddings and values are orthonormal, so <h(p), h(p')> counts
+shared tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from toytransformer.compositions import Prompt
 
 MASKS = ("strict", "causal", "causal-printed")
 ATTENTIONS = ("uniform", "softmax")
-#: Neurons drawn at a time: large enough to be fast, small enough that no width needs more memory than a chunk.
+#: Neurons drawn at a time: large enough to be fast, small enough that memory does not grow with the width.
 CHUNK = 2**14
 #: How eq. 2's "N(0, 1/sqrt d)" is read (theory.md, R1): the standard deviation of an entry at dimension d.
 INITS = {"standard-deviation": lambda d: d**-0.5, "variance": lambda d: d**-0.25}
@@ -47,18 +49,21 @@ class TokenCoefficients:
     def dimension_variance(self, weights: np.ndarray) -> float:
         """Derived d * Var of sum_ij weights_ij <h_i, h_j> at large d, for symmetric weights (prompt, prompt).
 
-        <e_s, e_t> = 1[s=t] + X/sqrt d, <V e_s, V e_t> = 1[s=t] + (X + Z)/sqrt d, <e_s, V e_t> = Y/sqrt d with X, Z symmetric
-        Gaussian (variance 1 + 1[s=t]) and Y independent standard Gaussian; collect the coefficients of each.
+        <e_s, e_t> = 1[s=t] + X/sqrt d, <V e_s, V e_t> = 1[s=t] + (X + Z)/sqrt d, <e_s, V e_t> = Y/sqrt d
+        with X, Z symmetric Gaussian (variance 1 + 1[s=t]) and Y independent standard Gaussian; collect the
+        coefficients of each.
         """
         residual, attention = self.residual.toarray(), self.attention.toarray()
         on_tokens = residual.T @ weights @ residual
         on_values = attention.T @ weights @ attention
         mixed = residual.T @ weights @ attention
-        return float(2 * np.sum((on_tokens + on_values) ** 2) + 2 * np.sum(on_values**2) + 4 * np.sum(mixed**2))
+        return float(
+            2 * np.sum((on_tokens + on_values) ** 2) + 2 * np.sum(on_values**2) + 4 * np.sum(mixed**2)
+        )
 
 
 def token_coefficients(prompts: Sequence[Prompt], mask: str = "strict") -> TokenCoefficients:
-    """Residual and uniform-attention coefficients of each prompt; ValueError for an unknown mask or a one-token prompt."""
+    """Residual and uniform-attention coefficients; ValueError for an unknown mask or a one-token prompt."""
     if mask not in MASKS:
         raise ValueError(f"mask is {mask!r}; allowed: {', '.join(MASKS)}")
     tokens = tuple(dict.fromkeys(token for prompt in prompts for token in prompt.tokens))
@@ -68,7 +73,9 @@ def token_coefficients(prompts: Sequence[Prompt], mask: str = "strict") -> Token
     for row, prompt in enumerate(prompts):
         length = len(prompt.tokens)
         if length < 2:
-            raise ValueError(f"prompt {prompt} has one token; a prompt is an entity and at least one relation")
+            raise ValueError(
+                f"prompt {prompt} has one token; a prompt is an entity and at least one relation"
+            )
         seen = prompt.tokens[:-1] if mask == "strict" else prompt.tokens
         residual.append((row, index[prompt.tokens[-1]], 1 / length if mask == "causal-printed" else 1.0))
         attention += [(row, index[token], 1 / len(seen)) for token in seen]
@@ -82,7 +89,12 @@ def _matrix(entries: list[tuple[int, int, float]], shape: tuple[int, int]) -> sp
 
 @functools.partial(jax.jit, static_argnames=("dimension", "init"))
 def sample_states(
-    rng: jax.Array, residual: jax.Array, attention: jax.Array, *, dimension: int, init: str = "standard-deviation"
+    rng: jax.Array,
+    residual: jax.Array,
+    attention: jax.Array,
+    *,
+    dimension: int,
+    init: str = "standard-deviation",
 ) -> jax.Array:
     """One draw of the hidden states with uniform attention, up to a common rotation: (prompt, direction).
 
@@ -96,12 +108,19 @@ def sample_states(
 
 @functools.partial(jax.jit, static_argnames=("tokens", "dimension", "init", "mask"))
 def sample_softmax_states(
-    rng: jax.Array, token_ids: jax.Array, present: jax.Array, *, tokens: int, dimension: int, init: str, mask: str
+    rng: jax.Array,
+    token_ids: jax.Array,
+    present: jax.Array,
+    *,
+    tokens: int,
+    dimension: int,
+    init: str,
+    mask: str,
 ) -> jax.Array:
     """One draw of the hidden states with the softmax attention of eq. 4, (prompt, dimension).
 
-    token_ids (prompt, position), right-aligned so that the last column is the query; present marks real positions.
-    The logit of key token s and query token t is (K e_s).(Q e_t).
+    token_ids (prompt, position), right-aligned so that the last column is the query; present marks real
+    positions. The logit of key token s and query token t is (K e_s).(Q e_t).
     """
     scale = INITS[init](dimension)
     rng_embed, rng_key, rng_query = jax.random.split(rng, 3)
@@ -119,7 +138,7 @@ def sample_softmax_states(
 
 
 def _embed(rng: jax.Array, tokens: int, dimension: int, scale: float) -> tuple[jax.Array, jax.Array]:
-    """Embeddings e_t (token, dimension) and values V e_t (token, dimension), the latter through a thin QR of E."""
+    """Embeddings e_t and values V e_t, each (token, dimension), the latter through a thin QR of E."""
     rng_e, rng_v = jax.random.split(rng)
     embeddings = scale * jax.random.normal(rng_e, (tokens, dimension))
     _, upper = jnp.linalg.qr(embeddings.T)
@@ -141,10 +160,11 @@ def padded_token_ids(prompts: Sequence[Prompt], tokens: Sequence[str]) -> tuple[
 
 @functools.partial(jax.jit, static_argnames=("width",))
 def sample_feature_gram(rng: jax.Array, states: jax.Array, *, width: int) -> jax.Array:
-    """(2/m) relu(U h)^T relu(U h) over m = `width` neurons, (prompt, prompt), without forming U or the features.
+    """(2/m) relu(U h)^T relu(U h) over m = `width` neurons, (prompt, prompt), without forming U.
 
-    The pre-activations of n prompts at one neuron are a Gaussian vector with covariance `states @ states.T`, so m vectors
-    of min(n, d) numbers are drawn, a chunk at a time. `states` (prompt, direction) is any factor of the Gram matrix.
+    The pre-activations of n prompts at one neuron are a Gaussian vector with covariance `states @
+    states.T`, so m vectors of min(n, d) numbers are drawn, a chunk at a time. `states` (prompt, direction)
+    is any factor of the Gram matrix.
     """
     draw, chunks = _neuron_chunks(rng, states, width)
 
@@ -158,14 +178,14 @@ def sample_feature_gram(rng: jax.Array, states: jax.Array, *, width: int) -> jax
 
 @functools.partial(jax.jit, static_argnames=("width",))
 def sample_features(rng: jax.Array, states: jax.Array, *, width: int) -> jax.Array:
-    """sqrt(2/m) relu(U h) at m = `width` neurons, (prompt, neuron): the very neurons sample_feature_gram sums over."""
+    """sqrt(2/m) relu(U h), (prompt, neuron), at the very neurons that sample_feature_gram sums over."""
     draw, chunks = _neuron_chunks(rng, states, width)
     active = jnp.moveaxis(jax.lax.map(draw, jnp.arange(chunks)), 0, 1)
     return active.reshape(states.shape[0], -1)[:, :width] * math.sqrt(2 / width)
 
 
 def _neuron_chunks(rng: jax.Array, states: jax.Array, width: int):
-    """relu(U h) for chunk after chunk of neurons, (prompt, neuron), zero beyond `width`; and the number of chunks."""
+    """relu(U h) chunk after chunk of neurons, (prompt, neuron), zero beyond `width`; and how many chunks."""
     _, upper = jnp.linalg.qr(states.T)
     size = min(CHUNK, width)
 

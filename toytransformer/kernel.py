@@ -4,8 +4,9 @@ Everything here is stated per hidden states x, x' with the normalisation
 
     k(x, x') = |x| |x'| kappa(cos),    kappa(c) = (sqrt(1 - c^2) + (pi - arccos c) c) / pi,    kappa(1) = 1,
 
-which is 2 d times the paper's k (U has entries of variance 1/d). All predictions are ratios and do not see the factor; it
-is the limit of features phi(h) = sqrt(2 / m) relu(z), z_i ~ N(0, h h'). Functions accept NumPy, JAX or other array-API arrays.
+which is 2 d times the paper's k (U has entries of variance 1/d). All predictions are ratios and do not see
+the factor; it is the limit of features phi(h) = sqrt(2 / m) relu(z), z_i ~ N(0, h h'). Functions accept
+NumPy, JAX or other array-API arrays.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from array_api_compat import array_namespace
 
 
 def kappa(cosine):
-    """kappa(c) = (sqrt(1 - c^2) + (pi - arccos c) c) / pi, the arc-cosine kernel of degree 1 with kappa(1) = 1."""
+    """kappa(c) = (sqrt(1 - c^2) + (pi - arccos c) c) / pi, the arc-cosine kernel of degree 1."""
     xp = array_namespace(cosine)
     cosine = xp.clip(cosine, -1.0, 1.0)
     return (xp.sqrt(1.0 - cosine**2) + (math.pi - xp.acos(cosine)) * cosine) / math.pi
@@ -29,14 +30,14 @@ def relu_kernel(inner, norm, other_norm):
 
 
 def relu_gram(hidden_gram):
-    """The Gram matrix of features, (prompt, prompt), from the Gram matrix of hidden states (..., prompt, prompt)."""
+    """The Gram matrix of features from that of hidden states, both (..., prompt, prompt)."""
     xp = array_namespace(hidden_gram)
     norms = xp.sqrt(xp.linalg.diagonal(hidden_gram))
     return relu_kernel(hidden_gram, norms[..., :, None], norms[..., None, :])
 
 
 def overlap(key_gram, inner, query_gram):
-    """c = k(key, query) / k(key, key): what a one-fact edit at `key` contributes at `query`, per unit of its change.
+    """c = k(key, query) / k(key, key): what a one-fact edit at `key` contributes at `query`.
 
     key_gram = |key|^2, inner = key.query, query_gram = |query|^2.
     """
@@ -45,7 +46,7 @@ def overlap(key_gram, inner, query_gram):
     return relu_kernel(inner, key_norm, query_norm) / key_gram
 
 
-# --- moments of relu(a), relu(b) for unit Gaussians a, b at angle t -------------------------------------------------
+# Moments of relu(a), relu(b) for unit Gaussians a, b at angle t.
 
 
 def moment_11(angle):
@@ -55,7 +56,7 @@ def moment_11(angle):
 
 
 def moment_22(angle):
-    """E[relu(a)^2 relu(b)^2] = J2(t) / (2 pi), J2 = 3 sin t cos t + (pi - t)(1 + 2 cos^2 t) (theory.md section 2)."""
+    """E[relu(a)^2 relu(b)^2] = J2(t) / (2 pi), J2 = 3 sin t cos t + (pi - t)(1 + 2 cos^2 t)."""
     xp = array_namespace(angle)
     sine, cosine = xp.sin(angle), xp.cos(angle)
     return (3 * sine * cosine + (math.pi - angle) * (1 + 2 * cosine**2)) / (2 * math.pi)
@@ -71,10 +72,23 @@ def moment_31(angle):
     return (4 / math.pi) * (xp.cos(angle) * bulk + xp.sin(angle) ** 5 / 4)
 
 
-def overlap_standard_error(key_gram, inner, query_gram, width):
-    """Standard error of the estimate of c = k12/k11 from m = `width` neurons, hidden states held fixed (delta method).
+def kernel_standard_error(gram, inner, other_gram, width):
+    """Standard error of (2/m) sum_r relu(u_r.x) relu(u_r.x') over m = `width` neurons; its mean is k.
 
-    Var c = (Var[ab] - 2 c Cov[ab, a^2] + c^2 Var[a^2]) / (m E[a^2]^2), a = relu(u.key), b = relu(u.query).
+    Var = 4 |x|^2 |x'|^2 (E[relu(a)^2 relu(b)^2] - E[relu(a) relu(b)]^2) / m, for gram = |x|^2 and
+    other_gram = |x'|^2.
+    """
+    xp = array_namespace(inner)
+    scale = xp.sqrt(gram * other_gram)
+    angle = xp.acos(xp.clip(inner / scale, -1.0, 1.0))
+    return 2 * scale * xp.sqrt((moment_22(angle) - moment_11(angle) ** 2) / width)
+
+
+def overlap_standard_error(key_gram, inner, query_gram, width):
+    """Standard error of the estimate of c = k12/k11 from m = `width` neurons, hidden states held fixed.
+
+    Delta method, with a = relu(u.key) and b = relu(u.query):
+    Var c = (Var[ab] - 2 c Cov[ab, a^2] + c^2 Var[a^2]) / (m E[a^2]^2).
     For c1 in the full limit it is 0.9019 / sqrt(m).
     """
     xp = array_namespace(inner)

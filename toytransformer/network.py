@@ -1,9 +1,9 @@
-"""The one-layer transformer itself, every matrix explicit (flax.nnx): the independent route to what regimes.py samples.
+"""The one-layer transformer itself, every matrix explicit (flax.nnx): the independent route to regimes.py.
 
-    h(p) = r e_{p_N} + sum_i a_i V e_{p_i},    a = softmax or uniform over the visible positions,    output W relu(U h)
+    h(p) = r e_{p_N} + sum_i a_i V e_{p_i},  a softmax or uniform over visible positions,  output W relu(U h)
 
-E, K, Q, V, U are random and frozen, only W (and LoRA factors beside it) is trained. Costs d x d and m x d numbers; the
-regimes reach the same law with far fewer (hidden.py).
+E, K, Q, V, U are random and frozen, only W (and LoRA factors beside it) is trained. Costs d x d and m x d
+numbers; the regimes reach the same law with far fewer (hidden.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Frozen(nnx.Variable):
 
 
 class OneLayerTransformer(nnx.Module):
-    """Random-features transformer of section 3.1 with readout W (entity, neuron), zero until `fit_readout`."""
+    """Random-features transformer of section 3.1; its readout W (entity, neuron) is 0 until `fit_readout`."""
 
     def __init__(
         self,
@@ -48,7 +48,9 @@ class OneLayerTransformer(nnx.Module):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
-        require_memory(4 * (3 * dimension**2 + dimension * width), f"a network with d = {dimension}, m = {width}")
+        require_memory(
+            4 * (3 * dimension**2 + dimension * width), f"a network with d = {dimension}, m = {width}"
+        )
         self.tokens, self.entities = tuple(tokens), tuple(entities)
         self.mask, self.attention = mask, attention
         scale = hidden.INITS[init](dimension)

@@ -1,8 +1,9 @@
 """What a merged model answers: a composition and a regime in, one record per question out.
 
-The base model is taken as exact (section 3): it outputs i_old on every prompt whose old answer it knows and 0 on the
-others, so W itself is never needed. An adapter is trained on the change i_new - W phi(p) of its prompts; the merged
-output on a question is the base's output plus the merge's shift, a linear mixture of one-hot answers.
+The base model is taken as exact (section 3): it outputs i_old on every prompt whose old answer it knows and
+0 on the others, so W itself is never needed. An adapter is trained on the change i_new - W phi(p) of its
+prompts; the merged output on a question is the base's output plus the merge's shift, a linear mixture of
+one-hot answers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ from jaxtyping import Float
 
 from toytransformer import adapters as lora
 from toytransformer import merging
-from toytransformer.compositions import OUTCOMES, Adapter, Composition, Fact, Prompt, Question, Record, World, provenance
+from toytransformer.compositions import (
+    OUTCOMES,
+    Adapter,
+    Composition,
+    Fact,
+    Prompt,
+    Question,
+    Record,
+    World,
+    provenance,
+)
 from toytransformer.memory import require_memory
 from toytransformer.regimes import Regime
 
@@ -31,9 +42,9 @@ KEPT = 12
 class Prediction:
     """The merged output on every question of a composition, and what follows from it.
 
-    output: (question, entity), the merged model's last output on each question, entities in the world's order.
-    tie: outputs closer than this are one value: rounding error of the solve, derived in `tie_tolerance`.
-    distributions: for each question the answers and their probabilities under uniform choice among exact ties.
+    output: (question, entity), the merged model's last output, entities in the world's order.
+    tie: outputs closer than this are one value; the rounding error of an output, see `tie_tolerance`.
+    distributions: for each question, the answers and their probabilities, uniform among exact ties.
     """
 
     composition: Composition
@@ -47,7 +58,7 @@ class Prediction:
     @cached_property
     def shares(self) -> dict[str, float]:
         """Mean share of each of the five outcomes over the questions."""
-        rows = [_shares(q, d) for q, d in zip(self.composition.questions, self.distributions, strict=True)]
+        rows = [q.shares(d) for q, d in zip(self.composition.questions, self.distributions, strict=True)]
         return {outcome: math.fsum(row[outcome] for row in rows) / len(rows) for outcome in OUTCOMES}
 
     @property
@@ -58,7 +69,10 @@ class Prediction:
     @property
     def strict_accuracy(self) -> float:
         """Share of questions on which the right answer alone has the largest output."""
-        right = [d.get(q.correct, 0.0) == 1.0 for q, d in zip(self.composition.questions, self.distributions, strict=True)]
+        right = [
+            d.get(q.correct, 0.0) == 1.0
+            for q, d in zip(self.composition.questions, self.distributions, strict=True)
+        ]
         return sum(right) / len(right)
 
     def coefficient(self, question: int, entity: str | None) -> float:
@@ -75,12 +89,15 @@ class Prediction:
             for row, question in enumerate(self.composition.questions)
         )
 
-    def _record(self, question: Question, output: Array, answers: Mapping, names: Sequence[str], origin: dict) -> Record:
+    def _record(
+        self, question: Question, output: Array, answers: Mapping, names: Sequence[str], origin: dict
+    ) -> Record:
         largest = [names[i] for i in np.argsort(-np.abs(output))[:KEPT] if abs(output[i]) > self.tie]
         roles = [role for role in (question.correct, question.bridge, question.old) if role is not None]
         index = {name: i for i, name in enumerate(names)}
         return Record(
             composition=self.composition.name,
+            setting=dict(self.composition.setting),
             spec_hash=self.composition.spec_hash,
             source="toy",
             adapters=tuple(adapter.name for adapter in self.composition.adapters),
@@ -95,7 +112,7 @@ class Prediction:
             bridge=question.bridge,
             old=question.old,
             answer=next(iter(answers)) if len(answers) == 1 else None,
-            shares=_shares(question, answers),
+            shares=question.shares(answers),
             mixture={name: float(output[index[name]]) for name in dict.fromkeys((*roles, *largest))},
             spectral_gap=self.merged.spectral_gap,
             provenance=origin,
@@ -114,11 +131,24 @@ def predict(composition: Composition, regime: Regime) -> Prediction:
     features = regime.features(prompts, neurons=rule.needs_neurons)
     rows = dict(zip(prompts, features.values, strict=True))
     trained = tuple(
-        train(adapter, composition.world, rows, kind=rule.adapter_kind, gauge_matters=not rule.gauge_invariant, seed=i)
+        train(
+            adapter,
+            composition.world,
+            rows,
+            kind=rule.adapter_kind,
+            gauge_matters=not rule.gauge_invariant,
+            seed=i,
+        )
         for i, adapter in enumerate(composition.adapters)
     )
-    merged = merging.merge(trained, composition.merge, _context(composition, regime, features.logit_scale, rows))
-    asked = list(dict.fromkeys(prompt for question in composition.questions for prompt in _asked(composition, question)))
+    merged = merging.merge(
+        trained, composition.merge, _context(composition, regime, features.logit_scale, rows)
+    )
+    asked = list(
+        dict.fromkeys(
+            prompt for question in composition.questions for prompt in _asked(composition, question)
+        )
+    )
     stacked = np.stack([rows[prompt] for prompt in asked])
     output = base_output(composition.world, asked) + merged.shift(stacked)
     tie = tie_tolerance(features.values, output, trained)
@@ -144,7 +174,10 @@ def train(
     gauge_matters: bool = True,
     seed: int = 0,
 ) -> lora.LoRA:
-    """The adapter an AdapterSpec describes, on the features `rows` of its prompts; kind "closed-form" or "frozen-read"."""
+    """The adapter that its spec describes, on the features `rows` of its prompts.
+
+    kind: "closed-form" or "frozen-read". gauge_matters: False allows any factors of Delta W.
+    """
     features = np.stack([rows[prompt] for prompt in adapter.prompts])
     changes = wanted_shift(world, adapter.facts)
     if kind == "frozen-read":
@@ -166,7 +199,9 @@ def base_output(world: World, prompts: Sequence[Prompt]) -> Float[Array, "prompt
 
 def wanted_shift(world: World, facts: Sequence[Fact]) -> Float[Array, "fact entity"]:
     """i_new - W phi(p) for each fact: what an adapter that stores it must add."""
-    return _one_hot(world, [fact.answer for fact in facts]) - base_output(world, [fact.prompt for fact in facts])
+    return _one_hot(world, [fact.answer for fact in facts]) - base_output(
+        world, [fact.prompt for fact in facts]
+    )
 
 
 def _one_hot(world: World, answers: Sequence[str | None]) -> Array:
@@ -181,8 +216,8 @@ def _one_hot(world: World, answers: Sequence[str | None]) -> Array:
 def tie_tolerance(features: Array, output: Array, adapters: Sequence[lora.LoRA]) -> float:
     """Rounding error of an output: eps * (numbers summed) * condition of the readout * size.
 
-    Each entry sums over the features and ranks, so its error is at most eps * (feature + rank) times the size of the terms, |phi|
-    |read| |write|. Outputs nearer than that are equal as far as float64 can tell.
+    Each entry sums over the features and ranks, so its error is at most eps * (feature + rank) times the
+    size of the terms, |phi| |read| |write|. Outputs nearer than that are equal as far as float64 can tell.
     """
     terms = sum(np.linalg.norm(a.read) * np.abs(a.write).max() for a in adapters)
     count = features.shape[1] + max(a.rank for a in adapters)
@@ -191,7 +226,7 @@ def tie_tolerance(features: Array, output: Array, adapters: Sequence[lora.LoRA])
 
 
 def _prompts(composition: Composition) -> tuple[Prompt, ...]:
-    """Every prompt whose features are needed: trained, shown, asked, and what step-by-step decoding may come to ask."""
+    """Every prompt whose features are needed: trained, shown, asked, and what decoding in steps may ask."""
     asked = (prompt for question in composition.questions for prompt in _asked(composition, question))
     return tuple(dict.fromkeys((*composition.prompts, *asked)))
 
@@ -208,7 +243,8 @@ def _asked(composition: Composition, question: Question) -> tuple[Prompt, ...]:
 
 
 def _possible_answers(composition: Composition) -> tuple[str, ...]:
-    """Entities a merged output can be non-zero on: trained answers, and old answers of every prompt in play."""
+    """Entities a merged output can be non-zero on: trained answers, and old answers of every prompt in
+    play."""
     world = composition.world
     trained = (fact.answer for adapter in composition.adapters for fact in adapter.facts)
     known = (world.old(prompt) for adapter in composition.adapters for prompt in adapter.prompts)
@@ -254,10 +290,3 @@ def _spread(output: Array, entities: Sequence[str], tie: float) -> dict[str | No
     """Uniform over the entities whose output ties for the largest."""
     top = np.flatnonzero(output >= output.max() - tie)
     return {entities[i]: 1.0 / len(top) for i in top}
-
-
-def _shares(question: Question, answers: Mapping[str | None, float]) -> dict[str, float]:
-    shares = dict.fromkeys(OUTCOMES, 0.0)
-    for answer, probability in answers.items():
-        shares[question.outcome(answer)] += probability
-    return shares

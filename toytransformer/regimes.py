@@ -2,12 +2,13 @@
 
     Finite(dimension=d, width=m)   sample embeddings, values and neurons
     WidthLimit(dimension=d)        m -> infinity: the kernel of eq. 13-15 on sampled embeddings
-    FullLimit()                    m, d -> infinity: inner products count shared tokens, every prediction is a number
+    FullLimit()                    m, d -> infinity: inner products count shared tokens: no randomness
 
-`regime.features(prompts)` returns features in coordinates whose inner products are those of the regime. Adapters, merges and
-predictions only use inner products, so they cannot tell neurons from a square root of the Gram matrix. Rules that act on
-single entries of Delta W (TIES, DARE, ...) can: they ask for `neurons=True`. In the limits these are a Monte-Carlo
-quadrature of `quadrature` neurons with the exact Gram matrix, so such a prediction carries sampling noise of order quadrature^-1/2.
+`regime.features(prompts)` returns features in coordinates whose inner products are those of the regime.
+Adapters, merges and predictions only use inner products, so they cannot tell neurons from a square root of
+the Gram matrix. Rules that act on single entries of Delta W (TIES, DARE, ...) can: they ask for
+`neurons=True`. In the limits these are a Monte-Carlo quadrature of `quadrature` neurons with the exact Gram
+matrix, so such a prediction carries sampling noise of order quadrature^-1/2.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class RegimeError(ValueError):
 class Features:
     """Features of n prompts, `values` (prompt, feature), and how their scale relates to raw activations.
 
-    logit_scale: raw <p, phi(h)> of a unit prototype p divided by the normalised one, sqrt(m / (2 d)); infinite in a width
-    limit, NaN where d is infinite at finite m (the two limits do not commute there).
+    logit_scale: raw <p, phi(h)> of a unit prototype p divided by the normalised one, sqrt(m / (2 d));
+    infinite in a width limit, NaN where d is infinite at finite m (the two limits do not commute there).
     neurons: whether the coordinates are single neurons.
     """
 
@@ -71,7 +72,10 @@ class _Regime:
         if math.isinf(self.dimension):
             return square_root(coefficients.full_limit_gram())
         tokens = len(coefficients.tokens)
-        require_memory(8 * self.dimension * (4 * tokens + 2 * len(prompts)), f"embeddings of {tokens} tokens at d = {self.dimension}")
+        require_memory(
+            8 * self.dimension * (4 * tokens + 2 * len(prompts)),
+            f"embeddings of {tokens} tokens at d = {self.dimension}",
+        )
         rng = jax.random.fold_in(jax.random.key(self.seed), 0)
         if self.attention == "softmax":
             ids, present = hidden.padded_token_ids(prompts, coefficients.tokens)
@@ -107,7 +111,7 @@ class _KernelLimit(_Regime):
         return kernel.relu_gram(self.hidden_gram(prompts))
 
     def features(self, prompts: Sequence[Prompt], *, neurons: bool = False) -> Features:
-        """Coordinates of the kernel's features, (prompt, prompt), or the quadrature's neurons, (prompt, quadrature)."""
+        """Coordinates of the kernel's features, (prompt, prompt), or neurons, (prompt, quadrature)."""
         require_memory(6 * 8 * len(prompts) ** 2, f"the Gram matrix of {len(prompts)} prompts")
         if neurons:
             return Features(self._sampled(prompts, self.quadrature), math.inf, True)
@@ -116,7 +120,8 @@ class _KernelLimit(_Regime):
 
 @dataclass(frozen=True, kw_only=True)
 class FullLimit(_KernelLimit):
-    """m, d -> infinity. Deterministic but for rules that need neurons; softmax attention is uniform there (R1)."""
+    """m, d -> infinity. Deterministic but for rules that need neurons; softmax attention is uniform there
+    (R1)."""
 
     name = "limit"
     dimension = math.inf
@@ -124,7 +129,9 @@ class FullLimit(_KernelLimit):
     def __post_init__(self):
         super().__post_init__()
         if self.init != "standard-deviation":
-            raise RegimeError('init="variance" has no limit: the attention logits grow like sqrt(d) (theory.md, R1)')
+            raise RegimeError(
+                'init="variance" has no limit: the attention logits grow like sqrt(d) (theory.md, R1)'
+            )
 
     def hidden_gram(self, prompts: Sequence[Prompt]) -> np.ndarray:
         return hidden.token_coefficients(prompts, self.mask).full_limit_gram()
@@ -144,7 +151,8 @@ class WidthLimit(_KernelLimit):
 
 @dataclass(frozen=True, kw_only=True)
 class Finite(_Regime):
-    """The sampled network: d = `dimension` (math.inf for the exact hidden Gram matrix), m = `width` neurons."""
+    """The sampled network: d = `dimension` (math.inf for the exact hidden Gram matrix), m = `width`
+    neurons."""
 
     name = "finite"
     dimension: float
@@ -164,7 +172,7 @@ class Finite(_Regime):
         return np.asarray(hidden.sample_feature_gram(rng, self._states(prompts), width=self.width), float)
 
     def features(self, prompts: Sequence[Prompt], *, neurons: bool = False) -> Features:
-        """The neurons, (prompt, m), if they are asked for or fewer than STREAM_ABOVE numbers; else a root of their Gram matrix."""
+        """The neurons, (prompt, m), where asked for or small; else a square root of their Gram matrix."""
         scale = math.nan if math.isinf(self.dimension) else math.sqrt(self.width / (2 * self.dimension))
         if neurons or len(prompts) * self.width <= STREAM_ABOVE:
             return Features(self._sampled(prompts, self.width), scale, True)
@@ -173,12 +181,14 @@ class Finite(_Regime):
 
 Regime = FullLimit | WidthLimit | Finite
 
-#: prompt x neuron numbers above which a finite network's features are streamed into their Gram matrix (32 MB of float64).
+#: prompt x neuron numbers above which a finite network's features are streamed into their Gram matrix (32
+#: MB of float64).
 STREAM_ABOVE = 2**22
 
 
 def square_root(gram: np.ndarray) -> np.ndarray:
-    """A matrix with rows whose inner products are `gram`: Cholesky, or eigenvectors where the matrix is singular."""
+    """A matrix with rows whose inner products are `gram`: Cholesky, or eigenvectors where the matrix is
+    singular."""
     try:
         return linalg.cholesky(gram, lower=True)
     except linalg.LinAlgError:

@@ -1,8 +1,10 @@
-"""No composition by relabelling (theory.md section 5): the accuracy of a merge averaged over all relabellings.
+"""No composition by relabelling (theory.md section 5): the accuracy of a merge averaged over all
+relabellings.
 
-Adapter 1 stores x_i -> y_sigma(i), adapter 2 y_i -> z_i, so the right two-hop answer of x_i is z_sigma(i). If the z-rows of the
-merged output do not depend on sigma (a label-blind merge), then for each i the best z is some a(i) whatever sigma is, and sigma(i) =
-a(i) in (n-1)! of the n! cases: the average accuracy is at most 1/n, for any features, width and attention.
+Adapter 1 stores x_i -> y_sigma(i), adapter 2 y_i -> z_i, so the right two-hop answer of x_i is z_sigma(i).
+If the z-rows of the merged output do not depend on sigma (a label-blind merge), then for each i the best z
+is some a(i) whatever sigma is, and sigma(i) = a(i) in (n-1)! of the n! cases: the average accuracy is at
+most 1/n, for any features, width and attention.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from toytransformer.regimes import Regime
 
 @dataclass(frozen=True)
 class RelabellingResult:
-    """accuracy: mean expected accuracy over the relabellings; spread: largest change of a z-output between two of them.
+    """accuracy: mean expected accuracy over the relabellings; spread: largest change of a z-output between
+    two of them.
 
     A merge is label-blind on these features when `spread` is zero up to rounding (`tie`).
     """
@@ -43,11 +46,14 @@ def average(
     *,
     relabellings: Iterable[tuple[int, ...]] | None = None,
 ) -> RelabellingResult:
-    """Predict `build(sigma)` for every permutation sigma of range(facts) (or those given) in the same draw of the regime.
+    """Predict `build(sigma)` for every permutation sigma of range(facts) (or those given) in the same draw
+    of the regime.
 
     build(sigma) is `catalogue.build("two-hop", ..., sigma=sigma)` under any merge.
     """
-    results: list[Prediction] = [predict(build(sigma), regime) for sigma in relabellings or itertools.permutations(range(facts))]
+    results: list[Prediction] = [
+        predict(build(sigma), regime) for sigma in relabellings or itertools.permutations(range(facts))
+    ]
     outputs = np.stack([_answers(result, facts) for result in results])
     return RelabellingResult(
         facts,
@@ -59,7 +65,8 @@ def average(
 
 
 def _answers(result: Prediction, facts: int) -> np.ndarray:
-    """Outputs on z_1 .. z_n for each question, in an order that does not depend on sigma: (question, answer)."""
+    """Outputs on z_1 .. z_n for each question, in an order that does not depend on sigma: (question,
+    answer)."""
     names = result.composition.world.entities
     columns = [names.index(f"z{i}") for i in range(1, facts + 1)]
     rows = sorted(range(len(result.output)), key=lambda row: str(result.composition.questions[row].prompt))

@@ -1,13 +1,17 @@
-"""Predictions for n facts per adapter through their permutation symmetry, at a cost that does not grow with n.
+"""Predictions for n facts per adapter through their permutation symmetry, at a cost that does not grow with
+n.
 
-In the full limit the n chains x_i -> y_i -> z_i of a composition are interchangeable: the Gram entry of two prompts depends on
-their types and on whether they share the chain, G = D (x) I_n + O (x) J_n. Such matrices are simultaneously diagonal in two
-sectors: the mean over chains, where G acts as D + n O, and everything orthogonal to it, where G acts as D. Each sector is a
-small problem with one prompt per type, so the ordinary closed forms and merge rules run on both, and
+In the full limit the n chains x_i -> y_i -> z_i of a composition are interchangeable: the Gram entry of two
+prompts depends on their types and on whether they share the chain, G = D (x) I_n + O (x) J_n. Such matrices
+are simultaneously diagonal in two sectors: the mean over chains, where G acts as D + n O, and everything
+orthogonal to it, where G acts as D. Each sector is a small problem with one prompt per type, so the
+ordinary closed forms and merge rules run on both, and
 
-    output on the question's own chain = M_dev + (M_mean - M_dev)/n,    on any other chain = (M_mean - M_dev)/n.
+    output on the question's own chain = M_dev + (M_mean - M_dev)/n,    on any other chain = (M_mean -
+    M_dev)/n.
 
-Both Gram blocks are read off the composition with two chains; a composition that swapping them changes is refused.
+Both Gram blocks are read off the composition with two chains; a composition that swapping them changes is
+refused.
 """
 
 from __future__ import annotations
@@ -24,7 +28,6 @@ from toytransformer.compositions import OUTCOMES, Composition, Prompt, Question,
 from toytransformer.merging import RuleError
 from toytransformer.prediction import base_output, tie_tolerance, wanted_shift
 from toytransformer.regimes import FullLimit, square_root
-
 
 #: Rules that are polynomial in the factors, so that they commute with the change to sectors.
 SECTORWISE = ("sum", "mean", "linear", "linear-peft")
@@ -52,12 +55,16 @@ class SymmetricPrediction:
         return self.shares["correct"]
 
 
-def predict(build: Callable[[int], Composition], facts: int, regime: FullLimit | None = None) -> SymmetricPrediction:
-    """The full-limit prediction of `build(facts)` without building it; `build(n)` gives the composition with n chains.
+def predict(
+    build: Callable[[int], Composition], facts: int, regime: FullLimit | None = None
+) -> SymmetricPrediction:
+    """The full-limit prediction of `build(facts)` without building it; `build(n)` gives the composition
+    with n chains.
 
-    Rules: sum, mean, and in gauge "facts" linear and linear-peft. Not Arrow: the largest singular value of Delta W lies in
-    the second sector (G is larger by n O > 0 in the first), where it comes n - 1 times over, so for n >= 3 the symmetric
-    adapter has no prototype. Raises SpecError for a composition that is not symmetric, RuleError for another rule.
+    Rules: sum, mean, and in gauge "facts" linear and linear-peft. Not Arrow: the largest singular value of
+    Delta W lies in the second sector (G is larger by n O > 0 in the first), where it comes n - 1 times
+    over, so for n >= 3 the symmetric adapter has no prototype. Raises SpecError for a composition that is
+    not symmetric, RuleError for another rule.
     """
     if isinstance(facts, bool) or not isinstance(facts, int | np.integer) or facts < 1:
         raise SpecError(f"facts is {facts!r}; it must be a whole number >= 1")
@@ -66,14 +73,15 @@ def predict(build: Callable[[int], Composition], facts: int, regime: FullLimit |
     rule = merging.resolve(pair.merge.rule)
     if rule.name not in SECTORWISE:
         raise RuleError(
-            f"rule {rule.name!r} does not act sector by sector; use one of {', '.join(SECTORWISE)}, or the dense prediction"
+            f"rule {rule.name!r} does not act sector by sector; use one of {', '.join(SECTORWISE)}, "
+            "or the dense prediction"
         )
     if any(adapter.rank is not None for adapter in pair.adapters):
         raise RuleError("a rank below the number of facts breaks the symmetry; use the dense prediction")
     if not rule.gauge_invariant and any(adapter.gauge != "facts" for adapter in pair.adapters):
         raise RuleError(
-            f"rule {pair.merge.rule!r} depends on the gauge and the n facts' singular values tie, so only gauge "
-            '"facts" is defined for all n; build the composition with gauge="facts"'
+            f"rule {pair.merge.rule!r} depends on the gauge and the n facts' singular values tie, so only "
+            'gauge "facts" is defined for all n; build the composition with gauge="facts"'
         )
     swap = _swap(pair)
     _check_symmetric(pair, swap)
@@ -93,7 +101,9 @@ def predict(build: Callable[[int], Composition], facts: int, regime: FullLimit |
 
     questions = tuple(q for q in pair.questions if _chain(q.prompt.entity) == 1)
     outputs = {
-        name: merging.merge(trained[name], pair.merge).shift(np.stack([rows[name][q.prompt] for q in questions]))
+        name: merging.merge(trained[name], pair.merge).shift(
+            np.stack([rows[name][q.prompt] for q in questions])
+        )
         for name in sectors
     }
     mean = outputs["mean"] - outputs.get("deviation", 0.0)
@@ -122,7 +132,11 @@ def _mean_shares(questions, names, own, others, tie, facts, swap) -> dict[str, f
         top = own_row.max() if facts == 1 else max(own_row.max(), other_row.max())
         copies = [(name, 1) for name, value in zip(names, own_row, strict=True) if value >= top - tie]
         if facts > 1:
-            copies += [(swap[name], facts - 1) for name, value in zip(names, other_row, strict=True) if value >= top - tie]
+            copies += [
+                (swap[name], facts - 1)
+                for name, value in zip(names, other_row, strict=True)
+                if value >= top - tie
+            ]
         count = sum(number for _, number in copies)
         for name, number in copies:
             total[question.outcome(name)] += number / count / len(questions)
@@ -145,14 +159,17 @@ def _swap(pair: Composition) -> dict[str, str]:
 
 def _check_symmetric(pair: Composition, swap: Mapping[str, str]) -> None:
     swapped_facts = [
-        {(swap[f.prompt.entity], f.prompt.relations, swap[f.answer]) for f in adapter.facts} for adapter in pair.adapters
+        {(swap[f.prompt.entity], f.prompt.relations, swap[f.answer]) for f in adapter.facts}
+        for adapter in pair.adapters
     ]
-    facts = [{(f.prompt.entity, f.prompt.relations, f.answer) for f in adapter.facts} for adapter in pair.adapters]
+    facts = [
+        {(f.prompt.entity, f.prompt.relations, f.answer) for f in adapter.facts} for adapter in pair.adapters
+    ]
     asked = {(q.prompt, q.correct) for q in pair.questions}
     swapped_asked = {(replace(p, entity=swap[p.entity]), c and swap[c]) for p, c in asked}
     direct = all(q.decode == "direct" and _chain(q.prompt.entity) in (1, 2) for q in pair.questions)
     if facts != swapped_facts or asked != swapped_asked or not direct:
         raise SpecError(
-            f"composition {pair.name!r} changes when its chains 1 and 2 are exchanged (or decodes in steps), so the "
-            "symmetric prediction does not apply; use the dense prediction"
+            f"composition {pair.name!r} changes when its chains 1 and 2 are exchanged (or decodes in steps); "
+            "use the dense prediction"
         )

@@ -1,8 +1,9 @@
 """LoRA trained by gradient descent on loss + L2 penalty (optax), against its closed form.
 
-The objective is |T - A B^T Phi|_F^2 + penalty (|A|_F^2 + |B|_F^2). Because |A|^2 + |B|^2 is at least twice the nuclear norm of A B^T,
-training solves a nuclear-norm problem. For one fact its minimiser is Prop. 1's update times 1 - penalty / (|w| |v|), so the relative
-gap to the closed form is penalty / (|w| |v|): it vanishes at rate 1 in the penalty.
+The objective is |T - A B^T Phi|_F^2 + penalty (|A|_F^2 + |B|_F^2). Because |A|^2 + |B|^2 is at least twice
+the nuclear norm of A B^T, training solves a nuclear-norm problem. For one fact its minimiser is Prop. 1's
+update times 1 - penalty / (|w| |v|), so the relative gap to the closed form is penalty / (|w| |v|): it
+vanishes at rate 1 in the penalty.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from toytransformer.adapters import AdapterError, LoRA, closed_form
 class TrainedLoRA:
     """A trained adapter, its distance from the closed form, and how the training ended.
 
-    gap: |Delta W - closed form|_F / |closed form|_F; loss: the final sum of squares; gradient: final gradient norm.
+    gap: |Delta W - closed form|_F / |closed form|_F; loss: the final sum of squares; gradient: final
+    gradient norm.
     """
 
     lora: LoRA
@@ -42,7 +44,8 @@ def train_lora(
     steps: int = 2000,
     tolerance: float = 1e-10,
 ) -> TrainedLoRA:
-    """Train A, B from small random values with L-BFGS until the gradient norm falls below `tolerance` (or `steps`).
+    """Train A, B from small random values with L-BFGS until the gradient norm falls below `tolerance` (or
+    `steps`).
 
     features (fact, feature), changes (fact, entity). Precision follows jax_enable_x64.
     """
@@ -56,7 +59,9 @@ def train_lora(
         0.1 * jax.random.normal(rng_a, (changes.shape[1], rank)),
         0.1 * jax.random.normal(rng_b, (features.shape[1], rank)),
     )
-    factors, gradient, taken = _minimise(start, jnp.asarray(features), jnp.asarray(changes), penalty, steps, tolerance)
+    factors, gradient, taken = _minimise(
+        start, jnp.asarray(features), jnp.asarray(changes), penalty, steps, tolerance
+    )
     trained = LoRA(np.asarray(factors[0], float), np.asarray(factors[1], float))
     residual = trained.shift(features) - changes
     gap = np.linalg.norm(trained.delta() - exact) / np.linalg.norm(exact)
@@ -64,7 +69,8 @@ def train_lora(
 
 
 def one_fact_gap(features: np.ndarray, changes: np.ndarray, penalty: float) -> float:
-    """penalty / (|w| |v|), the derived relative gap of the minimiser for one fact (1 once the penalty kills the update)."""
+    """penalty / (|w| |v|), the derived relative gap of the minimiser for one fact (1 once the penalty kills
+    the update)."""
     return min(1.0, penalty / float(np.linalg.norm(features) * np.linalg.norm(changes)))
 
 
@@ -81,7 +87,9 @@ def _minimise(start, features, changes, penalty, steps, tolerance):
     def step(carry):
         factors, state, _, count = carry
         value, gradient = value_and_grad(factors, state=state)
-        updates, state = solver.update(gradient, state, factors, value=value, grad=gradient, value_fn=objective)
+        updates, state = solver.update(
+            gradient, state, factors, value=value, grad=gradient, value_fn=objective
+        )
         factors = optax.apply_updates(factors, updates)
         return factors, state, optax.tree.norm(gradient), count + 1
 
@@ -89,5 +97,7 @@ def _minimise(start, features, changes, penalty, steps, tolerance):
         return (carry[3] < steps) & (carry[2] > tolerance)
 
     infinite = jnp.asarray(jnp.inf, changes.dtype)
-    factors, _, gradient, count = jax.lax.while_loop(unfinished, step, (start, solver.init(start), infinite, 0))
+    factors, _, gradient, count = jax.lax.while_loop(
+        unfinished, step, (start, solver.init(start), infinite, 0)
+    )
     return factors, gradient, count

@@ -395,6 +395,7 @@ def build(
         Merge() if merge is None else merge,
         asked,
         _true(scene.world, scene.shown),
+        {"facts": facts, "known": known, "examples": examples, "gauge": gauge, "seed": seed},
     )
 
 

@@ -36,7 +36,7 @@ PACKAGES = (
 class Record:
     """What one merged model answered to one question.
 
-    composition, spec_hash: which Composition. source: "toy" or the id of a language model.
+    composition, setting, spec_hash: which Composition. source: "toy" or the id of a language model.
     adapters, rule, weights, options: what was merged and how.
     regime: the scalars that say in which limit or at which size and seed; infinity is kept as "inf".
     group, prompt, decode, correct, bridge, old: the question, as in Question.
@@ -48,6 +48,7 @@ class Record:
     """
 
     composition: str
+    setting: Mapping[str, Any]
     spec_hash: str
     source: str
     adapters: tuple[str, ...]

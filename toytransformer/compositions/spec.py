@@ -84,6 +84,21 @@ def _number(value: object, what: str) -> float:
     return float(value) + 0.0  # -0.0 becomes 0.0, so that equal weights have one hash
 
 
+def _sorted_pairs(given: object, what: str, owner: str) -> tuple[tuple[str, Scalar], ...]:
+    """A mapping, or pairs, of names and finite scalars as pairs sorted by name."""
+    pairs = tuple(given.items()) if isinstance(given, Mapping) else given
+    check_tuple(pairs, tuple, f"{what}s of {owner!r}")
+    for name, value in pairs:
+        check_name(name, f"{what} of {owner!r}")
+        if (isinstance(value, float) and not math.isfinite(value)) or not isinstance(value, Scalar):
+            raise SpecError(
+                f"{what} {name}={value!r} of {owner!r}: use text, a finite number, a bool or None"
+            )
+    if twice := repeated(name for name, _ in pairs):
+        raise SpecError(f"{what} {twice[0]!r} of {owner!r} is given twice: keep one value")
+    return tuple(sorted(pairs))
+
+
 @dataclass(frozen=True)
 class Merge:
     """A merge rule by name, its weights (None for the rule's own) and its options.
@@ -102,17 +117,7 @@ class Merge:
             check_tuple(self.weights, Real, f"weights of {self.rule!r}")
             weights = tuple(_number(weight, f"a weight of {self.rule!r}") for weight in self.weights)
             object.__setattr__(self, "weights", weights)
-        pairs = tuple(self.options.items()) if isinstance(self.options, Mapping) else self.options
-        check_tuple(pairs, tuple, f"options of {self.rule!r}")
-        for name, value in pairs:
-            check_name(name, f"option of {self.rule!r}")
-            if (isinstance(value, float) and not math.isfinite(value)) or not isinstance(value, Scalar):
-                raise SpecError(
-                    f"option {name}={value!r} of {self.rule!r}: use text, a finite number, a bool or None"
-                )
-        if twice := repeated(name for name, _ in pairs):
-            raise SpecError(f"option {twice[0]!r} of {self.rule!r} is given twice: keep one value")
-        object.__setattr__(self, "options", tuple(sorted(tuple(pair) for pair in pairs)))
+        object.__setattr__(self, "options", _sorted_pairs(self.options, "option", self.rule))
 
     @property
     def option_dict(self) -> dict[str, Scalar]:
@@ -195,6 +200,7 @@ class Composition:
     """A world, the adapters trained in it, the rule that merges them and the questions asked of the result.
 
     examples: target-task facts shown only to rules that need data, none of them asked.
+    setting: what the name leaves open (number of facts, known or fresh, ..); records carry it.
     The questions' `edited` is always the answers of these adapters, whatever was given.
     Errors: SpecError on no adapters, no questions, two adapters of one name, a question asked twice or found
     among the examples, a number of weights that is not the number of adapters, or a token outside the world.
@@ -206,9 +212,11 @@ class Composition:
     merge: Merge
     questions: tuple[Question, ...]
     examples: tuple[Fact, ...] = ()
+    setting: Mapping[str, Scalar] | tuple[tuple[str, Scalar], ...] = ()
 
     def __post_init__(self):
         check_name(self.name, "composition")
+        object.__setattr__(self, "setting", _sorted_pairs(self.setting, "setting", self.name))
         for what, kind in (("world", World), ("merge", Merge)):
             if not isinstance(value := getattr(self, what), kind):
                 raise SpecError(f"{what} of {self.name!r} is {value!r}: give a {kind.__name__}")
@@ -287,6 +295,7 @@ class Composition:
             "merge": merge,
             "questions": asked,
             "examples": _pack(self.examples),
+            "setting": dict(self.setting),
         }
         return json.dumps(spec, sort_keys=True, separators=(",", ":"), allow_nan=False)
 

@@ -1,11 +1,11 @@
 """The registry of claims: what the theory says, checked by running it, one row each.
 
-A check is a function that yields rows. It says where its claim stands, in which regime it is checked, and by which kind of
-tolerance, and computes both sides itself: nothing is read from a stored result.
+A check is a function that yields rows. It says where its claim stands, in which regime it is checked, and
+by which kind of tolerance, and computes both sides itself: nothing is read from a stored result.
 
     @claim("closed form of one fact", source="Prop. 1, eq. 1", proof="prop1")
     def prop1_closed_form(run: Run) -> Iterator[Row]:
-        yield close("least penalty is 2|w|/|v|", expected, measured, algebraic(scale=expected), regime="finite")
+        yield close("least penalty", expected, measured, algebraic(scale=expected), regime="finite")
 """
 
 from __future__ import annotations
@@ -30,13 +30,19 @@ class Tolerance:
 
 
 def algebraic(scale: float = 1.0, operations: float = 1e4) -> Tolerance:
-    """Rounding: eps * operations * scale, for float64 computations of about that many dependent operations."""
-    return Tolerance(EPS * operations * abs(scale), "algebraic", f"eps x {operations:.0e} operations x scale {abs(scale):.3g}")
+    """Rounding: eps * operations * scale, for a float64 result of about that many dependent operations."""
+    return Tolerance(
+        EPS * operations * abs(scale),
+        "algebraic",
+        f"eps x {operations:.0e} operations x scale {abs(scale):.3g}",
+    )
 
 
 def statistical(standard_error: float, sigmas: float = 5.0) -> Tolerance:
     """Five derived standard errors (never estimated from the very deviation that is being judged)."""
-    return Tolerance(sigmas * standard_error, "statistical", f"{sigmas:g} derived standard errors of {standard_error:.2e}")
+    return Tolerance(
+        sigmas * standard_error, "statistical", f"{sigmas:g} derived standard errors of {standard_error:.2e}"
+    )
 
 
 def asymptotic(size: float, reason: str) -> Tolerance:
@@ -49,7 +55,7 @@ EXACT = Tolerance(0.0, "exact", "counts and categories are compared exactly")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the ledger. verdict: "holds" or "fails"; paper: what the paper says where that is not what is true."""
+    """One line of the ledger. verdict: "holds" or "fails"."""
 
     claim: str
     source: str
@@ -86,7 +92,7 @@ CLAIMS: list[Claim] = []
 
 
 def claim(name: str, *, source: str, proof: str = "") -> Callable:
-    """Register a check. source: equation or section; proof: the machine-checked theorem's name, where there is one."""
+    """Register a check. source: equation or section; proof: name of its machine-checked theorem, if any."""
 
     def register(check: Callable[[Run], Iterator[Row]]) -> Callable[[Run], Iterator[Row]]:
         CLAIMS.append(Claim(name, source, proof, check))
@@ -95,19 +101,25 @@ def claim(name: str, *, source: str, proof: str = "") -> Callable:
     return register
 
 
-def close(claim: str, expected: float, measured: float, tolerance: Tolerance, *, regime: str, note: str = "") -> Row:
+def close(
+    claim: str, expected: float, measured: float, tolerance: Tolerance, *, regime: str, note: str = ""
+) -> Row:
     """|measured - expected| <= tolerance."""
     holds = math.isfinite(measured) and abs(measured - expected) <= tolerance.size
     return _row(claim, float(expected), float(measured), tolerance, holds, regime, note)
 
 
-def at_most(claim: str, bound: float, measured: float, tolerance: Tolerance, *, regime: str, note: str = "") -> Row:
+def at_most(
+    claim: str, bound: float, measured: float, tolerance: Tolerance, *, regime: str, note: str = ""
+) -> Row:
     """measured <= bound + tolerance; `expected` is printed as the bound."""
     holds = math.isfinite(measured) and measured <= bound + tolerance.size
     return _row(claim, f"<= {bound:.6g}", float(measured), tolerance, holds, regime, note)
 
 
-def at_least(claim: str, bound: float, measured: float, tolerance: Tolerance, *, regime: str, note: str = "") -> Row:
+def at_least(
+    claim: str, bound: float, measured: float, tolerance: Tolerance, *, regime: str, note: str = ""
+) -> Row:
     """measured >= bound - tolerance; `expected` is printed as the bound."""
     holds = math.isfinite(measured) and measured >= bound - tolerance.size
     return _row(claim, f">= {bound:.6g}", float(measured), tolerance, holds, regime, note)
@@ -124,11 +136,22 @@ def _row(claim, expected, measured, tolerance, holds, regime, note) -> Row:
 
 
 def verify(run: Run) -> Iterator[Row]:
-    """Every row of every claim, as it is computed. A check that raises is a failed row, not the end of the ledger."""
+    """Every row of every claim, as it is computed. A check that raises is a failed row, not the end."""
     for entry in CLAIMS:
         try:
             for row in entry.check(run):
                 yield replace(row, claim=f"{entry.name}: {row.claim}", source=entry.source, proof=entry.proof)
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
-            yield Row(entry.name, entry.source, "", "runs", message, 0.0, "exact", "fails", "the check itself failed", entry.proof)
+            yield Row(
+                entry.name,
+                entry.source,
+                "",
+                "runs",
+                message,
+                0.0,
+                "exact",
+                "fails",
+                "the check itself failed",
+                entry.proof,
+            )
