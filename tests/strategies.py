@@ -1,5 +1,6 @@
 """Hypothesis strategies, one section for each part of the package."""
 
+import numpy as np
 from hypothesis import strategies as st
 
 from toytransformer.compositions import (
@@ -141,3 +142,45 @@ def records(draw) -> Record:
         logprobs=draw(st.none() | numbers),
         provenance={"git": draw(names), "packages": {"numpy": draw(names)}},
     )
+
+
+# ---- the model: prompts over few tokens, feature vectors, role worlds ----
+
+seeds = st.integers(0, 2**32 - 1)
+
+#: Prompts over so few tokens that sharing and repetition are common.
+few_tokens = st.builds(
+    Prompt,
+    st.sampled_from(("x", "y")),
+    st.lists(st.sampled_from(("R", "S")), min_size=1, max_size=3).map(tuple),
+)
+
+
+@st.composite
+def fact_arrays(draw, facts: int = 3, features: int = 7, entities: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Features (fact, feature) >= 0 as a ReLU gives, of any size, and changes of output (fact, entity)."""
+    rng = np.random.default_rng(draw(seeds))
+    scale = 10.0 ** draw(st.integers(-3, 3))
+    phi = scale * (np.abs(rng.normal(size=(facts, features))) + 0.1 * np.eye(facts, features))
+    return phi, rng.normal(size=(facts, entities))
+
+
+@st.composite
+def role_compositions(draw, known: bool = True, distinct: bool = False) -> Composition:
+    """One fact for each of two hops, asked x R1 R2, where the labels may coincide in every consistent way.
+
+    Base: x R1 -> y0, y0 R2 -> b, y R2 -> a (nothing when not known). Edits: x R1 -> y, y R2 -> z.
+    """
+    pool = ("p", "q", "r", "s", "t")
+    if distinct:
+        y, y0, z, a, b = draw(st.permutations(pool))
+    else:
+        y, y0, z, a, b = (draw(st.sampled_from(pool)) for _ in range(5))
+    if y == y0:
+        b = a
+    edits = (Fact.of("x", "R1", y), Fact.of(y, "R2", z))
+    base = {Fact.of("x", "R1", y0), Fact.of(y0, "R2", b), Fact.of(y, "R2", a)} if known else set()
+    world = World(("x", *pool), ("R1", "R2"), tuple(sorted(base, key=str)), edits)
+    library = tuple(Adapter(f"hop{i}", (fact,)) for i, fact in enumerate(edits, start=1))
+    asked = question(world, Prompt("x", ("R1", "R2")), library)
+    return Composition("roles", world, library, Merge(), (asked,))
