@@ -165,16 +165,18 @@ def _print_prediction(predicted, records) -> None:
     console = Console()
     regime = {key: value for key, value in predicted.regime.describe().items() if key != "quadrature"}
     console.print(f"{predicted.composition.name}  {predicted.composition.merge}  {regime}", highlight=False)
-    table = Table("question", "answer", "outcome", "merged output (largest coefficients)")
+    errors = _standard_errors(predicted)
+    heading = "merged output (largest coefficients" + (" ± standard error)" if errors else ")")
+    table = Table("question", "answer", "outcome", heading)
     shown = records[:10]
-    for record in shown:
+    for row, record in enumerate(shown):
         outcome = max(record.shares, key=record.shares.get)
         mixture = sorted(record.mixture.items(), key=lambda item: -abs(item[1]))[:6]
         table.add_row(
             record.prompt,
             record.answer or "(tie)",
             outcome if record.shares[outcome] == 1 else f"{outcome} {record.shares[outcome]:.0%}",
-            "  ".join(f"{entity} {value:+.4f}" for entity, value in mixture),
+            "  ".join(f"{entity} {value:+.4f}{errors.get((row, entity), '')}" for entity, value in mixture),
         )
     console.print(table)
     if len(records) > len(shown):
@@ -187,6 +189,19 @@ def _print_prediction(predicted, records) -> None:
     console.print(
         "  ".join(f"{outcome} {predicted.shares[outcome]:.1%}" for outcome in OUTCOMES), highlight=False
     )
+
+
+def _standard_errors(predicted) -> dict[tuple[int, str], str]:
+    """The derived standard error of each output, as text, where the rule and regime have one."""
+    from toytransformer import estimates
+    from toytransformer.regimes import RegimeError
+
+    try:
+        errors = estimates.standard_error(predicted)
+    except RegimeError:
+        return {}
+    names = predicted.composition.world.entities
+    return {(row, names[e]): f" ± {errors[row, e]:.4f}" for row, e in zip(*errors.nonzero(), strict=True)}
 
 
 def _regime(name: str, dimension: int | None, width: int | None, **common):

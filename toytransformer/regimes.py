@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -177,6 +177,10 @@ class Finite(_Regime):
         if neurons or len(prompts) * self.width <= STREAM_ABOVE:
             return Features(self._sampled(prompts, self.width), scale, True)
         return Features(square_root(self.gram(prompts)), scale, False)
+
+    def thinned(self, width: int) -> Finite:
+        """The same embeddings with at most `width` neurons."""
+        return replace(self, width=min(self.width, width))
 
 
 Regime = FullLimit | WidthLimit | Finite

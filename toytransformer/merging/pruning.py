@@ -156,7 +156,7 @@ def dare_ties(
     """
     seed = context.rng_seed if seed is None else seed
     drop = dropper(adapters[0].write, density, seed)
-    dropped = [drop(without_noise(lora.delta())) for lora in adapters]
+    dropped = [drop(lora.delta()) for lora in adapters]
     return StaticMerge(mean_of_agreeing(dropped, ones(adapters, weights), sign), details={"seed": seed})
 
 

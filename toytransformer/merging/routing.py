@@ -118,8 +118,11 @@ def _arrow(
         raise RuleError(
             f"top_k is {top_k} but there are {len(adapters)} adapters; give at most that, or None for all"
         )
-    if not context.logit_scale > 0:
-        raise RuleError(f"logit_scale is {context.logit_scale}; it has to be above 0 (inf in a limit)")
+    if temperature_scaling == "fixed" and not context.logit_scale > 0:
+        raise RuleError(
+            f"logit_scale is {context.logit_scale}: a fixed temperature needs the scale of the activations, "
+            'which exists for finite d or infinite m; use temperature_scaling "sqrt-width"'
+        )
     xp = array_namespace(adapters[0].read)
     prototypes, gaps = zip(*(prototype(lora) for lora in adapters), strict=True)
     gap = min(gaps)

@@ -1,0 +1,63 @@
+"""Derived standard errors of finite-width outputs: against the closed form for one fact, and against repeated draws."""
+
+import math
+
+import numpy as np
+import pytest
+
+from toytransformer import kernel
+from toytransformer.compositions import Merge, catalogue
+from toytransformer.estimates import SAMPLE, standard_error
+from toytransformer.prediction import predict
+from toytransformer.regimes import Finite, FullLimit, RegimeError
+
+
+def test_one_fact_has_the_closed_form():
+    """psi summed over neurons is the delta-method formula; it is itself a mean over SAMPLE neurons."""
+    composition = catalogue.build("two-hop", known=False)
+    width = 10**6
+    error = standard_error(predict(composition, Finite(dimension=math.inf, width=width)))
+    hidden = FullLimit().hidden_gram(composition.prompts)
+    key, inner, query = (np.asarray(hidden[i]) for i in ((0, 0), (0, 2), (2, 2)))
+    expected = kernel.overlap_standard_error(key, inner, query, width)
+    measured = error[0, composition.world.entities.index("y1")]
+    # psi^2 is heavier-tailed than a Gaussian square; its relative spread is below 10 for products of four relus.
+    assert abs(measured**2 / expected**2 - 1) < 5 * 10 / math.sqrt(SAMPLE)
+
+
+@pytest.mark.parametrize("rule", ["sum", "mean"])
+@pytest.mark.parametrize("facts", [1, 3])
+def test_repeated_draws_spread_as_derived(facts, rule):
+    """z-scores over R draws have variance 1 within five standard errors sqrt(2/R), averaged over outputs."""
+    composition = catalogue.build("two-hop", facts=facts, known=False, merge=Merge(rule))
+    limit = predict(composition, FullLimit()).output
+    repeats, scores = 60, []
+    for seed in range(repeats):
+        drawn = predict(composition, Finite(dimension=math.inf, width=4096, seed=seed))
+        error = standard_error(drawn)
+        moved = error > 0
+        scores.append(((drawn.output - limit)[moved] / error[moved])[:2])
+    variance = np.mean(np.square(scores), axis=0)
+    assert np.all(np.abs(variance - 1) < 5 * math.sqrt(2 / repeats)), variance
+
+
+def test_weights_scale_the_error():
+    composition = catalogue.build("two-hop", library=("hop1",), merge=Merge("sum", (1.0,)))
+    regime = Finite(dimension=64, width=512)
+    once, thrice = (
+        standard_error(predict(composition.with_merge(Merge("sum", (w,))), regime)) for w in (1.0, 3.0)
+    )
+    np.testing.assert_allclose(thrice, 3 * once, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rule", "regime", "name"),
+    [
+        ("ties", Finite(dimension=64, width=512), "two-hop"),
+        ("sum", FullLimit(), "two-hop"),
+        ("sum", Finite(dimension=64, width=512), "chain-of-thought"),
+    ],
+)
+def test_refuses_what_has_no_derived_error(rule, regime, name):
+    with pytest.raises(RegimeError, match="no derived standard error"):
+        standard_error(predict(catalogue.build(name, merge=Merge(rule)), regime))
