@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
+from toytransformer import kernel
 from toytransformer.compositions import Prompt
 
 MASKS = ("strict", "causal", "causal-printed")
@@ -60,6 +61,25 @@ class TokenCoefficients:
         return float(
             2 * np.sum((on_tokens + on_values) ** 2) + 2 * np.sum(on_values**2) + 4 * np.sum(mixed**2)
         )
+
+
+def overlap_dimension_standard_error(
+    coefficients: TokenCoefficients, key: int, query: int, dimension: float
+) -> float:
+    """Standard error of c = k(key, query) / k(key, key) at dimension d in the width limit (delta method).
+
+    The slopes of c in the three entries of the hidden Gram matrix (kernel.overlap_gradient), as weights of
+    `dimension_variance`. `key` and `query` are rows of `coefficients`.
+    """
+    gram = coefficients.full_limit_gram()
+    slopes = kernel.overlap_gradient(gram[key, key], gram[key, query], gram[query, query])
+    weights = np.zeros(gram.shape)
+    np.add.at(
+        weights,
+        ([key, key, query, query], [key, query, key, query]),
+        np.take(slopes, [0, 1, 1, 2]) * [1, 0.5, 0.5, 1],
+    )
+    return math.sqrt(coefficients.dimension_variance(weights) / dimension)
 
 
 def token_coefficients(prompts: Sequence[Prompt], mask: str = "strict") -> TokenCoefficients:

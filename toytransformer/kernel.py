@@ -84,6 +84,20 @@ def kernel_standard_error(gram, inner, other_gram, width):
     return 2 * scale * xp.sqrt((moment_22(angle) - moment_11(angle) ** 2) / width)
 
 
+def overlap_gradient(key_gram, inner, query_gram):
+    """Slopes of c in (key_gram, inner, query_gram), with kappa'(r) = (pi - arccos r) / pi at r = cos.
+
+    With s = sqrt(query_gram / key_gram), c = s kappa(r), and they are -(c + s kappa'(r) r) / (2 key_gram),
+    kappa'(r) / key_gram and (c - s kappa'(r) r) / (2 query_gram).
+    """
+    xp = array_namespace(inner)
+    c = overlap(key_gram, inner, query_gram)
+    cosine = xp.clip(inner / xp.sqrt(key_gram * query_gram), -1.0, 1.0)
+    slope = (math.pi - xp.acos(cosine)) / math.pi
+    along = slope * inner / key_gram
+    return -(c + along) / (2 * key_gram), slope / key_gram, (c - along) / (2 * query_gram)
+
+
 def overlap_standard_error(key_gram, inner, query_gram, width):
     """Standard error of the estimate of c = k12/k11 from m = `width` neurons, hidden states held fixed.
 
