@@ -6,7 +6,7 @@ neurons, so to first order each neuron r moves entry e of the output on prompt x
     psi_r = Delta W[e, r] (phi_r(xi) - c . Phi_r),
 
 the adapter's entry at that neuron times what its facts leave unexplained of the prompt there. Neurons are
-independent, so the variance is sum_r psi_r^2. For one fact it is the closed form kernel.overlap_standard_error.
+independent, so the variance is sum_r psi_r^2; for one fact this is kernel.overlap_standard_error.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def influence(
     prompts: Float[Array, "prompt neuron"],
     weight: float = 1.0,
 ) -> Float[Array, "prompt entity neuron"]:
-    """psi_r for one adapter, (prompt, entity, neuron): add those of several adapters before squaring and summing."""
+    """psi_r of one adapter, (prompt, entity, neuron); add those of several adapters before squaring."""
     c = np.linalg.solve(facts @ facts.T, facts @ prompts.T).T
     unexplained = prompts - c @ facts
     return weight * unexplained[:, None, :] * lora.delta()[None]

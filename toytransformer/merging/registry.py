@@ -84,7 +84,7 @@ class MergeContext:
     """What a rule may need besides the adapters.
 
     rng_seed: seed of every random choice. width: m, infinite in a limit. logit_scale: Arrow's raw logit is
-    |prototype . features| times this: sqrt(m / 2d) for features with |phi| = |h|, so infinite in a limit of m.
+    |prototype . features| times this: sqrt(m / 2d) where |phi| = |h|, so infinite in a limit of m.
     example_features (example, feature) and example_targets (example, entity): the data of the target
     task; a target is the wanted *shift*, that is target minus base output.
     """
