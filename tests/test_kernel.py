@@ -1,4 +1,4 @@
-"""The kernel and its spread: against calculus, quadrature and Monte Carlo; and where the formula must not hold."""
+"""The kernel and its spread, against calculus, quadrature and Monte Carlo; and where it must not hold."""
 
 import math
 
@@ -211,7 +211,7 @@ def test_standard_error_against_repeats(seed, triple):
     covariance = kernel.moment_31(angle) - kernel.moment_11(angle) / 2
     bias = 4 * (1.25 * c - ratio * covariance) / width
     assert abs(estimates.mean() - c - bias) <= 5 * error / math.sqrt(repeats) + 100 / width**2
-    # the standard deviation of a standard deviation is 1/sqrt(2 N), relatively; the delta method is off by O(1/m)
+    # a standard deviation from N repeats is off by 1/sqrt(2 N), the delta method by O(1/m), relatively
     assert abs(estimates.std() / error - 1) <= 5 / math.sqrt(2 * repeats) + 10 / width
 
 
