@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -15,6 +16,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from toytransformer.compositions import OUTCOMES, Merge, SpecError, catalogue, write_jsonl
+
+#: Facts per adapter up to which the dense solve is used even where the symmetric one applies.
+DENSE = 2000
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -99,22 +103,23 @@ def predict(
     merge = Merge(rule, _weights(weights), dict(_option(text) for text in options))
     merging.check(merge)
     _writable(json_file)
-    composition = catalogue.build(
-        name,
-        facts=facts,
-        known=known,
-        library=tuple(library.split(",")) if library else None,
-        merge=merge,
-        seed=seed,
-        gauge=gauge,
-        examples=examples,
-    )
     chosen = _regime(regime, dimension, width, mask=mask, attention=attention, seed=seed)
-    from toytransformer import prediction
+
+    def build(count: int):
+        return catalogue.build(
+            name,
+            facts=count,
+            known=known,
+            library=tuple(library.split(",")) if library else None,
+            merge=merge,
+            seed=seed,
+            gauge=gauge,
+            examples=examples,
+        )
 
     with _progress() as progress:
-        progress.add_task(f"{name}: {len(composition.prompts)} prompts, {len(composition.adapters)} adapters")
-        predicted = prediction.predict(composition, chosen)
+        progress.add_task(f"{name}: {facts} facts per adapter, regime {regime}")
+        predicted = _predict(build, facts, chosen)
         records = predicted.records()
     if json_file:
         write_jsonl(json_file, records)
@@ -161,9 +166,27 @@ def verify(json_file: Path | None, thorough: bool, seed: int) -> None:
         sys.exit(1)
 
 
+def _predict(build, facts: int, regime):
+    """The dense prediction; beyond DENSE facts in the limit the symmetric one, where the rule has it."""
+    from toytransformer import prediction, symmetry
+    from toytransformer.memory import require_memory
+    from toytransformer.merging import RuleError
+    from toytransformer.regimes import FullLimit
+
+    if facts <= DENSE:
+        return prediction.predict(build(facts), regime)
+    if isinstance(regime, FullLimit):
+        with contextlib.suppress(SpecError, RuleError):  # not symmetric: the dense prediction has to do it
+            return symmetry.predict(build, facts, regime)
+    small = build(2)
+    prompts, entities = (len(part) / 2 * facts for part in (small.prompts, small.world.entities))
+    require_memory(8 * prompts * (6 * prompts + 2 * entities), f"the dense prediction of {facts} facts")
+    return prediction.predict(build(facts), regime)
+
+
 def _print_prediction(predicted, records) -> None:
     console = Console()
-    regime = {key: value for key, value in predicted.regime.describe().items() if key != "quadrature"}
+    regime = {key: value for key, value in records[0].regime.items() if key != "quadrature"}
     console.print(f"{predicted.composition.name}  {predicted.composition.merge}  {regime}", highlight=False)
     errors = _standard_errors(predicted)
     heading = "merged output (largest coefficients" + (" ± standard error)" if errors else ")")
@@ -181,11 +204,11 @@ def _print_prediction(predicted, records) -> None:
     console.print(table)
     if len(records) > len(shown):
         console.print(f"... and {len(records) - len(shown)} more questions")
-    if predicted.merged.spectral_gap is not None:
-        console.print(f"spectral gap {predicted.merged.spectral_gap:.3g}")
-    for key in ("warning", "weights"):
-        if key in predicted.merged.details:
-            console.print(f"{key}: {predicted.merged.details[key]}")
+    if records[0].spectral_gap is not None:
+        console.print(f"spectral gap {records[0].spectral_gap:.3g}")
+    for key, value in getattr(predicted, "details", {}).items():
+        if key in ("warning", "weights"):
+            console.print(f"{key}: {value}")
     console.print(
         "  ".join(f"{outcome} {predicted.shares[outcome]:.1%}" for outcome in OUTCOMES), highlight=False
     )
@@ -194,8 +217,11 @@ def _print_prediction(predicted, records) -> None:
 def _standard_errors(predicted) -> dict[tuple[int, str], str]:
     """The derived standard error of each output, as text, where the rule and regime have one."""
     from toytransformer import estimates
+    from toytransformer.prediction import Prediction
     from toytransformer.regimes import RegimeError
 
+    if not isinstance(predicted, Prediction):
+        return {}
     try:
         errors = estimates.standard_error(predicted)
     except RegimeError:
@@ -246,7 +272,8 @@ def _number(value: float | str) -> str:
 
 def _progress() -> Progress:
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _writable(path: Path | None) -> None:

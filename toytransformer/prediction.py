@@ -62,6 +62,11 @@ class Prediction:
         return {outcome: math.fsum(row[outcome] for row in rows) / len(rows) for outcome in OUTCOMES}
 
     @property
+    def details(self) -> Mapping:
+        """What the rule says of itself: fitted weights, Arrow's spectral gaps, warnings."""
+        return self.merged.details
+
+    @property
     def accuracy(self) -> float:
         """Expected accuracy; an exact tie of k answers is right with probability 1/k if one of them is."""
         return self.shares["correct"]
@@ -95,28 +100,52 @@ class Prediction:
         largest = [names[i] for i in np.argsort(-np.abs(output))[:KEPT] if abs(output[i]) > self.tie]
         roles = [role for role in (question.correct, question.bridge, question.old) if role is not None]
         index = {name: i for i, name in enumerate(names)}
-        return Record(
-            composition=self.composition.name,
-            setting=dict(self.composition.setting),
-            spec_hash=self.composition.spec_hash,
-            source="toy",
-            adapters=tuple(adapter.name for adapter in self.composition.adapters),
-            rule=self.composition.merge.rule,
-            weights=self.composition.merge.weights,
-            options=self.composition.merge.option_dict,
-            regime=self.regime.describe(),
-            group=question.group,
-            prompt=str(question.prompt),
-            decode=question.decode,
-            correct=question.correct,
-            bridge=question.bridge,
-            old=question.old,
+        return toy_record(
+            self.composition,
+            self.regime,
+            question,
             answer=next(iter(answers)) if len(answers) == 1 else None,
             shares=question.shares(answers),
             mixture={name: float(output[index[name]]) for name in dict.fromkeys((*roles, *largest))},
             spectral_gap=self.merged.spectral_gap,
-            provenance=origin,
+            origin=origin,
         )
+
+
+def toy_record(
+    composition: Composition,
+    regime: Regime,
+    question: Question,
+    *,
+    answer: str | None,
+    shares: Mapping[str, float],
+    mixture: Mapping[str, float],
+    spectral_gap: float | None = None,
+    origin: Mapping,
+) -> Record:
+    """The record of one predicted answer; origin: its provenance."""
+    return Record(
+        composition=composition.name,
+        setting=dict(composition.setting),
+        spec_hash=composition.spec_hash,
+        source="toy",
+        adapters=tuple(adapter.name for adapter in composition.adapters),
+        rule=composition.merge.rule,
+        weights=composition.merge.weights,
+        options=composition.merge.option_dict,
+        regime=regime.describe(),
+        group=question.group,
+        prompt=str(question.prompt),
+        decode=question.decode,
+        correct=question.correct,
+        bridge=question.bridge,
+        old=question.old,
+        answer=answer,
+        shares=shares,
+        mixture=mixture,
+        spectral_gap=spectral_gap,
+        provenance=origin,
+    )
 
 
 def predict(composition: Composition, regime: Regime) -> Prediction:

@@ -24,9 +24,9 @@ import numpy as np
 
 from toytransformer import adapters as lora
 from toytransformer import merging
-from toytransformer.compositions import OUTCOMES, Composition, Prompt, Question, SpecError
+from toytransformer.compositions import OUTCOMES, Composition, Prompt, Question, Record, SpecError, provenance
 from toytransformer.merging import RuleError
-from toytransformer.prediction import base_output, tie_tolerance, wanted_shift
+from toytransformer.prediction import base_output, tie_tolerance, toy_record, wanted_shift
 from toytransformer.regimes import FullLimit, square_root
 
 #: Rules that are polynomial in the factors, so that they commute with the change to sectors.
@@ -37,29 +37,82 @@ SECTORWISE = ("sum", "mean", "linear", "linear-peft")
 class SymmetricPrediction:
     """The merged output on one representative question per type; every chain's question is its copy.
 
-    own: (question, entity of the question's chain), other: (question, the same entity of any other chain).
-    shares: mean share of the five outcomes.
+    composition: two of its `facts` chains, the first asked about, the second standing for all the others.
+    entities: those of chain 1. own: (question, entity), other: the same for that entity of another chain.
     """
 
+    composition: Composition
     facts: int
-    questions: tuple[Question, ...]
     entities: tuple[str, ...]
     own: np.ndarray
     other: np.ndarray
     tie: float
-    shares: Mapping[str, float]
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """The representatives: the questions about chain 1."""
+        return tuple(q for q in self.composition.questions if _chain(q.prompt.entity) == 1)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Mean share of each of the five outcomes over the questions."""
+        rows = [self._question_shares(row) for row in range(len(self.questions))]
+        return {outcome: sum(row[outcome] for row in rows) / len(rows) for outcome in OUTCOMES}
 
     @property
     def accuracy(self) -> float:
         """Expected accuracy under uniform choice among exact ties."""
         return self.shares["correct"]
 
+    def records(self) -> tuple[Record, ...]:
+        """One record per type of question; chain 2's entities stand for those of every other chain."""
+        swap, origin = _swap(self.composition), provenance()
+        records = []
+        for row, question in enumerate(self.questions):
+            top = self._top(row)
+            mixture = dict(zip(self.entities, self.own[row], strict=True))
+            if self.facts > 1:
+                mixture |= {
+                    swap[name]: value for name, value in zip(self.entities, self.other[row], strict=True)
+                }
+            roles = (question.correct, question.bridge, question.old)
+            records.append(
+                toy_record(
+                    self.composition,
+                    FullLimit(),
+                    question,
+                    answer=top[0][0] if len(top) == 1 and top[0][1] == 1 else None,
+                    shares=self._question_shares(row),
+                    mixture={
+                        name: float(v) for name, v in mixture.items() if abs(v) > self.tie or name in roles
+                    },
+                    origin=origin,
+                )
+            )
+        return tuple(records)
+
+    def _top(self, row: int) -> list[tuple[str, int]]:
+        """The entities whose output ties for the largest, and how many chains have one each."""
+        best = self.own[row].max() if self.facts == 1 else max(self.own[row].max(), self.other[row].max())
+        swap = _swap(self.composition)
+        top = [
+            (name, 1) for name, v in zip(self.entities, self.own[row], strict=True) if v >= best - self.tie
+        ]
+        if self.facts > 1:
+            others = zip(self.entities, self.other[row], strict=True)
+            top += [(swap[name], self.facts - 1) for name, v in others if v >= best - self.tie]
+        return top
+
+    def _question_shares(self, row: int) -> dict[str, float]:
+        top = self._top(row)
+        count = sum(copies for _, copies in top)
+        return self.questions[row].shares({name: copies / count for name, copies in top})
+
 
 def predict(
     build: Callable[[int], Composition], facts: int, regime: FullLimit | None = None
 ) -> SymmetricPrediction:
-    """The full-limit prediction of `build(facts)` without building it; `build(n)` gives the composition
-    with n chains.
+    """The full-limit prediction of the composition `build(facts)`, from `build(2)` alone.
 
     Rules: sum, mean, and in gauge "facts" linear and linear-peft. Not Arrow: the largest singular value of
     Delta W lies in the second sector (G is larger by n O > 0 in the first), where it comes n - 1 times
@@ -113,8 +166,9 @@ def predict(
     others = (mean / facts)[:, chained]
     tie = tie_tolerance(np.stack(list(rows["mean"].values())), np.hstack([own, others]), trained["mean"])
     names = tuple(pair.world.entities[i] for i in chained)
-    shares = _mean_shares(questions, names, own, others, tie, facts, swap)
-    return SymmetricPrediction(facts, questions, names, own, others, tie, shares)
+    return SymmetricPrediction(
+        replace(pair, setting={**dict(pair.setting), "facts": facts}), facts, names, own, others, tie
+    )
 
 
 def _adapters(pair: Composition, rows: Mapping[Prompt, np.ndarray], gauge: str) -> tuple[lora.LoRA, ...]:
@@ -124,23 +178,6 @@ def _adapters(pair: Composition, rows: Mapping[Prompt, np.ndarray], gauge: str) 
         features = np.stack([rows[fact.prompt] for fact in facts])
         trained.append(lora.closed_form(features, wanted_shift(pair.world, facts), gauge=gauge))
     return tuple(trained)
-
-
-def _mean_shares(questions, names, own, others, tie, facts, swap) -> dict[str, float]:
-    total = dict.fromkeys(OUTCOMES, 0.0)
-    for question, own_row, other_row in zip(questions, own, others, strict=True):
-        top = own_row.max() if facts == 1 else max(own_row.max(), other_row.max())
-        copies = [(name, 1) for name, value in zip(names, own_row, strict=True) if value >= top - tie]
-        if facts > 1:
-            copies += [
-                (swap[name], facts - 1)
-                for name, value in zip(names, other_row, strict=True)
-                if value >= top - tie
-            ]
-        count = sum(number for _, number in copies)
-        for name, number in copies:
-            total[question.outcome(name)] += number / count / len(questions)
-    return total
 
 
 def _chain(entity: str) -> int | None:
