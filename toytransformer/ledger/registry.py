@@ -28,6 +28,12 @@ class Tolerance:
     kind: str
     reason: str
 
+    def __post_init__(self):
+        if self.kind not in KINDS or not (math.isfinite(self.size) and self.size >= 0):
+            raise ValueError(
+                f"{self} is not a tolerance: a finite size >= 0 and a kind of {', '.join(KINDS)}"
+            )
+
 
 def algebraic(scale: float = 1.0, operations: float = 1e4) -> Tolerance:
     """Rounding: eps * operations * scale, for a float64 result of about that many dependent operations."""
@@ -36,6 +42,18 @@ def algebraic(scale: float = 1.0, operations: float = 1e4) -> Tolerance:
         "algebraic",
         f"eps x {operations:.0e} operations x scale {abs(scale):.3g}",
     )
+
+
+def printed(digits: int) -> Tolerance:
+    """Half a unit of the last of the digits a constant is quoted with, behind the decimal point."""
+    return Tolerance(
+        0.5 * 10.0**-digits, "algebraic", f"half a unit of the {digits} decimals the source prints"
+    )
+
+
+def solver(size: float, reason: str) -> Tolerance:
+    """What an iterative solver leaves: the accuracy it was asked for, carried to the quantity compared."""
+    return Tolerance(size, "algebraic", reason)
 
 
 def statistical(standard_error: float, sigmas: float = 5.0) -> Tolerance:
@@ -55,7 +73,10 @@ EXACT = Tolerance(0.0, "exact", "counts and categories are compared exactly")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the ledger. verdict: "holds" or "fails"."""
+    """One line of the ledger. verdict: "holds" or "fails"; reason: how the tolerance was derived.
+
+    note: where the paper's statement is not what holds, both ("paper: ...; true: ...").
+    """
 
     claim: str
     source: str
@@ -67,6 +88,7 @@ class Row:
     verdict: str
     note: str = ""
     proof: str = ""
+    reason: str = ""
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -132,26 +154,33 @@ def same(claim: str, expected: object, measured: object, *, regime: str, note: s
 
 def _row(claim, expected, measured, tolerance, holds, regime, note) -> Row:
     verdict = "holds" if holds else "fails"
-    return Row(claim, "", regime, expected, measured, tolerance.size, tolerance.kind, verdict, note)
+    return Row(
+        claim,
+        "",
+        regime,
+        expected,
+        measured,
+        tolerance.size,
+        tolerance.kind,
+        verdict,
+        note,
+        reason=tolerance.reason,
+    )
 
 
 def verify(run: Run) -> Iterator[Row]:
-    """Every row of every claim, as it is computed. A check that raises is a failed row, not the end."""
+    """Every row of every claim, as it is computed.
+
+    A check that raises, or that finds nothing to check, is a failed row and not the end of the ledger.
+    """
     for entry in CLAIMS:
+        count = 0
         try:
-            for row in entry.check(run):
+            for count, row in enumerate(entry.check(run), start=1):  # noqa: B007
                 yield replace(row, claim=f"{entry.name}: {row.claim}", source=entry.source, proof=entry.proof)
+            problem = None if count else "no rows"
         except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-            yield Row(
-                entry.name,
-                entry.source,
-                "",
-                "runs",
-                message,
-                0.0,
-                "exact",
-                "fails",
-                "the check itself failed",
-                entry.proof,
-            )
+            problem = f"{type(error).__name__}: {error}"
+        if problem:
+            row = _row(entry.name, "runs", problem, EXACT, False, "", "the check itself failed")
+            yield replace(row, source=entry.source, proof=entry.proof)
