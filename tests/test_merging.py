@@ -357,6 +357,22 @@ def test_rounding_noise_has_no_vote():
         close(delta[:1], [[1.0]])
 
 
+@pytest.mark.parametrize("rule", ["ties", "knots"])
+@given(seed=seeds)
+def test_an_exact_draw_is_not_decided_by_rounding(rule, seed):
+    """Delta and -Delta elect + everywhere (PEFT), whatever the gauge and the signs an SVD returns."""
+    rng, (lora,) = np.random.default_rng([seed, 9]), draw(seed, 1)
+    opposite = LoRA(-lora.write, lora.read)
+    spec = Merge(rule, (1.0, 1.0), {"density": 1})
+    first = merge([lora, opposite], spec)
+    well_posed(first)
+    if rule == "ties":
+        close(first.delta(), np.abs(lora.delta()))
+    for _ in range(3):
+        pair = [lora.regauge(invertible(rng)), opposite.regauge(invertible(rng))]
+        close(merge(pair, spec).delta(), first.delta(), factor=100)
+
+
 @given(seed=seeds)
 def test_trimming_keeps_the_share_asked_for(seed):
     x = np.random.default_rng(seed).normal(size=(4, 5))
@@ -577,6 +593,18 @@ def test_softmax_weights_are_the_infimum_of_training_the_logits(seed):
     shifts = np.stack([lora.shift(ctx.example_features) for lora in adapters])
     slope = np.tensordot(shifts, np.tensordot(w, shifts, 1) - ctx.example_targets, 2)
     assert np.min(slope) - w @ slope >= -100 * ATOL * norm(slope)
+
+
+@pytest.mark.parametrize("f", ["identity", "tanh", "sigmoid", "softmax"])
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_fits_do_not_depend_on_the_units_of_the_output(f, scale):
+    adapters, ctx = draw(0, 3), context(0)
+    scaled = MergeContext(example_features=ctx.example_features, example_targets=scale * ctx.example_targets)
+    larger = [LoRA(scale * lora.write, lora.read) for lora in adapters]
+    one, two = (
+        fitted("adaptive", *given, f=f).details["weights"] for given in ((adapters, ctx), (larger, scaled))
+    )
+    close(one, two)
 
 
 @given(seed=seeds)

@@ -57,7 +57,7 @@ def mean_of_agreeing(
     xp = array_namespace(*parts)
     x = xp.stack([without_noise(part) for part in parts])
     votes = x if sign == "total" else xp.sign(x)
-    positive = xp.sum(votes, axis=0) >= -rounding(x) * xp.sum(xp.abs(votes), axis=0)
+    positive = xp.sum(votes, axis=0) >= -rounding(x) * xp.max(xp.abs(votes))
     agree = xp.where(positive, x > 0, x < 0)
     w = xp.reshape(like(x, weights), (-1,) + (1,) * (x.ndim - 1))
     count = xp.sum(xp.astype(agree, x.dtype), axis=0)
