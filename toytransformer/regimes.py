@@ -68,6 +68,10 @@ class _Regime:
 
     def _states(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """Hidden states up to a common rotation, (prompt, direction), float64."""
+        return np.asarray(self.draw_states(streams(self.seed)[0], prompts), float)
+
+    def draw_states(self, rng: jax.Array, prompts: Sequence[Prompt]) -> jax.Array | np.ndarray:
+        """Hidden states up to a common rotation, (prompt, direction), drawn from `rng` (also in jit)."""
         coefficients = hidden.token_coefficients(prompts, self.mask)
         if math.isinf(self.dimension):
             return square_root(coefficients.full_limit_gram())
@@ -76,25 +80,22 @@ class _Regime:
             8 * self.dimension * (4 * tokens + 2 * len(prompts)),
             f"embeddings of {tokens} tokens at d = {self.dimension}",
         )
-        rng = jax.random.fold_in(jax.random.key(self.seed), 0)
         if self.attention == "softmax":
             ids, present = hidden.padded_token_ids(prompts, coefficients.tokens)
-            states = hidden.sample_softmax_states(
+            return hidden.sample_softmax_states(
                 rng, ids, present, tokens=tokens, dimension=self.dimension, init=self.init, mask=self.mask
             )
-        else:
-            states = hidden.sample_states(
-                rng,
-                coefficients.residual.toarray(),
-                coefficients.attention.toarray(),
-                dimension=self.dimension,
-                init=self.init,
-            )
-        return np.asarray(states, float)
+        return hidden.sample_states(
+            rng,
+            coefficients.residual.toarray(),
+            coefficients.attention.toarray(),
+            dimension=self.dimension,
+            init=self.init,
+        )
 
     def _sampled(self, prompts: Sequence[Prompt], width: int) -> np.ndarray:
         require_memory(3 * 8 * len(prompts) * width, f"features of {len(prompts)} prompts at m = {width}")
-        rng = jax.random.fold_in(jax.random.key(self.seed), 1)
+        _, rng = streams(self.seed)
         return np.asarray(hidden.sample_features(rng, self._states(prompts), width=width), float)
 
 
@@ -168,7 +169,7 @@ class Finite(_Regime):
 
     def gram(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """<phi(p), phi(p')>, (prompt, prompt), streamed over neurons: memory does not grow with m."""
-        rng = jax.random.fold_in(jax.random.key(self.seed), 1)
+        _, rng = streams(self.seed)
         return np.asarray(hidden.sample_feature_gram(rng, self._states(prompts), width=self.width), float)
 
     def features(self, prompts: Sequence[Prompt], *, neurons: bool = False) -> Features:
@@ -188,6 +189,12 @@ Regime = FullLimit | WidthLimit | Finite
 #: prompt x neuron numbers above which a finite network's features are streamed into their Gram matrix (32
 #: MB of float64).
 STREAM_ABOVE = 2**22
+
+
+def streams(seed: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The random keys that a seed gives to the embeddings and to the neurons."""
+    rng = jax.random.key(seed)
+    return jax.random.fold_in(rng, 0), jax.random.fold_in(rng, 1)
 
 
 def square_root(gram: np.ndarray) -> np.ndarray:
