@@ -34,8 +34,9 @@ class RegimeError(ValueError):
 class Features:
     """Features of n prompts, `values` (prompt, feature), and how their scale relates to raw activations.
 
-    logit_scale: raw <p, phi(h)> of a unit prototype p divided by the normalised one, sqrt(m / (2 d));
-    infinite in a width limit, NaN where d is infinite at finite m (the two limits do not commute there).
+    logit_scale: raw <p, phi(h)> of a unit prototype p divided by the normalised one: sqrt(m / 2) times the
+    spread of U's entries, so sqrt(m / (2 d)); infinite in a width limit, NaN where d is infinite at finite m
+    (the two limits do not commute there).
     neurons: whether the coordinates are single neurons.
     """
 
@@ -55,11 +56,12 @@ class _Regime:
         _one_of("mask", self.mask, hidden.MASKS)
         _one_of("attention", self.attention, hidden.ATTENTIONS)
         _one_of("init", self.init, tuple(hidden.INITS))
-        _whole("seed", self.seed, 0)
+        _whole("seed", self.seed, 0, MOST)
 
     def describe(self) -> dict:
         """The regime as plain data, for records."""
-        return {"name": self.name, **self.__dict__}
+        fields = {name: int(v) if isinstance(v, np.integer) else v for name, v in self.__dict__.items()}
+        return {"name": self.name, **fields}
 
     def hidden_gram(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """<h(p), h(p')>, (prompt, prompt), float64."""
@@ -165,7 +167,7 @@ class Finite(_Regime):
             _whole("dimension (-d)", self.dimension, 1)
         elif self.attention == "softmax" or self.init != "standard-deviation":
             raise RegimeError("dimension = infinity has uniform attention and variance-1/d entries only")
-        _whole("width (-m)", self.width, 1)
+        _whole("width (-m)", self.width, 1, MOST, "; for wider models use the width limit (--regime width)")
 
     def gram(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """<phi(p), phi(p')>, (prompt, prompt), streamed over neurons: memory does not grow with m."""
@@ -174,7 +176,8 @@ class Finite(_Regime):
 
     def features(self, prompts: Sequence[Prompt], *, neurons: bool = False) -> Features:
         """The neurons, (prompt, m), where asked for or small; else a square root of their Gram matrix."""
-        scale = math.nan if math.isinf(self.dimension) else math.sqrt(self.width / (2 * self.dimension))
+        entry = math.nan if math.isinf(self.dimension) else hidden.INITS[self.init](self.dimension)
+        scale = entry * math.sqrt(self.width / 2)
         if neurons or len(prompts) * self.width <= STREAM_ABOVE:
             return Features(self._sampled(prompts, self.width), scale, True)
         return Features(square_root(self.gram(prompts)), scale, False)
@@ -185,6 +188,9 @@ class Finite(_Regime):
 
 
 Regime = FullLimit | WidthLimit | Finite
+
+#: Largest seed and width: what JAX's 32-bit counters hold whether or not x64 is on.
+MOST = 2**31 - 1
 
 #: prompt x neuron numbers above which a finite network's features are streamed into their Gram matrix (32
 #: MB of float64).
@@ -207,9 +213,10 @@ def square_root(gram: np.ndarray) -> np.ndarray:
         return vectors * np.sqrt(np.clip(values, 0.0, None))
 
 
-def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise RegimeError(f"{name} is {value!r}; it must be a whole number >= {least}")
+def _whole(name: str, value: object, least: int, most: float = math.inf, instead: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+        allowed = f">= {least}" if most == math.inf else f"from {least} to {most}"
+        raise RegimeError(f"{name} is {value!r}; it must be a whole number {allowed}{instead}")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
