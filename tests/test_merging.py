@@ -15,7 +15,7 @@ from toytransformer.adapters import LoRA, closed_form
 from toytransformer.compositions.spec import Merge
 from toytransformer.merging import RULES, MergeContext, RuleError, StaticMerge, check, merge, merge_rule
 from toytransformer.merging.routing import prototype
-from toytransformer.merging.static import keep_largest, thin_svd
+from toytransformer.merging.static import keep_largest
 
 ENTITIES, FEATURES, RANK, PROMPTS = 6, 9, 2, 5
 
@@ -248,9 +248,9 @@ def test_a_sign_flip_turns_the_mixture_of_eq_27():
 
 @pytest.mark.parametrize("rank", [RANK, ENTITIES + 1, FEATURES + 1])
 @given(seed=seeds)
-def test_thin_svd_is_the_dense_one(rank, seed):
+def test_factored_svd_is_the_dense_one(rank, seed):
     (lora,) = draw(seed, 1, rank)
-    left, values, right = thin_svd(lora)
+    left, values, right = lora.svd()
     close((left * values) @ right.T, lora.delta())
     close(values, np.linalg.svd(lora.delta(), compute_uv=False)[: len(values)])
 

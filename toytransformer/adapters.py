@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from array_api_compat import array_namespace
 from jaxtyping import Float
 from scipy import linalg
 
@@ -53,7 +54,8 @@ class LoRA:
 
     def regauge(self, transform: Float[Array, "rank rank"]) -> LoRA:
         """(write R, read R^-T): the same Delta W in other factors (merging.md, fact 1)."""
-        return LoRA(self.write @ transform, self.read @ np.linalg.inv(transform).T)
+        xp = array_namespace(self.write, transform)
+        return LoRA(self.write @ transform, self.read @ xp.linalg.inv(transform).T)
 
     def penalty(self) -> float:
         """|A|_F^2 + |B|_F^2, the paper's regulariser (section 3.1); its minimum over gauges is twice the
@@ -61,11 +63,14 @@ class LoRA:
         return float(np.sum(self.write**2) + np.sum(self.read**2))
 
     def svd(self) -> tuple[Array, Array, Array]:
-        """Exact thin SVD (left (entity, rank), singular values (rank,), right (feature, rank)) through two
-        QRs."""
-        left_q, left_r = np.linalg.qr(self.write)
-        right_q, right_r = np.linalg.qr(self.read)
-        left, values, right_t = np.linalg.svd(left_r @ right_r.T)
+        """Delta W = U diag(s) V^T exactly: U (entity, k), s (k,), V (feature, k), k <= rank.
+
+        Two thin QRs and a small SVD: never forms Delta W. Works on arrays of any library.
+        """
+        xp = array_namespace(self.write, self.read)
+        left_q, left_r = xp.linalg.qr(self.write)
+        right_q, right_r = xp.linalg.qr(self.read)
+        left, values, right_t = xp.linalg.svd(left_r @ right_r.T, full_matrices=False)
         return left_q @ left, values, right_q @ right_t.T
 
 
@@ -98,12 +103,14 @@ def closed_form(
       "flipped"        "svd" with every sign turned
       "random:<seed>"  "svd" times a random orthogonal matrix
 
+    A `rank` above rank(T) adds zero columns; so do changes that are all zero, which need one.
+
     Raises AdapterError for non-finite numbers, a zero feature vector, linearly dependent features (a
     singular G), a rank below 1 or below rank(T).
     """
     features, changes = _checked(features, changes)
-    if rank is not None and rank < 1:
-        raise AdapterError(f"rank is {rank}; an adapter needs a rank of at least 1")
+    if rank is not None:
+        _check_rank(rank)
     gram = _gram(features)
     if gauge == "plain" and rank is None:
         return LoRA(changes.T, linalg.solve(gram, features, assume_a="pos").T)
@@ -128,10 +135,10 @@ def closed_form(
                 f'gauge "facts" needs one independent change of output per fact, found {needed} for '
                 f'{len(changes)} facts; use gauge "svd"'
             )
-        return _facts_gauge(plain, gram, changes)
-    if gauge == "plain" and not cut:
-        return plain
-    balanced = _svd_gauge(plain, features, changes, rank if cut else needed)
+        return _padded(_facts_gauge(plain, gram, changes), rank)
+    if gauge == "plain" and not cut and len(changes) <= rank:
+        return _padded(plain, rank)
+    balanced = _padded(_svd_gauge(plain, features, changes, rank if cut else needed), rank)
     if gauge in ("svd", "plain"):
         return balanced
     if gauge == "flipped":
@@ -163,18 +170,24 @@ def whitened(
     """
     features, changes = _checked(features, changes)
     covariance = np.asarray(key_covariance, float)
+    size = features.shape[1]
+    if covariance.shape != (size, size):
+        raise AdapterError(f"the key covariance has shape {covariance.shape}; features need ({size}, {size})")
     if not np.all(np.isfinite(covariance)) or not np.allclose(covariance, covariance.T):
         raise AdapterError("the key covariance must be finite and symmetric")
     if not (np.isfinite(ridge) and ridge >= 0):
         raise AdapterError(f"ridge is {ridge}; it must be a finite number >= 0")
-    try:
-        keys = linalg.solve(covariance, features.T, assume_a="pos")
-    except linalg.LinAlgError as error:
+    lowest, highest = linalg.eigvalsh(covariance)[[0, -1]]
+    if lowest <= SINGULAR * abs(highest):
         raise AdapterError(
-            "the key covariance is not positive definite; add a small multiple of the identity to it"
-        ) from error
-    gram = features @ keys + ridge * np.eye(len(features))
-    return LoRA(changes.T, linalg.solve(gram, keys.T, assume_a="sym").T)
+            f"the key covariance is not positive definite (eigenvalues {lowest:.1e} to {highest:.1e}); "
+            "add a small multiple of the identity to it"
+        )
+    keys = linalg.solve(covariance, features.T, assume_a="pos")
+    gram = features @ keys
+    if ridge == 0:
+        _refuse_singular(gram)
+    return LoRA(changes.T, linalg.solve(gram + ridge * np.eye(len(features)), keys.T, assume_a="pos").T)
 
 
 def frozen_read(
@@ -193,8 +206,7 @@ def frozen_read(
     AdapterError, or the least-squares fit with `approximate`.
     """
     features, changes = _checked(features, changes)
-    if rank < 1:
-        raise AdapterError(f"rank is {rank}; an adapter needs a rank of at least 1")
+    _check_rank(rank)
     if rank < len(features) and not approximate:
         raise AdapterError(
             f"a frozen read factor of rank {rank} cannot tell {len(features)} facts apart; "
@@ -222,18 +234,42 @@ def _checked(features: Array, changes: Array) -> tuple[Array, Array]:
     return features, changes
 
 
+def _check_rank(rank: object) -> None:
+    if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or rank < 1:
+        raise AdapterError(f"rank is {rank!r}; it must be a whole number >= 1")
+
+
 def _gram(features: Array) -> Array:
-    gram = features @ features.T
-    norms = np.sqrt(np.diag(gram))
-    if len(gram) > 1:
-        lowest, highest = linalg.eigvalsh(gram / np.outer(norms, norms))[[0, -1]]
-        if lowest < SINGULAR * highest:
-            raise AdapterError(
-                f"the features of the {len(gram)} facts are linearly dependent (eigenvalue ratio "
-                f"{lowest / highest:.1e} of their Gram matrix); two facts share a prompt, or m is below "
-                "the number of facts: remove the duplicates or widen the model"
-            )
+    with np.errstate(over="ignore", under="ignore"):
+        gram = features @ features.T
+    squares = np.diag(gram)
+    bad = np.flatnonzero(~np.isfinite(squares) | (squares < np.finfo(float).tiny))
+    if bad.size:
+        raise AdapterError(
+            f"the features of fact {bad[0]} are of size {np.abs(features[bad[0]]).max():.1e}, whose square "
+            "float64 cannot hold; rescale them"
+        )
+    _refuse_singular(gram)
     return gram
+
+
+def _refuse_singular(gram: Array) -> None:
+    if len(gram) == 1:
+        return
+    norms = np.sqrt(np.diag(gram))
+    lowest, highest = linalg.eigvalsh(gram / np.outer(norms, norms))[[0, -1]]
+    if lowest < SINGULAR * highest:
+        raise AdapterError(
+            f"the features of the {len(gram)} facts are linearly dependent (smallest to largest eigenvalue "
+            f"of their Gram matrix {lowest / highest:.1e}); two facts share a prompt, or the width m is "
+            "below the number of facts: remove the duplicates or widen the model"
+        )
+
+
+def _padded(factors: LoRA, rank: int | None) -> LoRA:
+    """Zero columns up to `rank`, or up to one."""
+    more = (0, max(rank or 1, factors.rank) - factors.rank)
+    return LoRA(np.pad(factors.write, ((0, 0), more)), np.pad(factors.read, ((0, 0), more)))
 
 
 def _svd_gauge(plain: LoRA, features: Array, changes: Array, rank: int) -> LoRA:
@@ -248,6 +284,11 @@ def _svd_gauge(plain: LoRA, features: Array, changes: Array, rank: int) -> LoRA:
     core = linalg.solve_triangular(r, inner.T, trans="T")
     values, vectors = linalg.eigh((core + core.T) / 2)
     order = np.argsort(values)[::-1][:rank]
+    if rank and values[order[-1]] <= len(values) * np.finfo(float).eps * values[order[0]]:
+        raise AdapterError(
+            "the singular values of Delta W spread over more than eight digits, so its small ones are lost; "
+            'drop nearly dependent facts, give a smaller rank, or use gauge "plain"'
+        )
     right = q @ vectors[:, order]
     sign = np.where(features.mean(axis=0) @ right < 0, -1.0, 1.0)
     right = right * sign

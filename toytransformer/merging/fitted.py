@@ -35,7 +35,6 @@ from toytransformer.merging.static import (
     like,
     product_of_sums,
     require_equal_ranks,
-    thin_svd,
 )
 
 
@@ -143,7 +142,7 @@ def adaptive_random(
 
 def _random_twin(lora: LoRA, rng: np.random.Generator) -> LoRA:
     """A LoRA with the singular values of `lora` and uniformly random singular vectors."""
-    _, values, _ = thin_svd(lora)
+    _, values, _ = lora.svd()
     left, right = (
         np.linalg.qr(rng.standard_normal((len(side), len(values))))[0] for side in (lora.write, lora.read)
     )

@@ -30,7 +30,7 @@ from toytransformer.merging.registry import (
     positive,
     whole,
 )
-from toytransformer.merging.static import require_equal_ranks, rounding, thin_svd
+from toytransformer.merging.static import require_equal_ranks, rounding
 
 ARROW = {
     "routed": True,
@@ -94,7 +94,7 @@ def prototype(lora: LoRA) -> tuple[Float[Array, "feature"], float]:
     adapters of LLM size.
     """
     xp = array_namespace(lora.write, lora.read)
-    _, values, right = thin_svd(lora)
+    _, values, right = lora.svd()
     scale = float(xp.linalg.vector_norm(lora.write)) * float(xp.linalg.vector_norm(lora.read))
     top = float(values[0])
     if top <= rounding(values) * scale:

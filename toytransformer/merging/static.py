@@ -28,18 +28,6 @@ from toytransformer.merging.registry import (
 )
 
 
-def thin_svd(lora: LoRA) -> tuple[Array, Array, Array]:
-    """Delta = U diag(s) V^T exactly, through two thin QRs: U (entity, k), s (k,), V (feature, k), k <= rank.
-
-    Never forms Delta, works for any array library, and also when the rank exceeds a side of Delta.
-    """
-    xp = array_namespace(lora.write, lora.read)
-    left_q, left_r = xp.linalg.qr(lora.write)
-    right_q, right_r = xp.linalg.qr(lora.read)
-    left, values, right_t = xp.linalg.svd(left_r @ right_r.T, full_matrices=False)
-    return left_q @ left, values, right_q @ right_t.T
-
-
 def rounding(x: Array) -> float:
     """The relative size below which a number of x's precision counts as zero."""
     return ROUNDING * float(array_namespace(x).finfo(x.dtype).eps)
@@ -141,7 +129,7 @@ def sum_truncated(
     Default w_i = 1. PEFT "svd". Gauge-invariant. Where the cut falls between equal singular values the
     result is not determined; details["cut_gap"] = (s_r - s_{r+1}) / s_1 tells (1 when nothing is cut).
     """
-    left, values, right = thin_svd(concatenated(adapters, ones(adapters, weights)))
+    left, values, right = concatenated(adapters, ones(adapters, weights)).svd()
     kept = max(lora.rank for lora in adapters) if rank is None else rank
     top = float(values[0])
     cuts = kept < values.shape[0] and top > 0 and float(values[kept]) > rounding(values) * top
