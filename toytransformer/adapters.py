@@ -110,7 +110,7 @@ def closed_form(
     """
     features, changes = _checked(features, changes)
     if rank is not None:
-        _check_rank(rank)
+        check_rank(rank)
     gram = _gram(features)
     if gauge == "plain" and rank is None:
         return LoRA(changes.T, linalg.solve(gram, features, assume_a="pos").T)
@@ -206,7 +206,7 @@ def frozen_read(
     AdapterError, or the least-squares fit with `approximate`.
     """
     features, changes = _checked(features, changes)
-    _check_rank(rank)
+    check_rank(rank)
     if rank < len(features) and not approximate:
         raise AdapterError(
             f"a frozen read factor of rank {rank} cannot tell {len(features)} facts apart; "
@@ -234,7 +234,8 @@ def _checked(features: Array, changes: Array) -> tuple[Array, Array]:
     return features, changes
 
 
-def _check_rank(rank: object) -> None:
+def check_rank(rank: object) -> None:
+    """Refuse anything but a whole number >= 1 with AdapterError."""
     if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or rank < 1:
         raise AdapterError(f"rank is {rank!r}; it must be a whole number >= 1")
 

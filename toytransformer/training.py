@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from toytransformer.adapters import AdapterError, LoRA, closed_form
+from toytransformer.adapters import AdapterError, LoRA, check_rank, closed_form
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,12 @@ def train_lora(
 
     features (fact, feature), changes (fact, entity). Precision follows jax_enable_x64.
     """
-    if rank < 1:
-        raise AdapterError(f"rank is {rank}; an adapter needs a rank of at least 1")
+    check_rank(rank)
     if not (np.isfinite(penalty) and penalty >= 0):
         raise AdapterError(f"penalty is {penalty}; it must be a finite number >= 0")
     exact = closed_form(features, changes).delta()
+    if not exact.any():
+        raise AdapterError("the changes of output are all zero; there is nothing to train")
     rng_a, rng_b = jax.random.split(jax.random.key(seed))
     start = (
         0.1 * jax.random.normal(rng_a, (changes.shape[1], rank)),
