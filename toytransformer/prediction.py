@@ -154,7 +154,8 @@ def predict(composition: Composition, regime: Regime) -> Prediction:
     Raises RuleError, AdapterError, RegimeError or NotEnoughMemoryError before any long work where it can.
     """
     rule = merging.resolve(composition.merge.rule)
-    prompts = _prompts(composition)
+    asked = _asked(composition)
+    prompts = tuple(dict.fromkeys((*composition.prompts, *asked)))
     entities = composition.world.entities
     require_memory(8 * len(prompts) * (6 * len(prompts) + 2 * len(entities)), f"{len(prompts)} prompts")
     features = regime.features(prompts, neurons=rule.needs_neurons)
@@ -172,11 +173,6 @@ def predict(composition: Composition, regime: Regime) -> Prediction:
     )
     merged = merging.merge(
         trained, composition.merge, _context(composition, regime, features.logit_scale, rows)
-    )
-    asked = list(
-        dict.fromkeys(
-            prompt for question in composition.questions for prompt in _asked(composition, question)
-        )
     )
     stacked = np.stack([rows[prompt] for prompt in asked])
     output = base_output(composition.world, asked) + merged.shift(stacked)
@@ -254,31 +250,30 @@ def tie_tolerance(features: Array, output: Array, adapters: Sequence[lora.LoRA])
     return float(np.finfo(float).eps * count * size)
 
 
-def _prompts(composition: Composition) -> tuple[Prompt, ...]:
-    """Every prompt whose features are needed: trained, shown, asked, and what decoding in steps may ask."""
-    asked = (prompt for question in composition.questions for prompt in _asked(composition, question))
-    return tuple(dict.fromkeys((*composition.prompts, *asked)))
+def _asked(composition: Composition) -> tuple[Prompt, ...]:
+    """The questions' prompts, or each one-hop prompt that answering them step by step can reach.
 
-
-def _asked(composition: Composition, question: Question) -> tuple[Prompt, ...]:
-    """The prompt itself, or each one-hop prompt that answering step by step can reach."""
-    if question.decode == "direct":
-        return (question.prompt,)
-    first, *later = question.prompt.relations
-    return (
-        Prompt(question.prompt.entity, (first,)),
-        *(Prompt(entity, (relation,)) for relation in later for entity in _possible_answers(composition)),
-    )
-
-
-def _possible_answers(composition: Composition) -> tuple[str, ...]:
-    """Entities a merged output can be non-zero on: trained answers, and old answers of every prompt in
-    play."""
+    A step can answer what a merged output can be non-zero on: a trained answer, what an adapter was trained
+    to forget, or the base's own answer to the step.
+    """
     world = composition.world
-    trained = (fact.answer for adapter in composition.adapters for fact in adapter.facts)
-    known = (world.old(prompt) for adapter in composition.adapters for prompt in adapter.prompts)
-    first_hops = (world.old(Prompt(q.prompt.entity, q.prompt.relations[:1])) for q in composition.questions)
-    return tuple(dict.fromkeys(entity for entity in (*trained, *known, *first_hops) if entity is not None))
+    trained = (fact for adapter in composition.adapters for fact in adapter.facts)
+    moved = [
+        entity
+        for fact in (*trained, *composition.examples)
+        for entity in (fact.answer, world.old(fact.prompt))
+    ]
+    asked = [question.prompt for question in composition.questions if question.decode == "direct"]
+    starts: dict[tuple[str, ...], list[str | None]] = {}
+    for question in composition.questions:
+        if question.decode == "steps":
+            starts.setdefault(question.prompt.relations, []).append(question.prompt.entity)
+    for relations, reached in starts.items():
+        for relation in relations:
+            step = [Prompt(entity, (relation,)) for entity in dict.fromkeys(reached) if entity is not None]
+            asked += step
+            reached = [*moved, *map(world.old, step)]
+    return tuple(dict.fromkeys(asked))
 
 
 def _context(composition: Composition, regime: Regime, logit_scale: float, rows: Mapping[Prompt, Array]):
