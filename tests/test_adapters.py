@@ -129,6 +129,17 @@ def test_svd_gauge_is_the_svd_with_its_sign_convention(arrays):
     assert np.array_equal(flipped.write, -lora.write) and np.array_equal(flipped.read, -lora.read)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_signs_are_not_left_to_rounding_where_facts_are_interchangeable(seed):
+    # Two facts with equal features and changes up to an exchange: the second read vector is their difference,
+    # orthogonal to their mean. It must point to the first fact, in any coordinates.
+    gram = np.array([[2.0, 0.7], [0.7, 2.0]])
+    turn = linalg.qr(np.random.default_rng(seed).normal(size=(7, 7)))[0]
+    features = np.linalg.cholesky(gram) @ turn[:2]
+    lora = closed_form(features, one_hot(0, 1))
+    assert np.all(lora.read.T @ features[0] > 0.1)
+
+
 @given(fact_arrays(), st.integers(0, 5))
 def test_random_gauge_is_an_orthogonal_turn_of_the_svd_gauge(arrays, seed):
     lora, turned = (closed_form(*arrays, gauge=g) for g in ("svd", f"random:{seed}"))

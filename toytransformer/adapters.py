@@ -96,8 +96,8 @@ def closed_form(
     gauge: how the product is factored.
       "plain"          write = T, read = Phi G^-1: one column per fact, not balanced; the cheapest
       "svd"            balanced, A^T A = B^T B diagonal, descending; sign fixed so that each read vector has a
-                       non-negative product with the mean training feature. Does not see the labels of the
-                       answers.
+                       positive product with the mean training feature or, where that vanishes (two
+                       interchangeable facts), with the first fact's. Does not see the labels of the answers.
       "facts"          balanced, column j belongs to fact j: write = T M, M^2 = C^-1 # G^-1 (geometric mean),
                        C = T^T T, the only symmetric choice; needs linearly independent changes
       "flipped"        "svd" with every sign turned
@@ -291,10 +291,17 @@ def _svd_gauge(plain: LoRA, features: Array, changes: Array, rank: int) -> LoRA:
             'drop nearly dependent facts, give a smaller rank, or use gauge "plain"'
         )
     right = q @ vectors[:, order]
-    sign = np.where(features.mean(axis=0) @ right < 0, -1.0, 1.0)
-    right = right * sign
+    right = right * _signs(features @ right)
     root = values[order] ** 0.25
     return LoRA(plain.shift(right.T).T / root, right * root)
+
+
+def _signs(products: Float[Array, "fact rank"]) -> Float[Array, " rank"]:
+    """The sign of each column's mean or, where rounding would decide that, of its first non-zero entry."""
+    candidates = np.vstack([products.mean(axis=0), products])
+    counts = np.abs(candidates) > np.sqrt(np.finfo(float).eps) * np.abs(products).max(axis=0)
+    first = np.argmax(counts, axis=0)
+    return np.where(candidates[first, np.arange(products.shape[1])] < 0, -1.0, 1.0)
 
 
 def _facts_gauge(plain: LoRA, gram: Array, changes: Array) -> LoRA:

@@ -254,7 +254,8 @@ def _asked(composition: Composition) -> tuple[Prompt, ...]:
     """The questions' prompts, or each one-hop prompt that answering them step by step can reach.
 
     A step can answer what a merged output can be non-zero on: a trained answer, what an adapter was trained
-    to forget, or the base's own answer to the step.
+    to forget, or the base's own answer to the step. Any other answer (where the output is zero, all entities
+    tie) is not asked further and counts as "other".
     """
     world = composition.world
     trained = (fact for adapter in composition.adapters for fact in adapter.facts)
