@@ -17,13 +17,16 @@ from dataclasses import dataclass
 import numpy as np
 from array_api_compat import array_namespace
 from jaxtyping import Float
-from scipy import linalg
+from scipy import linalg, sparse
+from scipy.linalg import lapack
 
 Array = np.ndarray
 
 #: A Gram matrix whose eigenvalue ratio falls below this is singular to float64: solving with it would lose
 #: every digit.
 SINGULAR = 1e-13
+#: Share of non-zero numbers below which a write factor (differences of one-hot answers) is used as sparse.
+SPARSE = 0.02
 
 
 class AdapterError(ValueError):
@@ -50,7 +53,10 @@ class LoRA:
 
     def shift(self, features: Float[Array, "prompt feature"]) -> Float[Array, "prompt entity"]:
         """Delta W phi for every prompt, without forming Delta W."""
-        return (features @ self.read) @ self.write.T
+        inner = features @ self.read
+        if isinstance(inner, np.ndarray) and np.count_nonzero(self.write) < SPARSE * self.write.size:
+            return inner @ sparse.csr_array(self.write).T
+        return inner @ self.write.T
 
     def regauge(self, transform: Float[Array, "rank rank"]) -> LoRA:
         """(write R, read R^-T): the same Delta W in other factors (merging.md, fact 1)."""
@@ -113,7 +119,7 @@ def closed_form(
         check_rank(rank)
     gram = _gram(features)
     if gauge == "plain" and rank is None:
-        return LoRA(changes.T, linalg.solve(gram, features, assume_a="pos").T)
+        return LoRA(changes.T, _read(gram, features))
     needed = int(np.linalg.matrix_rank(changes))
     cut = rank is not None and rank < needed
     if cut and approximate is None:
@@ -127,8 +133,7 @@ def closed_form(
         left, values, right_t = np.linalg.svd(changes, full_matrices=False)
         changes = (left[:, :rank] * values[:rank]) @ right_t[:rank]
 
-    read = linalg.solve(gram, features, assume_a="pos").T
-    plain = LoRA(changes.T, read)
+    plain = LoRA(changes.T, _read(gram, features))
     if gauge == "facts":
         if cut or needed < len(changes):
             raise AdapterError(
@@ -255,16 +260,35 @@ def _gram(features: Array) -> Array:
 
 
 def _refuse_singular(gram: Array) -> None:
-    if len(gram) == 1:
-        return
     norms = np.sqrt(np.diag(gram))
-    lowest, highest = linalg.eigvalsh(gram / np.outer(norms, norms))[[0, -1]]
+    correlation = gram / np.outer(norms, norms)
+    if _conditioning(correlation) > 100 * SINGULAR:
+        return
+    lowest, highest = linalg.eigvalsh(correlation)[[0, -1]]
     if lowest < SINGULAR * highest:
         raise AdapterError(
             f"the features of the {len(gram)} facts are linearly dependent (smallest to largest eigenvalue "
             f"of their Gram matrix {lowest / highest:.1e}); two facts share a prompt, or the width m is "
             "below the number of facts: remove the duplicates or widen the model"
         )
+
+
+def _conditioning(gram: Array) -> float:
+    """LAPACK's estimate of 1 / (|G|_1 |G^-1|_1), 0 for a G that is not positive definite.
+
+    The number itself is at most the eigenvalue ratio and costs a tenth of it. The estimate errs upwards, by
+    far less than a factor of 100 in all but contrived cases.
+    """
+    factor, failed = lapack.dpotrf(gram, lower=True)
+    return 0.0 if failed else float(lapack.dpocon(factor, np.abs(gram).sum(axis=0).max(), uplo="L")[0])
+
+
+def _read(gram: Array, features: Array) -> Float[Array, "feature fact"]:
+    """Phi G^-1; coordinates that are 0 on every fact, as those of later prompts, are not solved for."""
+    used = features.any(axis=0)
+    read = np.zeros(features.shape[::-1])
+    read[used] = linalg.cho_solve(linalg.cho_factor(gram), features[:, used]).T
+    return read
 
 
 def _padded(factors: LoRA, rank: int | None) -> LoRA:

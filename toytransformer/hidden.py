@@ -45,7 +45,8 @@ class TokenCoefficients:
 
     def full_limit_gram(self) -> np.ndarray:
         """<h(p), h(p')> for d -> infinity, (prompt, prompt): no randomness left (theory.md section 2)."""
-        return (self.residual @ self.residual.T + self.attention @ self.attention.T).toarray()
+        states = sparse.hstack([self.residual, self.attention], format="csr")
+        return (states @ states.T).toarray()
 
     def dimension_variance(self, weights: np.ndarray) -> float:
         """Derived d * Var of sum_ij weights_ij <h_i, h_j> at large d, for symmetric weights (prompt, prompt).

@@ -15,6 +15,9 @@ import math
 
 from array_api_compat import array_namespace
 
+#: Rows of a Gram matrix evaluated at a time: the intermediate results then stay in the processor's cache.
+BLOCK = 256
+
 
 def kappa(cosine):
     """kappa(c) = (sqrt(1 - c^2) + (pi - arccos c) c) / pi, the arc-cosine kernel of degree 1."""
@@ -33,7 +36,11 @@ def relu_gram(hidden_gram):
     """The Gram matrix of features from that of hidden states, both (..., prompt, prompt)."""
     xp = array_namespace(hidden_gram)
     norms = xp.sqrt(xp.linalg.diagonal(hidden_gram))
-    return relu_kernel(hidden_gram, norms[..., :, None], norms[..., None, :])
+    blocks = [
+        relu_kernel(hidden_gram[..., rows, :], norms[..., rows, None], norms[..., None, :])
+        for rows in (slice(start, start + BLOCK) for start in range(0, norms.shape[-1], BLOCK))
+    ]
+    return xp.concat(blocks, axis=-2) if len(blocks) > 1 else blocks[0]
 
 
 def overlap(key_gram, inner, query_gram):

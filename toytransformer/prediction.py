@@ -224,17 +224,16 @@ def base_output(world: World, prompts: Sequence[Prompt]) -> Float[Array, "prompt
 
 def wanted_shift(world: World, facts: Sequence[Fact]) -> Float[Array, "fact entity"]:
     """i_new - W phi(p) for each fact: what an adapter that stores it must add."""
-    return _one_hot(world, [fact.answer for fact in facts]) - base_output(
-        world, [fact.prompt for fact in facts]
-    )
+    return _one_hot(world, [f.answer for f in facts], minus=[world.old(f.prompt) for f in facts])
 
 
-def _one_hot(world: World, answers: Sequence[str | None]) -> Array:
+def _one_hot(world: World, answers: Sequence[str | None], minus: Sequence[str | None] = ()) -> Array:
     index = {name: i for i, name in enumerate(world.entities)}
     rows = np.zeros((len(answers), len(index)))
-    for row, answer in enumerate(answers):
-        if answer is not None:
-            rows[row, index[answer]] = 1.0
+    for names, sign in ((answers, 1.0), (minus, -1.0)):
+        for row, name in enumerate(names):
+            if name is not None:
+                rows[row, index[name]] += sign
     return rows
 
 

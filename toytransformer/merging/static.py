@@ -37,7 +37,10 @@ def concatenated(adapters: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
     """[w_1 write_1, ..., w_n write_n] [read_1, ..., read_n]^T = sum_i w_i Delta_i."""
     xp = array_namespace(adapters[0].write)
     return LoRA(
-        xp.concat([w * lora.write for w, lora in zip(weights, adapters, strict=True)], axis=1),
+        xp.concat(
+            [lora.write if w == 1 else w * lora.write for w, lora in zip(weights, adapters, strict=True)],
+            axis=1,
+        ),
         xp.concat([lora.read for lora in adapters], axis=1),
     )
 
