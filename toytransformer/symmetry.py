@@ -10,27 +10,43 @@ ordinary closed forms and merge rules run on both, and
     output on the question's own chain = M_dev + (M_mean - M_dev)/n,    on any other chain = (M_mean -
     M_dev)/n.
 
-Both Gram blocks are read off the composition with two chains; a composition that swapping them changes is
-refused.
+Both Gram blocks are read off the composition with two chains; a composition whose chains are not copies of
+one is refused.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from toytransformer import adapters as lora
 from toytransformer import merging
-from toytransformer.compositions import OUTCOMES, Composition, Prompt, Question, Record, SpecError, provenance
+from toytransformer.compositions import (
+    OUTCOMES,
+    Composition,
+    Fact,
+    Prompt,
+    Question,
+    Record,
+    SpecError,
+    provenance,
+)
 from toytransformer.merging import RuleError
 from toytransformer.prediction import base_output, tie_tolerance, toy_record, wanted_shift
 from toytransformer.regimes import FullLimit, square_root
 
 #: Rules that are polynomial in the factors, so that they commute with the change to sectors.
 SECTORWISE = ("sum", "mean", "linear", "linear-peft")
+
+#: Chains looked at to see that all are copies of one. Two are too few: x_i -> y_sigma(i) with sigma = (1 2)
+#: commutes with the exchange of both.
+PROBE = 5
+
+#: The number of an entity's chain: x1, y1_old, x1_14 belong to chain 1.
+_NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,7 @@ class SymmetricPrediction:
     """
 
     composition: Composition
+    regime: FullLimit
     facts: int
     entities: tuple[str, ...]
     own: np.ndarray
@@ -79,7 +96,7 @@ class SymmetricPrediction:
             records.append(
                 toy_record(
                     self.composition,
-                    FullLimit(),
+                    self.regime,
                     question,
                     answer=top[0][0] if len(top) == 1 and top[0][1] == 1 else None,
                     shares=self._question_shares(row),
@@ -119,8 +136,8 @@ def predict(
     over, so for n >= 3 the symmetric adapter has no prototype. Raises SpecError for a composition that is
     not symmetric, RuleError for another rule.
     """
-    if isinstance(facts, bool) or not isinstance(facts, int | np.integer) or facts < 1:
-        raise SpecError(f"facts is {facts!r}; it must be a whole number >= 1")
+    if isinstance(facts, bool) or not isinstance(facts, int | np.integer) or not 1 <= facts <= 2**53:
+        raise SpecError(f"facts is {facts!r}; it must be a whole number from 1 to 2^53")
     regime = regime or FullLimit()
     pair = build(2)
     rule = merging.resolve(pair.merge.rule)
@@ -136,8 +153,9 @@ def predict(
             f"rule {pair.merge.rule!r} depends on the gauge and the n facts' singular values tie, so only "
             'gauge "facts" is defined for all n; build the composition with gauge="facts"'
         )
+    _check_symmetric(pair, 2)
+    _check_symmetric(build(PROBE), PROBE)
     swap = _swap(pair)
-    _check_symmetric(pair, swap)
 
     prompts = tuple(dict.fromkeys(prompt for prompt in pair.prompts if _chain(prompt.entity) == 1))
     partners = tuple(Prompt(swap[prompt.entity], prompt.relations) for prompt in prompts)
@@ -167,7 +185,13 @@ def predict(
     tie = tie_tolerance(np.stack(list(rows["mean"].values())), np.hstack([own, others]), trained["mean"])
     names = tuple(pair.world.entities[i] for i in chained)
     return SymmetricPrediction(
-        replace(pair, setting={**dict(pair.setting), "facts": facts}), facts, names, own, others, tie
+        replace(pair, setting={**dict(pair.setting), "facts": facts}),
+        regime,
+        facts,
+        names,
+        own,
+        others,
+        tie,
     )
 
 
@@ -181,7 +205,7 @@ def _adapters(pair: Composition, rows: Mapping[Prompt, np.ndarray], gauge: str) 
 
 
 def _chain(entity: str) -> int | None:
-    found = re.search(r"\d+", entity)
+    found = _NUMBER.search(entity)
     return int(found.group()) if found else None
 
 
@@ -189,24 +213,32 @@ def _swap(pair: Composition) -> dict[str, str]:
     """The exchange of chains 1 and 2, entity by entity."""
     other = {1: "2", 2: "1"}
     return {
-        name: re.sub(r"\d+", other[_chain(name)], name, count=1) if _chain(name) in other else name
+        name: _NUMBER.sub(other[_chain(name)], name, count=1) if _chain(name) in other else name
         for name in pair.world.entities
     }
 
 
-def _check_symmetric(pair: Composition, swap: Mapping[str, str]) -> None:
-    swapped_facts = [
-        {(swap[f.prompt.entity], f.prompt.relations, swap[f.answer]) for f in adapter.facts}
-        for adapter in pair.adapters
+def _check_symmetric(composition: Composition, chains: int) -> None:
+    """Refuse a composition that is not `chains` copies of one chain, each with its own questions."""
+
+    def by_chain(facts: Iterable[Fact]) -> dict[int | None, set]:
+        found: dict[int | None, set] = {chain: set() for chain in range(1, chains + 1)}
+        for fact in facts:
+            ends = fact.prompt.entity, fact.answer
+            chain = _chain(ends[0]) if _chain(ends[0]) == _chain(ends[1]) else None
+            start, end = (_NUMBER.sub("", name, count=1) for name in ends)
+            found.setdefault(chain, set()).add((start, fact.prompt.relations, end))
+        return found
+
+    asked = [Fact(q.prompt, q.correct or q.prompt.entity) for q in composition.questions]
+    parts = [
+        by_chain(facts)
+        for facts in (composition.world.base, asked, *(adapter.facts for adapter in composition.adapters))
     ]
-    facts = [
-        {(f.prompt.entity, f.prompt.relations, f.answer) for f in adapter.facts} for adapter in pair.adapters
-    ]
-    asked = {(q.prompt, q.correct) for q in pair.questions}
-    swapped_asked = {(replace(p, entity=swap[p.entity]), c and swap[c]) for p, c in asked}
-    direct = all(q.decode == "direct" and _chain(q.prompt.entity) in (1, 2) for q in pair.questions)
-    if facts != swapped_facts or asked != swapped_asked or not direct:
+    copies = all(len(part) == chains and all(rows == part[1] for rows in part.values()) for part in parts)
+    direct = all(question.decode == "direct" for question in composition.questions)
+    if composition.examples or not (copies and direct):
         raise SpecError(
-            f"composition {pair.name!r} changes when its chains 1 and 2 are exchanged (or decodes in steps); "
-            "use the dense prediction"
+            f"composition {composition.name!r} is not n copies of one chain (or it shows examples, or "
+            "decodes in steps); use the dense prediction"
         )
