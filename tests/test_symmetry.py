@@ -1,0 +1,190 @@
+"""The symmetric route against the dense one, at every n and rule where both run; and what it refuses."""
+
+import functools
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from toytransformer import prediction, symmetry
+from toytransformer.compositions import Fact, Merge, SpecError, catalogue
+from toytransformer.merging import RULES, RuleError
+from toytransformer.regimes import FullLimit
+
+#: What the issue asks for; both routes solve systems of condition below 1e4, so rounding stays far below.
+TOL = 1e-9
+
+SYMMETRIC = [
+    "two-hop",
+    "with-oracle",
+    "mixed",
+    "hop1-only",
+    "hop2-only",
+    "oracle-only",
+    "one-hop",
+    "coincident",
+    "both-directions",
+    "other-entity",
+    "swapped",
+    "three-hop",
+    "library-disjoint",
+]
+RULES_OF_WEIGHTS = ("sum", "linear", "linear-peft")
+
+
+def builder(name, **how):
+    return functools.partial(lambda n, name, how: catalogue.build(name, facts=n, **how), name=name, how=how)
+
+
+def agree(name, facts, known, merge, mask="strict"):
+    build = builder(name, known=known, merge=merge, gauge="facts")
+    regime = FullLimit(mask=mask)
+    ours, dense = symmetry.predict(build, facts, regime), prediction.predict(build(facts), regime)
+    questions = [q for q in dense.composition.questions if symmetry._chain(q.prompt.entity) == 1]
+    assert [q.prompt for q in ours.questions] == [q.prompt for q in questions]
+    for row, q in enumerate(questions):
+        at = dense.composition.questions.index(q)
+        for column, entity in enumerate(ours.entities):
+            assert abs(ours.own[row, column] - dense.coefficient(at, entity)) <= TOL
+            if facts > 1:
+                other = symmetry._swap(build(2))[entity]
+                assert abs(ours.other[row, column] - dense.coefficient(at, other)) <= TOL
+    assert ours.shares == pytest.approx(dense.shares, abs=TOL)
+    assert ours.accuracy == ours.shares["correct"]
+
+
+@given(
+    st.sampled_from(SYMMETRIC),
+    st.sampled_from([1, 2, 3, 4, 7, 20]),
+    st.booleans(),
+    st.sampled_from(["sum", "mean", "linear", "linear-peft"]),
+    st.sampled_from(["strict", "causal", "causal-printed"]),
+)
+@example("two-hop", 100, True, "sum", "strict")
+@example("with-oracle", 100, False, "mean", "strict")
+@example("two-hop", 60, False, "linear", "causal")
+def test_symmetric_route_agrees_with_the_dense_one(name, facts, known, rule, mask):
+    if name == "library-disjoint" and rule.startswith("linear"):
+        rule = "sum"  # its adapters have different ranks, which no factor-wise rule adds
+    agree(name, facts, known, Merge(rule), mask)
+
+
+@given(
+    st.sampled_from([1, 2, 5]),
+    st.sampled_from(RULES_OF_WEIGHTS),
+    st.tuples(st.floats(-2, 2), st.floats(-2, 2)),
+    st.booleans(),
+)
+def test_agreement_under_any_weights(facts, rule, weights, known):
+    agree("two-hop", facts, known, Merge(rule, weights))
+
+
+def test_shares_of_one_question_are_those_of_all():
+    dense = prediction.predict(catalogue.build("one-hop", facts=3), FullLimit())
+    ours = symmetry.predict(builder("one-hop"), 3)
+    assert len(dense.composition.questions) == 3 * len(ours.questions)
+    assert ours.shares == pytest.approx(dense.shares)
+
+
+def test_a_million_facts_in_a_second():
+    build = builder("two-hop")
+    symmetry.predict(build, 3)
+    start = time.perf_counter()
+    million = symmetry.predict(build, 10**6)
+    assert time.perf_counter() - start < 1
+    # theory.md, section 4: adapter 2 adds c2 / (1 + kappa(1/2) (n - 1)) to every z
+    c2, leak = 0.5730357286, 0.6089977810
+    z = million.entities.index("z1")
+    expected = c2 / (1 + leak * (10**6 - 1))
+    for column in (million.own[0, z], million.other[0, z]):
+        assert abs(column - expected) <= 1e-8 * expected + 1e-12
+    assert million.shares["old"] == 1
+    assert symmetry.predict(builder("two-hop", known=False), 10**6).shares["bridge"] == 1
+
+
+def test_singled_out_bridge_has_its_limit():
+    fresh = symmetry.predict(builder("two-hop", known=False), 10**9)
+    y = fresh.entities.index("y1")
+    assert abs(fresh.own[0, y] - fresh.other[0, y] - 0.3492764) <= 1e-7
+    assert abs(fresh.own[0, y] - 0.3492764) <= 1e-7
+
+
+@pytest.mark.parametrize("mask", ["strict", "causal"])
+def test_records_tell_the_setting(mask):
+    regime = FullLimit(mask=mask)
+    (record,) = symmetry.predict(builder("two-hop"), 5, regime).records()
+    (dense, *_) = prediction.predict(catalogue.build("two-hop", facts=5), regime).records()
+    assert record.regime == dense.regime
+    assert (record.prompt, record.shares, record.answer) == (dense.prompt, dense.shares, dense.answer)
+    assert record.setting["facts"] == 5
+    for entity, value in record.mixture.items():
+        if entity in dense.mixture:
+            assert abs(value - dense.mixture[entity]) <= TOL
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize("facts", [0, -1, True, 2.0, "3", None, 2**53 + 1, 10**400])
+def test_numbers_of_facts_that_are_none(facts):
+    with pytest.raises(SpecError, match=r"facts is .*; it must be a whole number from 1 to 2\^53"):
+        symmetry.predict(builder("two-hop"), facts)
+
+
+@pytest.mark.parametrize("rule", sorted(set(RULES) - set(symmetry.SECTORWISE)))
+def test_rules_that_do_not_act_sector_by_sector(rule):
+    with pytest.raises(RuleError, match="use one of sum, mean, linear, linear-peft, or the dense prediction"):
+        symmetry.predict(builder("two-hop", merge=Merge(rule)), 3)
+
+
+@pytest.mark.parametrize("gauge", ["svd", "flipped", "random:0"])
+def test_gauges_that_tied_singular_values_leave_open(gauge):
+    with pytest.raises(RuleError, match='build the composition with gauge="facts"'):
+        symmetry.predict(builder("two-hop", gauge=gauge, merge=Merge("linear")), 3)
+
+
+def test_refusing_that_gauge_is_right():
+    # the dense prediction in the svd gauge is another one: its read vectors are any basis of a tied space
+    merge = Merge("linear", (1.2, 1.5))
+    outputs = [
+        prediction.predict(catalogue.build("two-hop", facts=4, gauge=gauge, merge=merge), FullLimit()).output
+        for gauge in ("facts", "random:0")
+    ]
+    assert np.abs(outputs[0] - outputs[1]).max() > 0.1
+
+
+def test_decoding_in_steps():
+    with pytest.raises(SpecError, match="use the dense prediction"):
+        symmetry.predict(builder("chain-of-thought"), 3)
+
+
+def test_ranks_break_the_symmetry():
+    pair = catalogue.build("two-hop", facts=2)
+    cut = replace(pair, adapters=tuple(replace(a, rank=2) for a in pair.adapters))
+    with pytest.raises(RuleError, match="rank"):
+        symmetry.predict(lambda n: cut, 3)
+
+
+def test_a_base_that_knows_one_chain_only():
+    pair = catalogue.build("two-hop", facts=2)
+    world = replace(pair.world, base=tuple(f for f in pair.world.base if f != Fact.of("x2", "R1", "y2_old")))
+    with pytest.raises(SpecError, match="use the dense prediction"):
+        symmetry.predict(lambda n: replace(pair, world=world), 3)
+
+
+def test_adapters_that_hold_more_than_the_chains_asked_about():
+    # the example's chain is in the adapters, so n asked chains are n + 1 stored ones
+    with pytest.raises(SpecError, match="shows examples"):
+        symmetry.predict(builder("two-hop", examples=1), 3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_chains_that_are_linked(seed):
+    # with two chains the bijections of library-shared commute with the exchange: only more chains tell
+    with pytest.raises(SpecError, match="not n copies of one chain"):
+        symmetry.predict(builder("library-shared", seed=seed), 3000)
+    with pytest.raises(SpecError, match="not n copies of one chain"):
+        symmetry.predict(lambda n: catalogue.build("two-hop", facts=n, sigma=tuple(reversed(range(n)))), 3000)
