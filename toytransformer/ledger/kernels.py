@@ -212,12 +212,18 @@ def width_spread(run: Run) -> Iterator[Row]:
     gram = FullLimit().hidden_gram(PROMPTS)
     yield close("sqrt m x standard error of c1", 0.9019, width_errors(gram, 1)[0], printed(4), regime=LIMIT)
     width, draws = 1024, 20000 if run.thorough else 2000
-    measured = _width_draws(_key(run, 0), gram, width, draws).std(axis=0, ddof=1)
-    for j, error in enumerate(width_errors(gram, width)):
+    grams = _width_draws(_key(run, 0), gram, width, draws)
+    named = {
+        "c1": (overlaps(grams)[:, 0], width_errors(gram, width)[0]),
+        "c2": (overlaps(grams)[:, 1], width_errors(gram, width)[1]),
+        "k(eta_1, xi)": (grams[:, 0, 2], kernel_errors(gram, width)[0, 2]),
+        "k(eta_2, xi)": (grams[:, 1, 2], kernel_errors(gram, width)[1, 2]),
+    }
+    for name, (values, error) in named.items():
         yield close(
-            f"standard deviation of c{j + 1} over {draws} draws x sqrt m",
+            f"standard deviation of {name} over {draws} draws x sqrt m",
             error * math.sqrt(width),
-            measured[j] * math.sqrt(width),
+            values.std(ddof=1) * math.sqrt(width),
             statistical(error * math.sqrt(width / (2 * (draws - 1)))),
             regime=f"finite, d = inf, m = {width}",
         )
@@ -226,8 +232,9 @@ def width_spread(run: Run) -> Iterator[Row]:
 @claim("spread of one dimension's draw", source="theory.md section 2")
 def dimension_spread(run: Run) -> Iterator[Row]:
     dimension, draws = 1024, 10000 if run.thorough else 1000
-    for mask, values in _dimension_draws(_key(run, 1), dimension, draws).items():
-        measured = values.std(axis=0, ddof=1)
+    grams = _token_draws(_key(run, 1), 4, dimension, draws)
+    for mask in hidden.MASKS:
+        measured = _mixed(grams, mask).std(axis=0, ddof=1)
         for j, error in enumerate(dimension_errors(dimension, mask)):
             yield close(
                 f"standard deviation of c{j + 1} over {draws} draws x sqrt d, {mask} mask",
@@ -236,6 +243,15 @@ def dimension_spread(run: Run) -> Iterator[Row]:
                 statistical(error * math.sqrt(dimension / (2 * (draws - 1)))),
                 regime=f"width limit, d = {dimension}",
             )
+    # Var <e, e'> = 1/d, Var <V e, V e'> = 2/d, Var <e, V e'> = 1/d, and twice the first two for one token
+    variance = np.kron([[1, 0], [0, 2]], 1 + np.eye(4)) + np.kron([[0, 1], [1, 0]], np.ones((4, 4)))
+    yield close(
+        f"mean inner products of e_t and V e_t over {draws} draws against 1[s = t], worst in standard errors",
+        0.0,
+        np.max(np.abs(grams.mean(axis=0) - np.eye(8)) / np.sqrt(variance / dimension / draws)),
+        FIVE,
+        regime=f"d = {dimension}",
+    )
 
 
 @claim("convergence to the limit", source="eq. 13-15, theory.md section 2")
@@ -244,10 +260,10 @@ def convergence(run: Run) -> Iterator[Row]:
     draws = 4000 if run.thorough else 400
 
     def by_width(width):
-        return _width_draws(_key(run, 2, width), gram, width, draws)
+        return overlaps(_width_draws(_key(run, 2, width), gram, width, draws))
 
     def by_dimension(dimension):
-        return _dimension_draws(_key(run, 3, dimension), dimension, draws)["strict"]
+        return _mixed(_token_draws(_key(run, 3, dimension), 4, dimension, draws), "strict")
 
     for name, sizes, draw, label in (
         ("m", (256, 1024, 4096), by_width, "finite, d = inf"),
@@ -274,31 +290,31 @@ def fitted_slope(sizes, values, log_error: float) -> tuple[float, float]:
 
 
 def _width_draws(rng: jax.Array, states_gram: np.ndarray, width: int, draws: int) -> np.ndarray:
-    """(c1, c2) of independent sets of `width` neurons, (draw, 2)."""
+    """Feature Gram matrices of PROMPTS, each from its own `width` neurons, (draw, prompt, prompt)."""
     states = np.linalg.cholesky(states_gram)
 
     def one(key):
         return hidden.sample_feature_gram(key, states, width=width)
 
-    return overlaps(np.asarray(jax.lax.map(one, jax.random.split(rng, draws), batch_size=50)))
+    return np.asarray(jax.lax.map(one, jax.random.split(rng, draws), batch_size=50))
 
 
-def _dimension_draws(rng: jax.Array, dimension: int, draws: int) -> dict[str, np.ndarray]:
-    """(c1, c2) of independent embeddings at infinite width, (draw, 2), each mask on the same embeddings."""
-    coefficients = {mask: hidden.token_coefficients(PROMPTS, mask) for mask in hidden.MASKS}
-    tokens = len(coefficients["strict"].tokens)
-    alone = np.eye(2 * tokens)  # the "prompts" e_t and V e_t themselves
+def _token_draws(rng: jax.Array, tokens: int, dimension: int, draws: int) -> np.ndarray:
+    """Gram matrices of e_1 .. e_T, V e_1 .. V e_T, each with its own embeddings and V, (draw, 2T, 2T)."""
+    alone = np.eye(2 * tokens)
 
     def one(key):
         states = hidden.sample_states(key, alone[:, :tokens], alone[:, tokens:], dimension=dimension)
         return states @ states.T
 
-    grams = np.asarray(jax.lax.map(one, jax.random.split(rng, draws), batch_size=50))
-    result = {}
-    for mask, both in coefficients.items():
-        mix = np.hstack([both.residual.toarray(), both.attention.toarray()])
-        result[mask] = overlaps(kernel.relu_gram(mix @ grams @ mix.T))
-    return result
+    return np.asarray(jax.lax.map(one, jax.random.split(rng, draws), batch_size=50))
+
+
+def _mixed(token_grams: np.ndarray, mask: str) -> np.ndarray:
+    """(c1, c2) at infinite width on drawn tokens (x, R1, y, R2), (draw, 2)."""
+    coefficients = hidden.token_coefficients(PROMPTS, mask)
+    mix = np.hstack([coefficients.residual.toarray(), coefficients.attention.toarray()])
+    return overlaps(kernel.relu_gram(mix @ token_grams @ mix.T))
 
 
 @claim("constants of the full limit", source="eq. 19, theory.md section 4")
@@ -396,24 +412,28 @@ def shared_tokens(run: Run) -> Iterator[Row]:
         algebraic(),
         regime=LIMIT,
     )
-    dimension = 4096 if run.thorough else 2048
-    network = OneLayerTransformer(
-        ("x", "y", "R1", "R2"), ("x", "y"), dimension=dimension, width=1, rngs=nnx.Rngs(run.seed)
-    )
+    dimension, networks = 256, 400 if run.thorough else 40
+    tokens = ("x", "y", "R1", "R2")
+    total = dict.fromkeys(hidden.MASKS, 0.0)
+    for k in range(networks):
+        rngs = nnx.Rngs(jax.random.fold_in(_key(run, 4), k))
+        network = OneLayerTransformer(tokens, ("x", "y"), dimension=dimension, width=1, rngs=rngs)
+        for mask in hidden.MASKS:
+            network.mask = mask
+            states = np.asarray(network.states(prompts), float)
+            total[mask] = total[mask] + states @ states.T
     for mask in hidden.MASKS:
-        network.mask = mask
-        states = np.asarray(network.states(prompts), float)
         coefficients = hidden.token_coefficients(prompts, mask)
-        deviation = np.abs(states @ states.T - coefficients.full_limit_gram())
+        deviation = np.abs(total[mask] / networks - coefficients.full_limit_gram())
         yield close(
-            f"hidden states of the explicit network, {mask} mask, worst inner product in standard errors",
+            f"mean inner products in {networks} explicit networks, {mask} mask, worst in standard errors",
             0.0,
             max(
-                deviation[i, j]
-                / math.sqrt(coefficients.dimension_variance(_pair(i, j, len(prompts))) / dimension)
+                deviation[i, j] / math.sqrt(coefficients.dimension_variance(_pair(i, j, len(prompts))))
                 for i in range(len(prompts))
                 for j in range(i + 1)
-            ),
+            )
+            * math.sqrt(dimension * networks),
             FIVE,
             regime=f"finite, d = {dimension}",
         )

@@ -26,6 +26,9 @@ from toytransformer.ledger.registry import (
 )
 from toytransformer.training import TrainedLoRA, one_fact_gap, train_lora
 
+#: Training that stops above this gradient norm has not converged, and says nothing about the minimiser.
+CONVERGED = 1e-9
+
 
 @claim("LoRA trained on one fact", source="section 3.1, theory.md P3")
 def trained_on_one(run: Run) -> Iterator[Row]:
@@ -61,6 +64,8 @@ def _training_error(trained: TrainedLoRA, penalty: float, exact: LoRA) -> Tolera
     """Rounding, and what the final gradient g leaves: the objective curves by 2 penalty or more across its
     minimiser (along it lies the gauge), so a factor is off by at most |g| / (2 penalty)."""
     size = np.linalg.norm(exact.delta(), 2)
+    if trained.gradient > CONVERGED:
+        raise RuntimeError(f"training stopped at gradient {trained.gradient:.1e} after {trained.steps} steps")
     left = trained.gradient / (2 * penalty) * 2 * math.sqrt(size) / np.linalg.norm(exact.delta())
     return solver(
         left + 1e4 * EPS, f"final gradient {trained.gradient:.1e} over the least curvature, and rounding"
