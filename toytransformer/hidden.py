@@ -170,6 +170,8 @@ def _embed(rng: jax.Array, tokens: int, dimension: int, scale: float) -> tuple[j
 def padded_token_ids(prompts: Sequence[Prompt], tokens: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Token ids (prompt, position), right-aligned, and the mask of real positions."""
     index = {token: i for i, token in enumerate(tokens)}
+    if unknown := [token for prompt in prompts for token in prompt.tokens if token not in index]:
+        raise ValueError(f"token {unknown[0]!r} is not one of the model's: {', '.join(tokens)}")
     longest = max(len(prompt.tokens) for prompt in prompts)
     ids = np.zeros((len(prompts), longest), np.int32)
     present = np.zeros((len(prompts), longest), bool)

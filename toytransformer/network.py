@@ -18,6 +18,7 @@ from flax import nnx
 from toytransformer import hidden
 from toytransformer.compositions import Prompt
 from toytransformer.memory import require_memory
+from toytransformer.regimes import Finite
 
 
 class Frozen(nnx.Variable):
@@ -25,7 +26,11 @@ class Frozen(nnx.Variable):
 
 
 class OneLayerTransformer(nnx.Module):
-    """Random-features transformer of section 3.1; its readout W (entity, neuron) is 0 until `fit_readout`."""
+    """Random-features transformer of section 3.1; its readout W (entity, neuron) is 0 until `fit_readout`.
+
+    Raises RegimeError and NotEnoughMemoryError as a regime does, and ValueError for a prompt with a token
+    that is not one of `tokens`.
+    """
 
     def __init__(
         self,
@@ -39,18 +44,10 @@ class OneLayerTransformer(nnx.Module):
         init: str = "standard-deviation",
         rngs: nnx.Rngs,
     ):
-        if dimension < 1 or width < 1:
-            raise ValueError(f"dimension {dimension} and width {width} must be at least 1")
-        for name, value, allowed in (
-            ("mask", mask, hidden.MASKS),
-            ("attention", attention, hidden.ATTENTIONS),
-            ("init", init, tuple(hidden.INITS)),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
-        require_memory(
-            4 * (3 * dimension**2 + dimension * width), f"a network with d = {dimension}, m = {width}"
-        )
+        # A regime of these sizes refuses what no network has.
+        Finite(dimension=dimension, width=width, mask=mask, attention=attention, init=init)
+        numbers = (3 * dimension + len(tokens)) * dimension + (dimension + len(entities)) * width
+        require_memory(8 * numbers, f"a network with d = {dimension}, m = {width}")
         self.tokens, self.entities = tuple(tokens), tuple(entities)
         self.mask, self.attention = mask, attention
         scale = hidden.INITS[init](dimension)
