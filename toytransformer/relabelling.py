@@ -19,6 +19,9 @@ from toytransformer.compositions import Composition
 from toytransformer.prediction import Prediction, predict
 from toytransformer.regimes import Regime
 
+#: Facts up to which all relabellings are gone through: 40,320 predictions.
+MOST = 8
+
 
 @dataclass(frozen=True)
 class RelabellingResult:
@@ -49,11 +52,20 @@ def average(
     """Predict `build(sigma)` for every permutation sigma of range(facts) (or those given) in the same draw
     of the regime.
 
+    Raises ValueError for more than MOST facts without given relabellings, and for none.
+
     build(sigma) is `catalogue.build("two-hop", ..., sigma=sigma)` under any merge.
     """
-    results: list[Prediction] = [
-        predict(build(sigma), regime) for sigma in relabellings or itertools.permutations(range(facts))
-    ]
+    if relabellings is None:
+        if not 1 <= facts <= MOST:
+            raise ValueError(
+                f"facts is {facts!r}; all n! relabellings are gone through for 1 to {MOST} facts, "
+                "for more give `relabellings`"
+            )
+        relabellings = itertools.permutations(range(facts))
+    results: list[Prediction] = [predict(build(sigma), regime) for sigma in relabellings]
+    if not results:
+        raise ValueError("relabellings is empty; give at least one permutation, or None for all")
     outputs = np.stack([_answers(result, facts) for result in results])
     return RelabellingResult(
         facts,
