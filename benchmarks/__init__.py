@@ -1,0 +1,1 @@
+"""The fast routes of toytransformer timed against plain NumPy."""

@@ -1,0 +1,121 @@
+"""Command line: `python -m benchmarks [NAME]... [--small] [--json FILE]`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from benchmarks.cases import Case, Side, cases
+from benchmarks.measure import Measurement, measure
+from toytransformer.compositions import provenance
+
+NAMES = tuple(dict.fromkeys(case.name for case in cases()))
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("names", nargs=-1, type=click.Choice(NAMES), metavar="[NAME]...")
+@click.option("--small", is_flag=True, help="Sizes that take a moment; the targets then mean nothing.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the rows and their provenance to FILE.",
+)
+def main(names: tuple[str, ...], small: bool, json_file: Path | None) -> None:
+    """Time toytransformer against plain NumPy in the same run: coefficients, memory, draws, dense, symmetry.
+
+    Every route runs in a process of its own, on the CPU. Exit status 1 if two routes disagree.
+    """
+    if json_file and not json_file.resolve().parent.is_dir():
+        raise click.BadParameter(f"{json_file.parent} is not a folder", param_hint="--json")
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    chosen = [case for case in cases(small) if not names or case.name in names]
+    console, done, rows = Console(), {}, []
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True
+    ) as bar:
+        for case in chosen:
+            bar.add_task(f"{case.name}: {case.about}")
+            rows.append(row(case, run(case.ours, done), run(case.plain, done), small))
+            bar.remove_task(bar.task_ids[-1])
+    console.print(table(rows))
+    if json_file:
+        report = {"provenance": provenance(), "processors": os.cpu_count(), "small": small, "rows": rows}
+        partial = json_file.with_name(f".{json_file.name}.{os.getpid()}")
+        partial.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(partial, json_file)
+    sys.exit(any(row["agrees"] is False for row in rows))
+
+
+def run(side: Side, done: dict) -> Measurement | None:
+    """Measure a side, once for all the cases that share it; None where it is not run."""
+    if side.prepare is None:
+        return None
+    if side not in done:
+        done[side] = measure(side.prepare, *side.arguments, repeats=side.repeats)
+    return done[side]
+
+
+def row(case: Case, ours: Measurement, plain: Measurement | None, small: bool) -> dict:
+    """One row as plain data: both sides, their ratio, the target and whether it is met, and the agreement."""
+    apart, allowed = case.difference(ours.value, plain and plain.value)
+    ratio = plain.median / case.plain.share / ours.median if plain else None
+    targets = {
+        "ratio >= {:g}x": (case.ratio, ratio is not None and case.ratio is not None and ratio >= case.ratio),
+        "<= {:g} s": (case.seconds, case.seconds is not None and ours.median <= case.seconds),
+        "<= {:g} bytes": (case.peak, case.peak is not None and ours.peak <= case.peak),
+    }
+    asked = {words.format(size): met for words, (size, met) in targets.items() if size is not None}
+    return {
+        "case": case.name,
+        "about": case.about,
+        "ours": ours.to_dict(),
+        "plain": plain.to_dict() | {"share_of_case": case.plain.share} if plain else case.plain.instead,
+        "ratio": ratio,
+        "target": ", ".join(asked) or None,
+        "met": None if small or not asked else all(asked.values()),
+        "difference": None if math.isnan(allowed) else apart,
+        "tolerance": None if math.isnan(allowed) else allowed,
+        "agrees": None if math.isnan(allowed) else bool(apart <= allowed),
+    }
+
+
+def table(rows: list[dict]) -> Table:
+    """The rows for a terminal: medians of repeated calls, the first call's extra, peak memory."""
+    shown = Table(
+        title="toytransformer against plain NumPy: median seconds of a call (+ the first call's extra, "
+        "mostly compilation); peak memory of each process, in GB",
+        title_justify="left",
+        show_lines=True,
+    )
+    shown.add_column("case", ratio=1)
+    for name in ("ours", "plain", "ratio", "target", "apart / allowed", "memory"):
+        shown.add_column(name, justify="right")
+    for row in rows:
+        ours, plain = row["ours"], row["plain"]
+        ran = isinstance(plain, dict)
+        met = {None: "", True: "\n[green]met[/]", False: "\n[red]missed[/]"}[row["met"]]
+        agrees = {None: "", True: "\n[green]agree[/]", False: "\n[red]DISAGREE[/]"}[row["agrees"]]
+        shown.add_row(
+            f"[bold]{row['case']}[/] {row['about']}",
+            f"{ours['median_s']:.2g}\n(+{max(0.0, ours['first_s'] - ours['median_s']):.2g})",
+            f"{plain['median_s'] / plain['share_of_case']:.3g}" if ran else plain,
+            f"{row['ratio']:,.3g}x" if ran else "",
+            (row["target"] or "") + met,
+            (f"{row['difference']:.1g} / {row['tolerance']:.1g}" if row["agrees"] is not None else "")
+            + agrees,
+            f"{ours['peak_bytes'] / 1e9:.2f}" + (f"\nplain {plain['peak_bytes'] / 1e9:.2f}" if ran else ""),
+        )
+    return shown
+
+
+if __name__ == "__main__":
+    main()
