@@ -19,6 +19,8 @@ from toytransformer.compositions import OUTCOMES, Merge, SpecError, catalogue, w
 
 #: Facts per adapter up to which the dense solve is used even where the symmetric one applies.
 DENSE = 2000
+#: Facts and examples beyond which float64 no longer counts one by one.
+MOST = 2**53
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,7 +55,9 @@ def list_names() -> None:
 
 @cli.command()
 @click.argument("name")
-@click.option("--facts", type=int, default=1, show_default=True, help="Facts per adapter.")
+@click.option(
+    "--facts", type=click.IntRange(1, MOST), default=1, show_default=True, help="Facts per adapter."
+)
 @click.option("--known/--fresh", default=True, show_default=True, help="Whether the base has old answers.")
 @click.option("--library", help="Adapters, by comma: hop1,hop2,oracle,mixed,joint.")
 @click.option("--merge", "rule", default="sum", show_default=True, help="Merge rule (see `list`).")
@@ -63,7 +67,11 @@ def list_names() -> None:
 )
 @click.option("--gauge", default="svd", show_default=True, help="svd, facts, flipped or random:<seed>.")
 @click.option(
-    "--examples", type=int, default=0, show_default=True, help="Two-hop examples for rules that need data."
+    "--examples",
+    type=click.IntRange(0, MOST),
+    default=0,
+    show_default=True,
+    help="Two-hop examples for rules that need data.",
 )
 @click.option("--regime", type=click.Choice(["limit", "width", "finite"]), default="limit", show_default=True)
 @click.option("-d", "dimension", type=int, help="Embedding dimension (width and finite regimes) [1024].")
@@ -98,28 +106,31 @@ def predict(
     json_file,
 ) -> None:
     """Predict the answers of the composition NAME (`two-hop` is the plain pair)."""
+    import jax
+
     from toytransformer import merging
 
-    merge = Merge(rule, _weights(weights), dict(_option(text) for text in options))
+    jax.config.update("jax_enable_x64", True)
+    merge = Merge(rule, _weights(weights), tuple(_option(text) for text in options))
     merging.check(merge)
     _writable(json_file)
     chosen = _regime(regime, dimension, width, mask=mask, attention=attention, seed=seed)
 
-    def build(count: int):
+    def build(count: int, shown: int = examples):
         return catalogue.build(
             name,
             facts=count,
             known=known,
-            library=tuple(library.split(",")) if library else None,
+            library=None if library is None else tuple(library.split(",")),
             merge=merge,
             seed=seed,
             gauge=gauge,
-            examples=examples,
+            examples=shown,
         )
 
     with _progress() as progress:
         progress.add_task(f"{name}: {facts} facts per adapter, regime {regime}")
-        predicted = _predict(build, facts, chosen)
+        predicted = _predict(build, facts, examples, chosen)
         records = predicted.records()
     if json_file:
         write_jsonl(json_file, records)
@@ -131,7 +142,7 @@ def predict(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows to FILE."
 )
 @click.option("--thorough", is_flag=True, help="Larger sizes and more repeats; takes longer.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def verify(json_file: Path | None, thorough: bool, seed: int) -> None:
     """Check every claim of the theory; exit status 1 if one fails."""
     _writable(json_file)
@@ -166,21 +177,22 @@ def verify(json_file: Path | None, thorough: bool, seed: int) -> None:
         sys.exit(1)
 
 
-def _predict(build, facts: int, regime):
+def _predict(build, facts: int, examples: int, regime):
     """The dense prediction; beyond DENSE facts in the limit the symmetric one, where the rule has it."""
     from toytransformer import prediction, symmetry
     from toytransformer.memory import require_memory
     from toytransformer.merging import RuleError
     from toytransformer.regimes import FullLimit
 
-    if facts <= DENSE:
-        return prediction.predict(build(facts), regime)
-    if isinstance(regime, FullLimit):
+    if facts > DENSE and not examples and isinstance(regime, FullLimit):
         with contextlib.suppress(SpecError, RuleError):  # not symmetric: the dense prediction has to do it
             return symmetry.predict(build, facts, regime)
-    small = build(2)
-    prompts, entities = (len(part) / 2 * facts for part in (small.prompts, small.world.entities))
-    require_memory(8 * prompts * (6 * prompts + 2 * entities), f"the dense prediction of {facts} facts")
+    # Two chains tell the size of all, before the composition itself is built.
+    small, chains = build(2, 0), (facts + examples) / 2
+    prompts, entities = (len(part) * chains for part in (small.prompts, small.world.entities))
+    require_memory(
+        8 * prompts * (6 * prompts + 2 * entities), f"the dense prediction of {facts + examples} facts"
+    )
     return prediction.predict(build(facts), regime)
 
 
@@ -277,7 +289,7 @@ def _progress() -> Progress:
 
 
 def _writable(path: Path | None) -> None:
-    if path is not None and not os.access(path.parent, os.W_OK):
+    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
         raise click.UsageError(
             f"--json is {str(path)!r}, but the folder {str(path.parent)!r} is missing or not writable"
         )
@@ -305,7 +317,7 @@ def main() -> None:
         status = cli.main(standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
-    except (click.ClickException, SpecError, ValueError, MemoryError) as error:
+    except (click.ClickException, ValueError, MemoryError, OSError) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)

@@ -235,7 +235,10 @@ def _checked(features: Array, changes: Array) -> tuple[Array, Array]:
             raise AdapterError(f"{name} of fact {bad[0]} hold NaN or infinity; every number must be finite")
     zero = np.flatnonzero(~features.any(axis=1))
     if zero.size:
-        raise AdapterError(f"the feature vector of fact {zero[0]} is zero; nothing can be stored on it")
+        raise AdapterError(
+            f"the feature vector of fact {zero[0]} is zero (no neuron is active on its prompt), so nothing can "
+            "be stored on it; use a larger width m"
+        )
     return features, changes
 
 
