@@ -1,4 +1,4 @@
-"""The machine-checked statements on every assignment of labels or on random ones, and outside their hypotheses.
+"""The machine-checked statements on all assignments of labels or on random ones, and beyond their hypotheses.
 
 `out` is the merged output of two one-fact adapters, i_b + c1 (i_y - i_y0) + c2 (i_z - i_a). Coefficients are
 in quarters, so every comparison is between whole numbers and exact.

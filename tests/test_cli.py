@@ -1,0 +1,249 @@
+"""The command line: what it prints and writes, and that every bad argument is one clear line and status 2."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from toytransformer import __main__ as command
+from toytransformer.compositions import Merge, catalogue, read_jsonl
+from toytransformer.merging import RULES
+from toytransformer.prediction import predict
+from toytransformer.regimes import Finite, FullLimit, WidthLimit
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process: (status, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["toytransformer", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "300")
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+def refused(result, *words):
+    status, out, err = result
+    assert status == 2, result
+    assert out == "" and err.count("\n") == 1 and err.startswith("error: "), result
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err, (word, err)
+
+
+# ---- what it does ----
+
+
+def test_list_names_everything(run):
+    status, out, err = run("list")
+    assert status == 0 and err == ""
+    for name in (*catalogue.names(), *RULES):
+        assert f" {name} " in out
+
+
+@pytest.mark.parametrize(
+    "command_line", [["--help"], ["predict", "--help"], ["verify", "-h"], ["list", "-h"]]
+)
+def test_help(run, command_line):
+    status, out, err = run(*command_line)
+    assert status == 0 and "Usage:" in out and err == ""
+
+
+REGIMES = [
+    ([], FullLimit()),
+    (["--mask", "causal"], FullLimit(mask="causal")),
+    (["--regime", "width", "-d", 32], WidthLimit(dimension=32)),
+    (["--regime", "finite", "-d", 32, "-m", 128, "--seed", 4], Finite(dimension=32, width=128, seed=4)),
+    (
+        ["--regime", "finite", "-d", 32, "-m", 128, "--attention", "softmax"],
+        Finite(dimension=32, width=128, attention="softmax"),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "arguments, regime", REGIMES, ids=[" ".join(map(str, a)) or "limit" for a, _ in REGIMES]
+)
+def test_predict_is_the_librarys_prediction(run, tmp_path, arguments, regime):
+    file = tmp_path / "records.jsonl"
+    status, out, err = run("predict", "two-hop", "--facts", 2, *arguments, "--json", file)
+    assert status == 0 and err == ""
+    expected = predict(catalogue.build("two-hop", facts=2, seed=regime.seed), regime)
+    assert read_jsonl(file) == list(expected.records())
+    for outcome, share in expected.shares.items():
+        assert f"{outcome} {share:.1%}" in out
+    assert "x1 R1 R2" in out
+
+
+@pytest.mark.parametrize(
+    "arguments, how",
+    [
+        (["--fresh"], {"known": False}),
+        (["--library", "hop1,hop2,oracle"], {"library": ("hop1", "hop2", "oracle")}),
+        (["--merge", "sum", "--weights", "0.5,2"], {"merge": Merge("sum", (0.5, 2.0))}),
+        (["--merge", "linear", "--gauge", "facts"], {"merge": Merge("linear"), "gauge": "facts"}),
+        (
+            ["--merge", "ties", "--option", "density=0.5", "--option", "sign=frequency"],
+            {"merge": Merge("ties", options={"density": 0.5, "sign": "frequency"})},
+        ),
+        (["--merge", "cat-fitted", "--examples", 2], {"merge": Merge("cat-fitted"), "examples": 2}),
+        (["--merge", "arrow-products"], {"merge": Merge("arrow-products")}),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_arguments_reach_the_composition(run, tmp_path, arguments, how):
+    file = tmp_path / "records.jsonl"
+    status, out, _ = run("predict", "two-hop", "--facts", 2, *arguments, "--json", file)
+    assert status == 0
+    composition = catalogue.build("two-hop", facts=2, **how)
+    assert {record.spec_hash for record in read_jsonl(file)} == {composition.spec_hash}
+    if how.get("merge") == Merge("arrow-products"):
+        assert "spectral gap" in out
+
+
+def test_many_facts_take_the_symmetric_route(run, tmp_path):
+    file = tmp_path / "records.jsonl"
+    start = time.perf_counter()
+    status, out, _ = run("predict", "two-hop", "--fresh", "--facts", 10**6, "--json", file)
+    assert status == 0 and "bridge 100.0%" in out
+    assert time.perf_counter() - start < 10
+    (record,) = read_jsonl(file)
+    assert record.answer == "y1" and record.setting["facts"] == 10**6
+
+
+def test_as_a_module_in_a_process_of_its_own(tmp_path):
+    def process(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "toytransformer", *arguments],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "COLUMNS": "200"},
+        )
+
+    file = tmp_path / "records.jsonl"
+    done = process("predict", "two-hop", "--regime", "width", "-d", "8", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(file.read_text())["regime"]["dimension"] == 8
+    # x64 as here: the same numbers to the last digits that a compiler may turn
+    (expected,) = predict(catalogue.build("two-hop"), WidthLimit(dimension=8)).records()
+    (record,) = read_jsonl(file)
+    assert record.mixture == pytest.approx(expected.mixture, rel=1e-12)
+    bad = process("predict", "nothing")
+    assert (bad.returncode, bad.stdout) == (2, "") and bad.stderr.count("\n") == 1
+
+
+# ---- what it refuses ----
+
+BAD = {
+    "unknown name": (["nothing"], ["'nothing'", "two-hop"]),
+    "empty name": ([""], ["two-hop"]),
+    "no name": ([], ["NAME"]),
+    "unknown rule": (["two-hop", "--merge", "average"], ["'average'", "linear"]),
+    "unknown option": (["two-hop", "--option", "rank=2"], ["'sum'", "'rank'"]),
+    "option without value": (["two-hop", "--option", "density"], ["'density'", "KEY=VALUE"]),
+    "option twice": (
+        ["two-hop", "--merge", "ties", "--option", "density=0.1", "--option", "density=0.2"],
+        ["'density'", "twice"],
+    ),
+    "option of wrong kind": (
+        ["two-hop", "--merge", "ties", "--option", "density=much"],
+        ["density", "share"],
+    ),
+    "option out of range": (["two-hop", "--merge", "ties", "--option", "density=1.5"], ["1.5", "at most 1"]),
+    "nan option": (["two-hop", "--merge", "ties", "--option", "density=NaN"], ["nan"]),
+    "list option": (["two-hop", "--merge", "ties", "--option", "density=[1]"], ["[1]"]),
+    "unknown flag": (["two-hop", "--fact", "2"], ["--fact"]),
+    "unknown gauge": (["two-hop", "--gauge", "qr"], ["'qr'", "svd"]),
+    "unknown library": (["two-hop", "--library", "hop1,hop9"], ["'hop9'", "hop2"]),
+    "empty library": (["two-hop", "--library", ""], ["hop1"]),
+    "repeated library": (["two-hop", "--library", "hop1,hop1"], ["'hop1'"]),
+    "facts 0": (["two-hop", "--facts", "0"], ["--facts", "0"]),
+    "facts -3": (["two-hop", "--facts", "-3"], ["--facts", "-3"]),
+    "facts 1.5": (["two-hop", "--facts", "1.5"], ["--facts", "'1.5'"]),
+    "examples -1": (["two-hop", "--examples", "-1"], ["--examples", "-1"]),
+    "too few weights": (["two-hop", "--weights", "1"], ["1 weights", "2 adapters"]),
+    "too many weights": (["two-hop", "--weights", "1,2,3"], ["3 weights", "2 adapters"]),
+    "weights no numbers": (["two-hop", "--weights", "one,two"], ["'one,two'", "0.5,0.5"]),
+    "weights empty": (["two-hop", "--weights", ""], ["--weights", "0.5,0.5"]),
+    "nan weights": (["two-hop", "--weights", "nan,1"], ["nan", "finite"]),
+    "infinite weights": (["two-hop", "--weights", "1,inf"], ["inf", "finite"]),
+    "weights the rule sets": (
+        ["two-hop", "--merge", "mean", "--weights", "1,1"],
+        ["'mean'", "leave them out"],
+    ),
+    "unknown regime": (["two-hop", "--regime", "small"], ["'small'", "limit"]),
+    "-d in the limit": (["two-hop", "-d", "8"], ["-d", "--regime width"]),
+    "-m in the limit": (["two-hop", "-m", "8"], ["-m", "--regime finite"]),
+    "-m in the width limit": (["two-hop", "--regime", "width", "-m", "8"], ["-m", "--regime finite"]),
+    "d 0": (["two-hop", "--regime", "width", "-d", "0"], ["-d", "is 0", ">= 1"]),
+    "d 2.5": (["two-hop", "--regime", "width", "-d", "2.5"], ["'2.5'"]),
+    "m -1": (["two-hop", "--regime", "finite", "-m", "-1"], ["-m", "is -1"]),
+    "m of a trillion": (["two-hop", "--regime", "finite", "-m", 10**12], ["-m", "width limit"]),
+    "m below the facts": (
+        ["two-hop", "--regime", "finite", "--facts", "9", "-m", "8"],
+        ["linearly dependent", "widen"],
+    ),
+    "m of one": (["two-hop", "--regime", "finite", "--facts", "9", "-m", "1"], ["is zero", "larger width"]),
+    "d beyond memory": (["two-hop", "--regime", "width", "-d", 10**14], ["GiB", "smaller"]),
+    "unknown mask": (["two-hop", "--mask", "none"], ["'none'", "causal-printed"]),
+    "unknown attention": (["two-hop", "--attention", "hard"], ["'hard'", "softmax"]),
+    "seed -1": (["two-hop", "--seed", "-1"], ["seed", "-1"]),
+    "seed too large": (["two-hop", "--seed", 2**70], ["seed", "2147483647"]),
+    "rule without data": (["two-hop", "--merge", "lorahub"], ["examples"]),
+    "facts beyond memory": (["two-hop", "--merge", "ties", "--facts", 10**7], ["GiB", "fewer facts"]),
+    "facts beyond memory, asymmetric": (["chain-of-thought", "--facts", 10**9], ["GiB"]),
+    "facts beyond memory, width": (["two-hop", "--regime", "width", "--facts", 10**8], ["GiB"]),
+    "facts beyond counting": (["two-hop", "--facts", 10**400], ["--facts"]),
+    "examples beyond memory": (["two-hop", "--merge", "lorahub", "--examples", 10**9], ["GiB"]),
+    "json without a folder": (["two-hop", "--json", "/nowhere/at/all.jsonl"], ["'/nowhere/at/all.jsonl'"]),
+    "json in a file": (["two-hop", "--json", f"{__file__}/rows.jsonl"], ["missing or not writable"]),
+    "json is a folder": (["two-hop", "--json", os.path.dirname(__file__)], ["--json", "director"]),
+    "json in a folder that takes no files": (["two-hop", "--json", "/proc/rows.jsonl"], ["/proc"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_arguments_are_one_clear_line(run, case):
+    arguments, words = BAD[case]
+    start = time.perf_counter()
+    refused(run("predict", *arguments), *words)
+    assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        (["prdict", "two-hop"], "prdict"),
+        (["verify", "--json", "/nowhere/at/all.json"], "/nowhere"),
+        (["verify", "--seed", "x"], "'x'"),
+        (["verify", "extra"], "extra"),
+        (["list", "--all"], "--all"),
+    ],
+)
+def test_bad_commands_too(run, arguments, word):
+    refused(run(*arguments), word)
+
+
+def test_no_arguments_show_the_help(run):
+    _, out, err = run()
+    assert "predict" in out + err and "verify" in out + err and "Traceback" not in err
+
+
+def test_a_failed_write_leaves_the_old_file(run, tmp_path, monkeypatch):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("kept\n")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    refused(run("predict", "two-hop", "--json", file), "No space left")
+    assert file.read_text() == "kept\n" and os.listdir(tmp_path) == ["rows.jsonl"]
