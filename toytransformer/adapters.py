@@ -236,8 +236,8 @@ def _checked(features: Array, changes: Array) -> tuple[Array, Array]:
     zero = np.flatnonzero(~features.any(axis=1))
     if zero.size:
         raise AdapterError(
-            f"the feature vector of fact {zero[0]} is zero (no neuron is active on its prompt), so nothing can "
-            "be stored on it; use a larger width m"
+            f"the feature vector of fact {zero[0]} is zero (no neuron is active on its prompt), so nothing "
+            "can be stored on it; use a larger width m"
         )
     return features, changes
 
