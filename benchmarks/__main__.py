@@ -17,6 +17,7 @@ from benchmarks.cases import Case, Side, cases
 from benchmarks.measure import Measurement, measure
 from toytransformer.compositions import provenance
 
+THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 NAMES = tuple(dict.fromkeys(case.name for case in cases()))
 
 
@@ -32,11 +33,14 @@ NAMES = tuple(dict.fromkeys(case.name for case in cases()))
 def main(names: tuple[str, ...], small: bool, json_file: Path | None) -> None:
     """Time toytransformer against plain NumPy in the same run: coefficients, memory, draws, dense, symmetry.
 
-    Every route runs in a process of its own, on the CPU. Exit status 1 if two routes disagree.
+    Every route runs in a process of its own, on the CPU, with one thread of BLAS unless the environment says
+    otherwise. Exit status 1 if two routes disagree.
     """
     if json_file and not json_file.resolve().parent.is_dir():
         raise click.BadParameter(f"{json_file.parent} is not a folder", param_hint="--json")
     os.environ["JAX_PLATFORMS"] = "cpu"
+    for name in THREADS:  # of either side's linear algebra; on a busy machine more would wait for each other
+        os.environ.setdefault(name, "1")
     chosen = [case for case in cases(small) if not names or case.name in names]
     console, done, rows = Console(), {}, []
     with Progress(
@@ -48,7 +52,13 @@ def main(names: tuple[str, ...], small: bool, json_file: Path | None) -> None:
             bar.remove_task(bar.task_ids[-1])
     console.print(table(rows))
     if json_file:
-        report = {"provenance": provenance(), "processors": os.cpu_count(), "small": small, "rows": rows}
+        report = {
+            "provenance": provenance(),
+            "processors": os.cpu_count(),
+            "threads": {name: os.environ[name] for name in THREADS},
+            "small": small,
+            "rows": rows,
+        }
         partial = json_file.with_name(f".{json_file.name}.{os.getpid()}")
         partial.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         os.replace(partial, json_file)

@@ -100,7 +100,7 @@ def test_the_command_prints_and_writes_its_rows(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "draws" in done.stdout and "agree" in done.stdout
     report = json.loads((tmp_path / "rows.json").read_text())
-    assert {"provenance", "processors", "small", "rows"} == set(report)
+    assert {"provenance", "processors", "threads", "small", "rows"} == set(report)
     assert [row["case"] for row in report["rows"]] == ["draws", "draws"]
     assert all(row["agrees"] for row in report["rows"])
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
