@@ -1,0 +1,51 @@
+"""The file of rows: read, written, and the plain form of numbers and regimes in it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from toytransformer.compositions import provenance
+
+Row = dict[str, Any]
+
+COMMITTED = Path(__file__).parent / "data" / "theory_rows.json"
+
+
+def write(path: Path, found: Iterable[Row]) -> None:
+    """One row a line, under what they were computed with; the file is replaced whole."""
+    lines = ",\n".join(json.dumps(row, allow_nan=False) for row in found)
+    text = f'{{"provenance": {json.dumps(provenance())},\n"rows": [\n{lines}\n]}}\n'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file, each with the provenance they share. Errors: ValueError naming the file."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if not stored["rows"]:
+            raise ValueError("the list is empty")
+        return [{**row, "provenance": stored["provenance"]} for row in stored["rows"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no rows ({error}); compute them with --fresh") from error
+
+
+def short(value: float) -> float:
+    """Six significant digits, and zero for rounding error: enough to draw, the same on every machine."""
+    return 0.0 if abs(value) < 1e-9 else float(f"{value:.6g}")
+
+
+def described(regime: Any) -> Row:
+    """The regime as JSON: infinity as text."""
+    described = {"dimension": regime.dimension, **regime.describe()}
+    return {key: "infinity" if value == math.inf else value for key, value in described.items()}
