@@ -1,5 +1,6 @@
 """`python -m figures theory` draws; `python -m figures report` puts ledger and figures on one page."""
 
+import os
 from pathlib import Path
 
 import click
@@ -19,20 +20,65 @@ def main() -> None:
     help="Folder for the drawings.",
 )
 @click.option(
+    "--rows",
+    "rows_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File of rows to draw, or with --fresh to write; without it the committed rows are drawn.",
+)
+@click.option("--fresh", is_flag=True, help="Compute the rows anew (about a minute) and draw those.")
+@click.option(
     "--format",
     "formats",
-    type=click.Choice(["png", "svg"]),
-    multiple=True,
-    default=("png", "svg"),
+    default="png,svg",
     show_default=True,
-    help="Repeat for several.",
+    help="png, svg or both, by comma.",
 )
-def theory(out: Path, formats: tuple[str, ...]) -> None:
+def theory(out: Path, rows_file: Path | None, fresh: bool, formats: str) -> None:
     """Draw every figure of the theory."""
-    from figures.theory import make_all
+    kinds = tuple(formats.split(","))
+    if unknown := set(kinds) - {"png", "svg"}:
+        raise click.BadParameter(f"{sorted(unknown)[0]!r} is not among png, svg", param_hint="--format")
+    from figures import store
+    from figures.theory import draw_all
 
-    make_all(out, formats)
+    if fresh or (rows_file is None and not store.COMMITTED.exists()):
+        found = _computed_rows()
+        if rows_file:
+            store.write(rows_file, found)
+        click.echo(f"{len(found)} rows computed" + (f", kept in {rows_file}" if rows_file else ""))
+    else:
+        source = rows_file or store.COMMITTED
+        try:
+            found = store.read(source)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        click.echo(
+            f"{len(found)} rows read from {_shown(source)}, computed at {found[0]['provenance']['git'][:12]}"
+        )
+    try:
+        draw_all(found, out, kinds)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     click.echo(f"figures in {out}")
+
+
+def _computed_rows() -> list[dict]:
+    """Every row anew, under a progress bar."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from figures import rows
+
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task("rows", total=None)
+        return rows.compute(
+            tick=lambda part, done, jobs: bar.update(task, description=part, completed=done, total=jobs)
+        )
+
+
+def _shown(path: Path) -> str:
+    """The path from the current folder where it lies below it."""
+    return os.path.relpath(path) if path.resolve().is_relative_to(Path.cwd()) else str(path)
 
 
 @main.command()
