@@ -38,9 +38,9 @@ test: setup  ## run the tests (more options: make test ARGS='-k merging')
 bench: setup  ## time the fast routes against plain NumPy
 	$(PY) -m benchmarks $(ARGS)
 
-figures: setup  ## draw the figures into out/figures and refresh the one in the README
-	$(PY) -m figures theory --out out/figures
-	cp out/figures/outcomes.png docs/outcomes.png
+figures: setup  ## draw the figures into out/figures and refresh the one in the README (anew: ARGS=--fresh)
+	$(PY) -m figures theory --out out/figures $(ARGS)
+	@mkdir -p docs && cp out/figures/outcomes.png out/figures/outcomes.svg docs/
 
 lint: setup  ## check style and formatting
 	$(PY) -m ruff check .
