@@ -1,0 +1,158 @@
+"""Drawings come from rows alone, rows can be computed again, and what the drawings say holds in the rows."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from matplotlib.image import imread
+
+from figures import outcomes, rows, store, style, theory
+from figures.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+ROWS = store.read(store.COMMITTED)
+#: Draws from rows where neither JAX nor a prediction can be had.
+DRAW_ALONE = """
+import sys
+from pathlib import Path
+for absent in ("jax", "toytransformer.prediction", "toytransformer.merging", "toytransformer.regimes"):
+    sys.modules[absent] = None
+from figures import store, theory
+theory.draw_all(store.read(store.COMMITTED), Path(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn")
+    subprocess.run([sys.executable, "-c", DRAW_ALONE, str(folder)], cwd=ROOT, check=True)
+    return folder
+
+
+def of(figure: str, **wanted) -> list[dict]:
+    return [row for row in ROWS if row["figure"] == figure and all(row[key] == wanted[key] for key in wanted)]
+
+
+def test_every_row_says_where_it_comes_from():
+    for row in ROWS:
+        assert {"figure", "facts", "regime", "seeds", "draws"} <= row.keys(), row
+        assert {"git", "packages"} <= row["provenance"].keys()
+    assert {row["figure"] for row in ROWS} == set(rows.PARTS) == set(theory.DRAWINGS)
+
+
+def test_committed_rows_were_computed_by_committed_code():
+    origin = ROWS[0]["provenance"]
+    assert re.fullmatch("[0-9a-f]{40}", origin["git"])
+    assert origin["modified"] is False
+
+
+def _cheap(figure: str, job) -> bool:
+    case = job.args
+    match figure:
+        case "outcomes":
+            return case[2] in ("sum", "linear-peft") and case[3] in (2, 1_000_000)
+        case "convergence":
+            return case == ("width", 256)
+        case "survival":
+            return case[1] == 10
+        case "leak":
+            return case[0] == "strict"
+        case _:
+            return False
+
+
+def test_committed_rows_are_what_is_computed_now(monkeypatch):
+    """A cheap part of them, draws included; six digits are stored."""
+    cheap = {name: [job for job in jobs() if _cheap(name, job)] for name, jobs in rows.PARTS.items()}
+    for name, jobs in cheap.items():
+        monkeypatch.setitem(rows.PARTS, name, lambda jobs=jobs: jobs)
+    found = rows.compute()
+    assert len(found) > 25
+    identity = ("figure", "group", "composition", "rule", "facts", "known", "varies", "size", "coefficient")
+    identity += ("mask", "prompt")
+    stored = {tuple(row.get(key) for key in identity): row for row in ROWS if row["figure"] != "gauge"}
+    for row in found:
+        old = stored[tuple(row.get(key) for key in identity)]
+        plain = json.loads(json.dumps(row))
+        for key, value in plain.items():
+            number = isinstance(value, float | dict | list) and key not in ("regime", "outcomes")
+            wanted = pytest.approx(old[key], rel=2e-5, abs=1e-8) if number else old[key]
+            assert value == wanted, (row["figure"], key)
+
+
+def test_the_named_gauges_are_what_is_computed_now():
+    found = rows._gauge_row("named", True, {"aligned": ("facts", "facts"), "SVD": ("svd", "svd")})
+    (old,) = of("gauge", kind="named", known=True)
+    assert found["margins"] == [pytest.approx(pair, rel=2e-5) for pair in old["margins"][:2]]
+
+
+def test_all_figures_are_drawn_from_rows_without_predictions(drawn):
+    for name in theory.DRAWINGS:
+        width, height = imread(drawn / f"{name}.png").shape[1::-1]
+        assert width == style.PAGE * 300 and height > 900
+        assert (drawn / f"{name}.svg").read_text().count("<path") > 50
+
+
+def test_another_process_draws_the_same_bytes(drawn, tmp_path):
+    for path in theory.draw_all(ROWS, tmp_path, ("svg",)):
+        assert path.read_bytes() == (drawn / path.name).read_bytes(), path.name
+
+
+def test_the_readmes_drawing_is_up_to_date(drawn):
+    """Compared by what is drawn and not by bytes, which may depend on the version of matplotlib."""
+    committed, fresh = ((folder / "outcomes.svg").read_text() for folder in (ROOT / "docs", drawn))
+    for element in ("<path", "<use"):
+        assert committed.count(element) == fresh.count(element), "run `make figures`"
+    assert (ROOT / "docs" / "outcomes.png").stat().st_size > 50_000
+
+
+def test_title_and_subtitle_of_the_outcome_map_hold_in_its_rows():
+    assert "old answer stays" in outcomes.SUBTITLE
+    assert all(row["shares"] == {"old": 1.0} for row in of("outcomes", group="pair", known=True))
+    fresh = [row for row in of("outcomes", group="pair", known=False) if row["facts"] >= 2]
+    assert all(row["shares"].get("correct", 0.0) <= 0.5 for row in fresh)  # an exact tie of two, at most
+    for rule in ("sum", "mean"):
+        assert all(row["shares"] == {"bridge": 1.0} for row in fresh if row["rule"] == rule)
+    assert all(row["shares"] == {"correct": 1.0} for row in of("outcomes", composition="oracle-only"))
+
+
+def test_exact_edges_of_survival():
+    known, fresh = (of("survival", rule="sum", facts=1, known=known)[0] for known in (True, False))
+    half = known["alphas"].index(0.5)
+    assert known["margins"][half] == 0.0 and known["outcomes"][half] == "tie"
+    assert known["margins"][half + 1] > 0 and fresh["margins"][half] > 0
+
+
+def test_the_same_updates_answer_everything_or_nothing_by_gauge():
+    (named,) = of("gauge", kind="named", known=True)
+    (plain,) = of("gauge", kind="sum", known=True)
+    worst = {name: min(pair) for name, pair in zip(named["gauges"], named["margins"], strict=True)}
+    assert worst["aligned"] > 0 > worst["signs flipped"]
+    assert min(plain["margins"][0]) < 0
+
+
+def test_commands_refuse_what_they_cannot_draw(tmp_path):
+    def run(*arguments: str):
+        return CliRunner().invoke(main, ["theory", "--out", str(tmp_path / "out"), *arguments])
+
+    missing = run("--rows", str(tmp_path / "none.json"))
+    assert missing.exit_code == 2 and "--fresh" in missing.output
+    broken = tmp_path / "broken.json"
+    broken.write_text('{"rows": [{"figure": "leak"}], "provenance": {"git": "unknown"}}')
+    assert run("--rows", str(broken)).exit_code == 2
+    unknown = run("--format", "gif")
+    assert unknown.exit_code == 2 and "gif" in unknown.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_survive_the_file(tmp_path):
+    store.write(tmp_path / "rows.json", [{"figure": "leak", "limit": 0.25}])
+    (row,) = store.read(tmp_path / "rows.json")
+    assert row["limit"] == 0.25 and "git" in row["provenance"]
+    with pytest.raises(ValueError):
+        store.write(tmp_path / "rows.json", [{"limit": float("nan")}])
+    assert len(store.read(tmp_path / "rows.json")) == 1
