@@ -1,6 +1,14 @@
 """The ledger: every claim of the theory, checked by running it (`python -m toytransformer verify`)."""
 
-from toytransformer.ledger import adapters, composition, kernels, merging, tables  # each registers its claims
+from toytransformer.ledger import (  # each registers its claims
+    adapters,
+    attention,
+    composition,
+    kernels,
+    merging,
+    other_adapters,
+    tables,
+)
 from toytransformer.ledger.registry import CLAIMS, Claim, Row, Run, Tolerance, verify
 
 __all__ = [
@@ -10,9 +18,11 @@ __all__ = [
     "Run",
     "Tolerance",
     "adapters",
+    "attention",
     "composition",
     "kernels",
     "merging",
+    "other_adapters",
     "tables",
     "verify",
 ]
