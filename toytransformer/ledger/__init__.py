@@ -7,6 +7,9 @@ from toytransformer.ledger import (  # each registers its claims
     kernels,
     merging,
     other_adapters,
+    relabelling,
+    routing,
+    survival,
     tables,
 )
 from toytransformer.ledger.registry import CLAIMS, Claim, Row, Run, Tolerance, verify
@@ -23,6 +26,9 @@ __all__ = [
     "kernels",
     "merging",
     "other_adapters",
+    "relabelling",
+    "routing",
+    "survival",
     "tables",
     "verify",
 ]
