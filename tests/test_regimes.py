@@ -72,7 +72,8 @@ def test_streamed_gram_sums_the_very_neurons(width, seed):
     regime = Finite(dimension=8, width=width, seed=seed)
     neurons = regime.features(PROMPTS, neurons=True).values
     gram = regime.gram(PROMPTS)
-    assert np.abs(neurons @ neurons.T - gram).max() <= width * EPS * np.abs(gram).max()
+    # one rounding for each neuron summed, and a few for each product sqrt(2/m) relu * sqrt(2/m) relu
+    assert np.abs(neurons @ neurons.T - gram).max() <= (width + 8) * EPS * np.abs(gram).max()
 
 
 def test_wide_networks_are_streamed(monkeypatch):
