@@ -39,7 +39,6 @@ def theory(out: Path, rows_file: Path | None, fresh: bool, formats: str) -> None
     if unknown := set(kinds) - {"png", "svg"}:
         raise click.BadParameter(f"{sorted(unknown)[0]!r} is not among png, svg", param_hint="--format")
     from figures import store
-    from figures.theory import draw_all
 
     if fresh or (rows_file is None and not store.COMMITTED.exists()):
         found = _computed_rows()
@@ -55,6 +54,8 @@ def theory(out: Path, rows_file: Path | None, fresh: bool, formats: str) -> None
         click.echo(
             f"{len(found)} rows read from {_shown(source)}, computed at {found[0]['provenance']['git'][:12]}"
         )
+    from figures.theory import draw_all
+
     try:
         draw_all(found, out, kinds)
     except ValueError as error:
@@ -64,6 +65,8 @@ def theory(out: Path, rows_file: Path | None, fresh: bool, formats: str) -> None
 
 def _computed_rows() -> list[dict]:
     """Every row anew, under a progress bar."""
+    # Small matrices by the hundred: BLAS threads wait for each other longer than they work. Read at import.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from figures import rows
