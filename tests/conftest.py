@@ -7,6 +7,8 @@ the same in every run.
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The matrices are small: threads that wait for each other cost more than they save.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 from hypothesis import HealthCheck, settings

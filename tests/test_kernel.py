@@ -23,7 +23,7 @@ angles = st.floats(0, math.pi)
 
 @given(cosines)
 def test_kappa_is_the_integral_of_its_slope(c):
-    # kappa(1) = 1 and kappa'(cos s) = (pi - s) / pi, integrated over the angle s, where the integrand is smooth
+    # kappa(1) = 1 and kappa'(cos s) = (pi - s) / pi, integrated over the angle s, where it is smooth
     slope, error = integrate.quad(lambda s: (math.pi - s) / math.pi * math.sin(s), 0, math.acos(c))
     assert abs(kernel.kappa(np.float64(c)) - (1 - slope)) <= TOL + error
 

@@ -200,7 +200,7 @@ def frozen_read(
     changes: Float[Array, "fact entity"],
     *,
     rank: int,
-    seed: int,
+    seed: int | tuple[int, ...],
     approximate: bool = False,
 ) -> LoRA:
     """A LoRI-style adapter: `read` is random Gaussian and frozen, only `write` is trained, with the least

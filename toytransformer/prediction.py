@@ -167,7 +167,7 @@ def predict(composition: Composition, regime: Regime) -> Prediction:
             rows,
             kind=rule.adapter_kind,
             gauge_matters=not rule.gauge_invariant,
-            seed=i,
+            seed=(regime.seed, i),
         )
         for i, adapter in enumerate(composition.adapters)
     )
@@ -197,7 +197,7 @@ def train(
     *,
     kind: str = "closed-form",
     gauge_matters: bool = True,
-    seed: int = 0,
+    seed: int | tuple[int, ...] = 0,
 ) -> lora.LoRA:
     """The adapter that its spec describes, on the features `rows` of its prompts.
 
