@@ -1,4 +1,4 @@
-"""Derived standard errors of finite outputs, against the closed form for one fact and against repeated draws."""
+"""Derived standard errors of finite outputs: against the closed form for one fact, and repeated draws."""
 
 import math
 
@@ -13,7 +13,7 @@ from toytransformer.regimes import Finite, FullLimit, RegimeError
 
 
 def test_one_fact_has_the_closed_form():
-    """The sampled variance estimates the delta-method formula: right within five of its own standard errors."""
+    """The sampled variance estimates the delta-method formula, within five of its own standard errors."""
     composition = catalogue.build("two-hop", known=False)
     width, column = 10**5, composition.world.entities.index("y1")
     variances = [
