@@ -6,7 +6,7 @@ b_i = r2(y_i_old) are what the base model knows instead; u_i -> v_i -> w_i is kn
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from toytransformer.compositions.spec import Adapter, Composition, Merge, check_count, question
@@ -95,7 +95,10 @@ def _pair(chains: Chains, coincident: bool = False) -> tuple[World, Library]:
         base += [Fact.of(f"x{i}", "R1", f"y{i}_old") for i in chains.all]
         base += [Fact.of(f"y{i}", "R2", f"a{i}") for i in chains.all]
         base += [Fact.of(f"y{i}_old", "R2", f"{'a' if coincident else 'b'}{i}") for i in chains.all]
-    world = World.of(base, hop1 + hop2)
+    # Entities in the order of the pair that is not relabelled: sigma moves answers, never their positions,
+    # so that a rule which looks at positions can tell two relabellings apart.
+    plain = tuple(Fact.of(f"x{i}", "R1", f"y{i}") for i in chains.all)
+    world = replace(World.of(base, hop1 + hop2), entities=World.of(base, plain + hop2).entities)
     asked = _prompts(_numbered("x", chains.asked), "R1", "R2")
     return world, _with_joint(world, {"hop1": hop1, "hop2": hop2}, asked)
 
