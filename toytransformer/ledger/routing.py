@@ -47,7 +47,7 @@ def growth(run: Run) -> Iterator[Row]:
     d, composition, regime = 64, pair(1), "finite d=64, explicit network"
     asked = (composition.prompts[0], composition.prompts[-1])
     tokens = token_coefficients(composition.prompts).tokens
-    widths = 2 ** np.arange(8, 19 if run.thorough else 17, 2)
+    widths = 2 ** np.arange(8, 18 if run.thorough else 15, 3)
     logits, errors = [], []
     for width in widths.tolist():
         rngs = nnx.Rngs(run.seed)
