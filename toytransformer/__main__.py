@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -153,30 +154,34 @@ def verify(json_file: Path | None, thorough: bool, seed: int) -> None:
     jax.config.update("jax_enable_x64", True)
     from toytransformer import ledger
 
-    console = Console()
-    rows = []
-    with _progress() as progress:
-        task = progress.add_task("checking")
-        for row in ledger.verify(ledger.Run(seed=seed, thorough=thorough)):
-            rows.append(row)
-            progress.update(task, description=f"{len(rows)} rows: {row.claim}"[:100])
-    table = Table("claim", "source", "regime", "expected", "measured", "tolerance", "kind", "verdict")
-    for row in rows:
-        style = None if row.verdict == "holds" else "bold red"
-        numbers = (_number(value) for value in (row.expected, row.measured, row.tolerance))
-        table.add_row(
-            row.claim, row.source, row.regime, *numbers, row.tolerance_kind, row.verdict, style=style
-        )
-    console.print(table)
-    for row in rows:
-        if row.note:
-            console.print(f"[dim]{row.claim}:[/dim] {row.note}", highlight=False)
+    console, rows, title = Console(soft_wrap=True, highlight=False), [], None
+    for row in ledger.verify(ledger.Run(seed=seed, thorough=thorough)):  # printed as they come: the progress
+        heading, _, statement = row.claim.partition(": ")
+        if heading != title:
+            console.print(f"\n[bold]{escape(heading)}[/bold]  ({escape(row.source)})")
+            title = heading
+        console.print(_ledger_line(row, statement or heading))
+        rows.append(row)
+    console.print()
     failed = [row for row in rows if row.verdict != "holds"]
     console.print(f"{len(rows) - len(failed)} of {len(rows)} claims hold")
     if json_file:
         _write_json(json_file, [row.to_dict() for row in rows])
     if failed:
         sys.exit(1)
+
+
+def _ledger_line(row, statement: str) -> str:
+    """One row in one line: verdict, statement, both sides, tolerance and its kind, regime, remark."""
+    expected, measured = (escape(_number(side)) for side in (row.expected, row.measured))
+    verdict = "[green]holds[/green]" if row.verdict == "holds" else "[bold red]FAILS[/bold red]"
+    within = "" if row.tolerance_kind == "exact" else f" ± {row.tolerance:.2g}"
+    note = f"  [dim]{escape(row.note)}[/dim]" if row.note else ""
+    regime = f"; {row.regime}" if row.regime else ""
+    return (
+        f"  {verdict}  {escape(statement)}: expected {expected}{within}, measured {measured}  "
+        f"[dim]({row.tolerance_kind}{escape(regime)})[/dim]{note}"
+    )
 
 
 def _predict(build, facts: int, examples: int, regime):
