@@ -32,6 +32,8 @@ SYMMETRIC = [
     "three-hop",
     "library-disjoint",
 ]
+#: Steps of a quarter: outputs are zero or far above the rounding that counts as a tie.
+weights = st.integers(-8, 8).map(lambda k: k / 4)
 RULES_OF_WEIGHTS = ("sum", "linear", "linear-peft")
 
 
@@ -75,7 +77,7 @@ def test_symmetric_route_agrees_with_the_dense_one(name, facts, known, rule, mas
 @given(
     st.sampled_from([1, 2, 5]),
     st.sampled_from(RULES_OF_WEIGHTS),
-    st.tuples(st.floats(-2, 2), st.floats(-2, 2)),
+    st.tuples(weights, weights),
     st.booleans(),
 )
 def test_agreement_under_any_weights(facts, rule, weights, known):
