@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.cases import Case, Side, cases
 from benchmarks.measure import Measurement, measure
-from toytransformer.compositions import provenance
+from toytransformer.compositions import provenance, replace_file
 
 THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 NAMES = tuple(dict.fromkeys(case.name for case in cases()))
@@ -59,9 +59,7 @@ def main(names: tuple[str, ...], small: bool, json_file: Path | None) -> None:
             "small": small,
             "rows": rows,
         }
-        partial = json_file.with_name(f".{json_file.name}.{os.getpid()}")
-        partial.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(partial, json_file)
+        replace_file(json_file, [json.dumps(report, indent=1, allow_nan=False) + "\n"])
     sys.exit(any(row["agrees"] is False for row in rows))
 
 

@@ -7,14 +7,13 @@ a folder holds one drawing in both formats, SVG is taken.
 
 import base64
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from toytransformer.compositions.records import provenance
+from toytransformer.compositions import provenance, replace_file
 
 COLUMNS = (
     "claim",
@@ -39,9 +38,7 @@ def write(out: Path, ledger: Path, drawings: Path | None = None) -> int:
     rows = read_ledger(ledger)
     page = render(rows, embed(drawings) if drawings else [], provenance())
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, out)
+    replace_file(out, [page])
     return sum(failed(row) for row in rows)
 
 

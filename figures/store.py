@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from toytransformer.compositions import provenance
+from toytransformer.compositions import provenance, replace_file
 
 Row = dict[str, Any]
 
@@ -19,14 +18,8 @@ COMMITTED = Path(__file__).parent / "data" / "theory_rows.json"
 def write(path: Path, found: Iterable[Row]) -> None:
     """One row a line, under what they were computed with; the file is replaced whole."""
     lines = ",\n".join(json.dumps(row, allow_nan=False) for row in found)
-    text = f'{{"provenance": {json.dumps(provenance())},\n"rows": [\n{lines}\n]}}\n'
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_file(path, [f'{{"provenance": {json.dumps(provenance())},\n"rows": [\n{lines}\n]}}\n'])
 
 
 def read(path: Path) -> list[Row]:

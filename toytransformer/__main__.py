@@ -7,7 +7,6 @@ import json
 import math
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import click
@@ -16,7 +15,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from toytransformer.compositions import OUTCOMES, Merge, SpecError, catalogue, write_jsonl
+from toytransformer.compositions import OUTCOMES, Merge, SpecError, catalogue, replace_file, write_jsonl
 
 #: Facts per adapter up to which the dense solve is used even where the symmetric one applies.
 DENSE = 2000
@@ -166,7 +165,8 @@ def verify(json_file: Path | None, thorough: bool, seed: int) -> None:
     failed = [row for row in rows if row.verdict != "holds"]
     console.print(f"{len(rows) - len(failed)} of {len(rows)} claims hold")
     if json_file:
-        _write_json(json_file, [row.to_dict() for row in rows])
+        plain = [_finite(row.to_dict()) for row in rows]
+        replace_file(json_file, [json.dumps(plain, indent=1, allow_nan=False) + "\n"])
     if failed:
         sys.exit(1)
 
@@ -300,13 +300,6 @@ def _writable(path: Path | None) -> None:
         raise click.UsageError(
             f"--json is {str(path)!r}, but the folder {str(path.parent)!r} is missing or not writable"
         )
-
-
-def _write_json(path: Path, rows: list[dict]) -> None:
-    """Whole or not at all: the file appears under its name only once it is complete."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        json.dump([_finite(row) for row in rows], file, indent=1, allow_nan=False)
-    os.replace(file.name, path)
 
 
 def _finite(value):

@@ -5,7 +5,7 @@ a language model.
 """
 
 from toytransformer.compositions import catalogue
-from toytransformer.compositions.records import Record, provenance, read_jsonl, write_jsonl
+from toytransformer.compositions.records import Record, provenance, read_jsonl, replace_file, write_jsonl
 from toytransformer.compositions.spec import (
     DECODES,
     OUTCOMES,
@@ -33,5 +33,6 @@ __all__ = [
     "provenance",
     "question",
     "read_jsonl",
+    "replace_file",
     "write_jsonl",
 ]

@@ -116,11 +116,16 @@ class Record:
 
 def write_jsonl(path: str | os.PathLike, records: Iterable[Record]) -> None:
     """Write one record a line, all or nothing: `path` holds the old rows or all of the new ones."""
+    replace_file(path, (record.to_json() + "\n" for record in records))
+
+
+def replace_file(path: str | os.PathLike, lines: Iterable[str]) -> None:
+    """Write the lines to a file that appears under its name only once it is complete."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as rows:
-            rows.writelines(record.to_json() + "\n" for record in records)
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(lines)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
