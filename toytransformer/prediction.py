@@ -176,7 +176,9 @@ def predict(composition: Composition, regime: Regime) -> Prediction:
     )
     stacked = np.stack([rows[prompt] for prompt in asked])
     output = base_output(composition.world, asked) + merged.shift(stacked)
-    tie = tie_tolerance(features.values, output, trained)
+    update = getattr(merged, "update", None)
+    factors = (*trained, update) if isinstance(update, lora.LoRA) else trained  # merge weights count too
+    tie = tie_tolerance(features.values, output, factors)
     by_prompt = dict(zip(asked, output, strict=True))
     decoded = [_decode(question, by_prompt, entities, tie) for question in composition.questions]
     return Prediction(
