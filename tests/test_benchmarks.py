@@ -79,8 +79,8 @@ def test_a_measurement_is_made_in_a_process_of_its_own():
     done = measure.measure(holds_a_block, 2**26, repeats=2)
     assert done.value.tolist() == [2**26, 3]
     assert len(done.seconds) == len(done.processor) == 2
-    # three blocks are held at the end; what both processes import cancels, up to a block
-    assert done.peak - measure.measure(holds_a_block, 1, repeats=0).peak > 2 * 2**26
+    # what both processes import cancels: a block is left, give or take what the loader does
+    assert done.peak - measure.measure(holds_a_block, 1, repeats=0).peak > 2**25
 
 
 def holds_a_block(size):
