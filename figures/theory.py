@@ -266,7 +266,7 @@ def leak(rows: Sequence[Row]) -> Figure:
         axes.set_title(title)
         axes.set(xlim=(0, 1.2), ylim=(min(heights) - 0.6, 1.3), yticks=heights)
         axes.set_yticklabels([f"{row['shares']}:  {row['prompt']}" for row in chosen])
-        axes.set_xlabel("share of the edit's change that appears there")
+        axes.set_xlabel("share of the edit's change that leaks")
         axes.set_xticks(np.linspace(0, 1, 6))
         axes.grid(axis="x", color=PALE, linewidth=0.7)
         axes.spines["left"].set_visible(False)
