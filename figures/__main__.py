@@ -98,18 +98,26 @@ def _shown(path: Path) -> str:
     help="Folder of SVG or PNG drawings; without it the page has none.",
 )
 @click.option(
+    "--rows",
+    "rows_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File of rows behind the drawings; without it the committed one.",
+)
+@click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("out/report.html"),
     show_default=True,
+    help="File to write.",
 )
-def report(ledger: Path, drawings: Path | None, out: Path) -> None:
-    """Write one self-contained page: the ledger, the figures, where they come from."""
-    from figures.report import ReportError, write
+def report(ledger: Path, drawings: Path | None, rows_file: Path | None, out: Path) -> None:
+    """Write one self-contained page: what composes, the figures, the ledger, where they come from."""
+    from figures import store
+    from figures.report import write
 
     try:
-        failed = write(out, ledger, drawings)
-    except ReportError as error:
+        failed = write(out, ledger, drawings, rows_file or store.COMMITTED)
+    except ValueError as error:
         raise click.UsageError(str(error)) from error
     click.echo(f"report in {out} ({failed} failed)" if failed else f"report in {out} (every claim holds)")
 

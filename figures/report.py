@@ -1,19 +1,19 @@
-"""One self-contained page: every claim of the ledger, every drawing, and what they were made with.
+"""One self-contained page: what composes, every drawing, every claim of the ledger, and where they come from.
 
 The ledger is the JSON that `python -m toytransformer verify --json FILE` writes: a list of rows with the keys
 in `COLUMNS`. A row whose verdict starts with "fail" counts as failed. Drawings are embedded as images; where
-a folder holds one drawing in both formats, SVG is taken.
+a folder holds one drawing in both formats, SVG is taken. The opening is read off the rows of the outcome map.
 """
 
 import base64
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from toytransformer.compositions import provenance, replace_file
+from figures import store, words
+from toytransformer.compositions import replace_file
 
 COLUMNS = (
     "claim",
@@ -25,38 +25,67 @@ COLUMNS = (
     "tolerance_kind",
     "verdict",
     "note",
+    "proof",
+    "reason",
+    "provenance",
 )
 MEDIA = {".svg": "image/svg+xml", ".png": "image/png"}  # in order of preference
+#: Title and caption of each drawing, in the order of the page; others follow by name.
+CAPTIONS = {
+    "outcomes": (
+        "What the merged model answers",
+        "A line is a merge rule or a library of adapters, a column the number of facts in each adapter. "
+        "Colour and word say which answer the two-hop question gets; a split cell shows shares.",
+    ),
+    "survival": (
+        "Whether a single hop survives the merge",
+        "Above zero, the edited one-hop answer still wins. Answering in two steps needs this of both hops.",
+    ),
+    "gauge": (
+        "The same updates, written in other factors",
+        "Rules that merge factors (here linear) answer differently when an adapter's factors are turned, "
+        "though its update stays the same. Rules that merge updates (here sum) do not.",
+    ),
+    "leak": (
+        "Where else an edit shows",
+        "How much of an edit's change of output appears on prompts that share its entity, its relation or "
+        "nothing.",
+    ),
+    "convergence": (
+        "Finite networks approach the limit",
+        "How far the coefficients of single sampled networks are from the limit, by width and by dimension, "
+        "over the spread that the theory derives.",
+    ),
+}
 
 
 class ReportError(ValueError):
     """The ledger or the drawings cannot be put on a page."""
 
 
-def write(out: Path, ledger: Path, drawings: Path | None = None) -> int:
-    """Write the page to `out` and return how many claims failed."""
-    rows = read_ledger(ledger)
-    page = render(rows, embed(drawings) if drawings else [], provenance())
+def write(out: Path, ledger: Path, drawings: Path | None = None, rows: Path = store.COMMITTED) -> int:
+    """Write the page to `out` and return how many rows failed. rows: the file behind the drawings."""
+    checked, drawn = read_ledger(ledger), store.read(rows)
+    page = render(checked, embed(drawings) if drawings else [], drawn)
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, [page])
-    return sum(failed(row) for row in rows)
+    return sum(failed(row) for row in checked)
 
 
 def read_ledger(path: Path) -> list[dict]:
     """The ledger's rows; refuses a file that is not a list of rows with every column."""
+    remedy = f"`python -m toytransformer verify --json {path}` writes it"
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ReportError(f"{path} is not JSON: {error}") from error
+        raise ReportError(f"{path} is not JSON ({error}); {remedy}") from error
     if not isinstance(rows, list) or not rows:
-        raise ReportError(
-            f"{path} holds no rows; `python -m toytransformer verify --json {path}` writes them"
-        )
+        raise ReportError(f"{path} holds no rows; {remedy}")
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise ReportError(f"{path}: row {number} is {row!r}, not an object")
+            raise ReportError(f"{path}: row {number} is {row!r}, not an object; {remedy}")
         if missing := [column for column in COLUMNS if column not in row]:
-            raise ReportError(f"{path}: row {number} lacks {', '.join(missing)}")
+            raise ReportError(f"{path}: row {number} lacks {', '.join(missing)}; {remedy}")
     return rows
 
 
@@ -64,23 +93,51 @@ def failed(row: Mapping) -> bool:
     return str(row["verdict"]).lower().startswith("fail")
 
 
+def claims(rows: Sequence[Mapping]) -> list[dict]:
+    """The rows by claim, which is the text before the first colon; what fails comes first."""
+    found: dict[str, dict] = {}
+    for row in rows:
+        name, _, statement = row["claim"].partition(": ")
+        blank = {"name": name, "source": row["source"], "proof": row["proof"], "rows": [], "failures": 0}
+        entry = found.setdefault(name, blank)
+        entry["rows"].append({**row, "statement": statement or name})
+        entry["failures"] += failed(row)
+    for entry in found.values():
+        entry["rows"].sort(key=failed, reverse=True)
+    return sorted(found.values(), key=lambda entry: not entry["failures"])
+
+
+def corrections(rows: Sequence[Mapping]) -> dict[str, list[str]]:
+    """Where the paper's words are not what holds: the remarks that say so, once each, by claim."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        note = row["note"]
+        if note.startswith("paper") or "the paper says" in note:
+            remarks = found.setdefault(row["claim"].partition(": ")[0], [])
+            if note not in remarks:
+                remarks.append(note)
+    return found
+
+
 def embed(folder: Path) -> list[dict[str, str]]:
-    """Each drawing of the folder once, by name, as a data URI."""
+    """Each drawing of the folder once, as a data URI, in the order of CAPTIONS and then by name."""
     chosen: dict[str, Path] = {}
     for suffix in MEDIA:
         for path in sorted(folder.glob(f"*{suffix}")):
             chosen.setdefault(path.stem, path)
-    return [
-        {
-            "name": stem.replace("_", " ").replace("-", " "),
-            "uri": f"data:{MEDIA[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}",
-        }
-        for stem, path in sorted(chosen.items())
-    ]
+    order = [stem for stem in CAPTIONS if stem in chosen]
+    order += sorted(chosen.keys() - CAPTIONS.keys())
+    drawings = []
+    for stem in order:
+        title, caption = CAPTIONS.get(stem, (stem.replace("_", " ").replace("-", " "), ""))
+        data = base64.b64encode(chosen[stem].read_bytes()).decode()
+        uri = f"data:{MEDIA[chosen[stem].suffix]};base64,{data}"
+        drawings.append({"name": title, "caption": caption, "uri": uri})
+    return drawings
 
 
-def render(rows: Sequence[Mapping], drawings: Sequence[Mapping], origin: Mapping) -> str:
-    """The page as HTML; every text from outside is escaped."""
+def render(rows: Sequence[Mapping], drawings: Sequence[Mapping], drawn: Sequence[Mapping] = ()) -> str:
+    """The page as HTML; every text from outside is escaped. drawn: the rows behind the drawings."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -90,24 +147,27 @@ def render(rows: Sequence[Mapping], drawings: Sequence[Mapping], origin: Mapping
     )
     environment.filters["value"] = value
     environment.tests["failed"] = failed
+    origins = {"ledger": rows[0]["provenance"], "figures": drawn[0]["provenance"] if drawn else {}}
     return environment.get_template("report.html").render(
-        rows=rows,
-        verdicts=Counter(row["verdict"] for row in rows),
+        claims=claims(rows),
+        count=len(rows),
         failures=sum(map(failed, rows)),
+        corrections=corrections(rows),
+        summary=words.summary([row for row in drawn if row["figure"] == "outcomes"]),
         drawings=drawings,
-        origin=flatten(origin),
+        origins={name: flatten(origin) for name, origin in origins.items() if origin},
     )
 
 
-def value(item: object) -> str:
-    """A table cell: numbers to six digits, lists item by item, nothing for None."""
+def value(item: object, digits: int = 6) -> str:
+    """A table cell: numbers to some digits, lists item by item, nothing for None."""
     match item:
         case None:
             return ""
         case bool() | int():
             return str(item)
         case float():
-            return f"{item:.6g}"
+            return f"{item:.{digits}g}"
         case list() | tuple():
             return ", ".join(map(value, item))
         case dict():

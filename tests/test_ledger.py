@@ -38,6 +38,7 @@ COLUMNS = {
     "note",
     "proof",
     "reason",
+    "provenance",
 }
 numbers = st.floats(-1e6, 1e6)
 sizes = st.floats(0, 1e3)
@@ -133,6 +134,7 @@ def test_a_ledger_that_holds_exits_0(monkeypatch, capsys, tmp_path):
     assert "1 of 1 claims hold" in out and "a remark" in out
     (row,) = json.loads(file.read_text())
     assert (row["claim"], row["source"], row["verdict"]) == ("sum: one and one", "eq. 0", "holds")
+    assert {"git", "packages", "seed", "thorough"} <= row["provenance"].keys()
     assert set(row) == COLUMNS
 
 

@@ -15,7 +15,15 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from toytransformer.compositions import OUTCOMES, Merge, SpecError, catalogue, replace_file, write_jsonl
+from toytransformer.compositions import (
+    OUTCOMES,
+    Merge,
+    SpecError,
+    catalogue,
+    provenance,
+    replace_file,
+    write_jsonl,
+)
 
 #: Facts per adapter up to which the dense solve is used even where the symmetric one applies.
 DENSE = 2000
@@ -153,6 +161,7 @@ def verify(json_file: Path | None, thorough: bool, seed: int) -> None:
     jax.config.update("jax_enable_x64", True)
     from toytransformer import ledger
 
+    origin = {**provenance(), "seed": seed, "thorough": thorough}  # of the code that runs, not of later edits
     console, rows, title = Console(soft_wrap=True, highlight=False), [], None
     for row in ledger.verify(ledger.Run(seed=seed, thorough=thorough)):  # printed as they come: the progress
         heading, _, statement = row.claim.partition(": ")
@@ -165,7 +174,7 @@ def verify(json_file: Path | None, thorough: bool, seed: int) -> None:
     failed = [row for row in rows if row.verdict != "holds"]
     console.print(f"{len(rows) - len(failed)} of {len(rows)} claims hold")
     if json_file:
-        plain = [_finite(row.to_dict()) for row in rows]
+        plain = [_finite(row.to_dict() | {"provenance": origin}) for row in rows]
         replace_file(json_file, [json.dumps(plain, indent=1, allow_nan=False) + "\n"])
     if failed:
         sys.exit(1)
