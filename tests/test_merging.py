@@ -596,9 +596,11 @@ def test_softmax_weights_are_the_infimum_of_training_the_logits(seed):
 
 
 @pytest.mark.parametrize("f", ["identity", "tanh", "sigmoid", "softmax"])
-@pytest.mark.parametrize("scale", [1e-9, 1e9])
-def test_fits_do_not_depend_on_the_units_of_the_output(f, scale):
-    adapters, ctx = draw(0, 3), context(0)
+@pytest.mark.parametrize("scale", [1e-200, 1e-9, 1e9])
+@given(seed=seeds)
+@example(seed=4)
+def test_fits_do_not_depend_on_the_units_of_the_output(f, scale, seed):
+    adapters, ctx = draw(seed, 3), context(seed)
     scaled = MergeContext(example_features=ctx.example_features, example_targets=scale * ctx.example_targets)
     larger = [LoRA(scale * lora.write, lora.read) for lora in adapters]
     one, two = (

@@ -51,8 +51,7 @@ def on_simplex(design: Float[Array, "row adapter"], wanted: Float[Array, "row"])
     best t leaves q / (1 + q), q = |D a|^2, which grows with q.
     """
     gaps = design - wanted[:, None]
-    scale = np.max(np.linalg.norm(gaps, axis=0))
-    stacked = np.vstack([gaps / (scale or 1.0), np.ones(design.shape[1])])
+    stacked = np.vstack([gaps / _unit(gaps), np.ones(design.shape[1])])
     solution, _ = nnls(stacked, np.append(np.zeros(len(gaps)), 1.0))
     return solution / solution.sum()
 
@@ -60,9 +59,15 @@ def on_simplex(design: Float[Array, "row adapter"], wanted: Float[Array, "row"])
 def within(low: float, high: float) -> Callable[[Array, Array], Array]:
     def fit(design: Array, wanted: Array) -> Array:
         """argmin |design a - wanted| over low <= a_i <= high."""
-        return lsq_linear(design, wanted, bounds=(low, high), method="bvls").x
+        unit = _unit(design)  # BVLS stops at an absolute slope, so it needs numbers of order one
+        return lsq_linear(design / unit, wanted / unit, bounds=(low, high), method="bvls").x
 
     return fit
+
+
+def _unit(values: Array) -> float:
+    """The largest magnitude, or 1 where all are zero."""
+    return float(np.max(np.abs(values))) or 1.0
 
 
 #: f in sum_i f(w)_i Delta_i -> the least-squares fit over the closure of f's values.
