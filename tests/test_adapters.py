@@ -345,6 +345,16 @@ def test_frozen_read_of_too_small_a_rank():
     assert np.abs(residual).max() > 0.1
 
 
+def test_frozen_read_refuses_facts_it_does_not_store():
+    """Features that are linearly dependent: the rank is enough, the facts are not stored all the same."""
+    features = np.vstack([np.eye(3, 7), 2 * np.eye(1, 7)])
+    with pytest.raises(AdapterError, match="the features of the 4 facts are linearly dependent"):
+        frozen_read(features, one_hot(0, 1, 2, 3), rank=8, seed=0)
+    agreeing = np.vstack([one_hot(0, 1, 2), 2 * one_hot(0)])
+    lora = frozen_read(features, agreeing, rank=8, seed=0, approximate=True)
+    assert np.abs(lora.shift(features) - agreeing).max() <= 100 * EPS
+
+
 # ---- what is refused ----
 
 PHI, T = np.eye(2, 5) + 0.1, np.eye(2, 3)

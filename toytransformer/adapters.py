@@ -207,8 +207,8 @@ def frozen_read(
     |write|_F.
 
     write = T K^+ with K = read^T Phi. A Gaussian read factor has the same law in any coordinates, so
-    this is the same adapter in the network and in its limits. The facts fit only if rank >= n; otherwise
-    AdapterError, or the least-squares fit with `approximate`.
+    this is the same adapter in the network and in its limits. The facts fit only if rank >= n and their
+    features are independent; otherwise AdapterError, or the least-squares fit with `approximate`.
     """
     features, changes = _checked(features, changes)
     check_rank(rank)
@@ -217,6 +217,8 @@ def frozen_read(
             f"a frozen read factor of rank {rank} cannot tell {len(features)} facts apart; "
             f"give rank >= {len(features)} or approximate=True"
         )
+    if not approximate:
+        _gram(features)  # refuses dependent features, which no rank can tell apart
     read = np.random.default_rng(seed).standard_normal((features.shape[1], rank)) / np.sqrt(rank)
     write, *_ = np.linalg.lstsq(features @ read, changes, rcond=None)
     return LoRA(write.T, read)
