@@ -388,9 +388,19 @@ def test_arrays_that_hold_no_facts(build, features, changes, message):
 
 
 @pytest.mark.parametrize("size", [1e200, 1e-200])
-def test_features_whose_squares_overflow(size):
+@pytest.mark.parametrize(
+    "build",
+    [closed_form, lambda f, c: whitened(f, c, np.eye(5)), lambda f, c: whitened(f, c, np.eye(5), ridge=1)],
+    ids=["eq23", "rome", "memit"],
+)
+def test_features_whose_squares_overflow(build, size):
     with pytest.raises(AdapterError, match=r"features of fact 0 are of size .* rescale them"):
-        closed_form(size * PHI, T)
+        build(size * PHI, T)
+
+
+def test_a_ridge_too_small_for_duplicates():
+    with pytest.raises(AdapterError, match="2 facts are linearly dependent"):
+        whitened(PHI[[0, 0]], T, np.eye(5), ridge=1e-20)
 
 
 @pytest.mark.parametrize("rank", [0, -1, True, 1.0, "2"])
@@ -439,6 +449,7 @@ def test_changes_too_nearly_dependent_for_singular_vectors(gauge):
         (np.eye(4), r"has shape \(4, 4\); features need \(5, 5\)"),
         (np.ones((5, 4)), "has shape"),
         (np.triu(np.ones((5, 5))), "finite and symmetric"),
+        (1e-10 * (np.eye(5) + np.eye(5, k=1) / 2), "finite and symmetric"),
         (np.full((5, 5), np.nan), "finite and symmetric"),
         (-np.eye(5), "not positive definite .* add a small multiple of the identity"),
         (np.ones((5, 5)), "not positive definite"),

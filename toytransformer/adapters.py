@@ -25,6 +25,8 @@ Array = np.ndarray
 #: A Gram matrix whose eigenvalue ratio falls below this is singular to float64: solving with it would lose
 #: every digit.
 SINGULAR = 1e-13
+#: Difference of C and C^T, relative to C's largest entry, that counts as rounding (of single precision).
+SYMMETRIC = 1e-6
 #: Share of non-zero numbers below which a write factor (differences of one-hot answers) is used as sparse.
 SPARSE = 0.02
 
@@ -178,7 +180,8 @@ def whitened(
     size = features.shape[1]
     if covariance.shape != (size, size):
         raise AdapterError(f"the key covariance has shape {covariance.shape}; features need ({size}, {size})")
-    if not np.all(np.isfinite(covariance)) or not np.allclose(covariance, covariance.T):
+    slack = SYMMETRIC * np.abs(covariance).max()
+    if not np.all(np.isfinite(covariance)) or not np.allclose(covariance, covariance.T, rtol=0, atol=slack):
         raise AdapterError("the key covariance must be finite and symmetric")
     if not (np.isfinite(ridge) and ridge >= 0):
         raise AdapterError(f"ridge is {ridge}; it must be a finite number >= 0")
@@ -189,10 +192,12 @@ def whitened(
             "add a small multiple of the identity to it"
         )
     keys = linalg.solve(covariance, features.T, assume_a="pos")
-    gram = features @ keys
-    if ridge == 0:
-        _refuse_singular(gram)
-    return LoRA(changes.T, linalg.solve(gram + ridge * np.eye(len(features)), keys.T, assume_a="pos").T)
+    with np.errstate(over="ignore", under="ignore"):
+        gram = features @ keys
+    _refuse_unsquareable(gram, features)
+    gram = gram + ridge * np.eye(len(features))
+    _refuse_singular(gram)
+    return LoRA(changes.T, linalg.solve(gram, keys.T, assume_a="pos").T)
 
 
 def frozen_read(
@@ -253,6 +258,12 @@ def check_rank(rank: object) -> None:
 def _gram(features: Array) -> Array:
     with np.errstate(over="ignore", under="ignore"):
         gram = features @ features.T
+    _refuse_unsquareable(gram, features)
+    _refuse_singular(gram)
+    return gram
+
+
+def _refuse_unsquareable(gram: Array, features: Array) -> None:
     squares = np.diag(gram)
     bad = np.flatnonzero(~np.isfinite(squares) | (squares < np.finfo(float).tiny))
     if bad.size:
@@ -260,8 +271,6 @@ def _gram(features: Array) -> Array:
             f"the features of fact {bad[0]} are of size {np.abs(features[bad[0]]).max():.1e}, whose square "
             "float64 cannot hold; rescale them"
         )
-    _refuse_singular(gram)
-    return gram
 
 
 def _refuse_singular(gram: Array) -> None:
