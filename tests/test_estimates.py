@@ -1,11 +1,12 @@
 """Derived standard errors of finite outputs: against the closed form for one fact, and repeated draws."""
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
 
-from toytransformer import kernel
+from toytransformer import estimates, kernel
 from toytransformer.compositions import Merge, catalogue
 from toytransformer.estimates import standard_error
 from toytransformer.prediction import predict
@@ -64,3 +65,32 @@ def test_weights_scale_the_error():
 def test_refuses_what_has_no_derived_error(rule, regime, name):
     with pytest.raises(RegimeError, match="no derived standard error"):
         standard_error(predict(catalogue.build(name, merge=Merge(rule)), regime))
+
+
+def test_the_error_is_the_spread_of_each_neurons_influence():
+    """Entry by entry over the neurons, psi_r = sum_i w_i D_i[e, r] (phi_r - c_i . Phi_ir)."""
+    composition = catalogue.build("with-oracle", facts=3, merge=Merge("sum", (1.0, -2.0, 0.5)))
+    drawn = predict(composition, Finite(dimension=64, width=512))
+    rows = dict(zip(composition.prompts, drawn.regime.features(composition.prompts).values, strict=True))
+    for question, errors in zip(composition.questions, standard_error(drawn), strict=True):
+        phi, influence = rows[question.prompt], 0.0
+        for adapter, lora, w in zip(
+            composition.adapters, drawn.adapters, composition.merge.weights, strict=True
+        ):
+            facts = np.stack([rows[prompt] for prompt in adapter.prompts])
+            rest = phi - np.linalg.lstsq(facts.T, phi, rcond=None)[0] @ facts
+            influence = influence + w * lora.delta() * rest
+        np.testing.assert_allclose(errors, np.sqrt(np.sum(influence**2, axis=1)), rtol=1e-9, atol=1e-7)
+
+
+def test_the_first_questions_alone():
+    drawn = predict(catalogue.build("two-hop", facts=4), Finite(dimension=64, width=1024))
+    np.testing.assert_allclose(standard_error(drawn, first=2), standard_error(drawn)[:2], rtol=1e-9)
+
+
+def test_as_many_facts_as_the_sample_has_neurons():
+    composition = catalogue.build("two-hop", facts=20, known=False)
+    wide = Finite(dimension=64, width=4096)
+    with mock.patch.object(estimates, "SAMPLE", 16):
+        errors = standard_error(predict(composition, wide), first=1)
+    assert np.all(np.isfinite(errors)) and errors.any()

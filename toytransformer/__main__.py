@@ -29,6 +29,8 @@ from toytransformer.compositions import (
 DENSE = 2000
 #: Facts and examples beyond which float64 no longer counts one by one.
 MOST = 2**53
+#: Questions printed; the records hold all of them.
+SHOWN = 10
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -216,10 +218,10 @@ def _print_prediction(predicted, records) -> None:
     console = Console()
     regime = {key: value for key, value in records[0].regime.items() if key != "quadrature"}
     console.print(f"{predicted.composition.name}  {predicted.composition.merge}  {regime}", highlight=False)
-    errors = _standard_errors(predicted)
+    errors = _standard_errors(predicted, SHOWN)
     heading = "merged output (largest coefficients" + (" ± standard error)" if errors else ")")
     table = Table("question", "answer", "outcome", heading)
-    shown = records[:10]
+    shown = records[:SHOWN]
     for row, record in enumerate(shown):
         outcome = max(record.shares, key=record.shares.get)
         mixture = sorted(record.mixture.items(), key=lambda item: -abs(item[1]))[:6]
@@ -242,17 +244,18 @@ def _print_prediction(predicted, records) -> None:
     )
 
 
-def _standard_errors(predicted) -> dict[tuple[int, str], str]:
-    """The derived standard error of each output, as text, where the rule and regime have one."""
+def _standard_errors(predicted, first: int) -> dict[tuple[int, str], str]:
+    """The derived standard errors of the first questions' outputs, as text, where there are such."""
     from toytransformer import estimates
+    from toytransformer.memory import NotEnoughMemoryError
     from toytransformer.prediction import Prediction
     from toytransformer.regimes import RegimeError
 
     if not isinstance(predicted, Prediction):
         return {}
     try:
-        errors = estimates.standard_error(predicted)
-    except RegimeError:
+        errors = estimates.standard_error(predicted, first)
+    except (RegimeError, NotEnoughMemoryError):
         return {}
     names = predicted.composition.world.entities
     return {(row, names[e]): f" ± {errors[row, e]:.4f}" for row, e in zip(*errors.nonzero(), strict=True)}

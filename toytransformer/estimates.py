@@ -11,10 +11,11 @@ independent, so the variance is sum_r psi_r^2; for one fact this is kernel.overl
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from jaxtyping import Float
 
-from toytransformer.adapters import LoRA
 from toytransformer.prediction import Prediction, train
 from toytransformer.regimes import Finite, RegimeError
 
@@ -22,25 +23,16 @@ Array = np.ndarray
 
 #: Neurons the variance is averaged over; its own relative error is of the order of SAMPLE^-1/2.
 SAMPLE = 2**13
+#: Neurons summed over at a time, so that no adapter is dense over all of them.
+BLOCK = 2**9
 
 
-def influence(
-    lora: LoRA,
-    facts: Float[Array, "fact neuron"],
-    prompts: Float[Array, "prompt neuron"],
-    weight: float = 1.0,
-) -> Float[Array, "prompt entity neuron"]:
-    """psi_r of one adapter, (prompt, entity, neuron); add those of several adapters before squaring."""
-    c = np.linalg.solve(facts @ facts.T, facts @ prompts.T).T
-    unexplained = prompts - c @ facts
-    return weight * unexplained[:, None, :] * lora.delta()[None]
-
-
-def standard_error(prediction: Prediction) -> Float[Array, "question entity"]:
+def standard_error(prediction: Prediction, first: int | None = None) -> Float[Array, "question entity"]:
     """Derived standard error of `prediction.output` around the width limit on the same embeddings.
 
-    For the rules whose output is linear in the adapters ("sum", "mean") and direct questions, in the finite
-    regime; RegimeError otherwise (a limit has no neurons to average over).
+    Of the `first` questions, or of all. For the rules whose output is linear in the adapters ("sum", "mean")
+    and direct questions, in the finite regime; RegimeError otherwise (a limit has no neurons to average
+    over).
     """
     composition, regime = prediction.composition, prediction.regime
     rule = composition.merge.rule
@@ -50,19 +42,28 @@ def standard_error(prediction: Prediction) -> Float[Array, "question entity"]:
             f"no derived standard error for rule {rule!r} in regime {regime.name!r}: it exists for the rules "
             "sum and mean on direct questions in the finite regime"
         )
-    sampled = regime.thinned(SAMPLE)
+    # Facts explain as many neurons as they are, so the sample has to be larger than their number.
+    sampled = regime.thinned(max(SAMPLE, 4 * len(composition.prompts)))
     features = sampled.features(composition.prompts, neurons=True)
     rows = dict(zip(composition.prompts, features.values, strict=True))
-    asked = np.stack([rows[question.prompt] for question in composition.questions])
+    asked = np.stack([rows[question.prompt] for question in composition.questions[:first]])
     count = len(composition.adapters)
     weights = composition.merge.weights or (1.0 if rule == "sum" else 1.0 / count,) * count
-    variance = np.empty((len(asked), len(composition.world.entities)))
-    facts = [np.stack([rows[prompt] for prompt in adapter.prompts]) for adapter in composition.adapters]
     loras = [train(adapter, composition.world, rows, gauge_matters=False) for adapter in composition.adapters]
-    for row, prompt in enumerate(asked):
-        psi = sum(
-            influence(lora, phi, prompt[None], weight)[0]
-            for lora, phi, weight in zip(loras, facts, weights, strict=True)
-        )
-        variance[row] = np.sum(psi**2, axis=1)
-    return np.sqrt(variance * sampled.width / regime.width)
+    unexplained = []
+    for adapter, weight in zip(composition.adapters, weights, strict=True):
+        facts = np.stack([rows[prompt] for prompt in adapter.prompts])
+        c = np.linalg.solve(facts @ facts.T, facts @ asked.T).T
+        unexplained.append(weight * (asked - c @ facts))
+    moved = np.flatnonzero(sum(np.abs(lora.write).sum(axis=1) for lora in loras))
+    variance = np.zeros((len(asked), len(composition.world.entities)))
+    for start in range(0, sampled.width, BLOCK):
+        block = slice(start, start + BLOCK)
+        terms = [
+            (rest[:, block], lora.write[moved] @ lora.read[block].T)
+            for rest, lora in zip(unexplained, loras, strict=True)
+        ]
+        # (sum_i u_i D_i)^2 pair by pair, so that the sum over neurons is a matrix product
+        for (rest, delta), (other_rest, other_delta) in itertools.product(terms, repeat=2):
+            variance[:, moved] += (rest * other_rest) @ (delta * other_delta).T
+    return np.sqrt(np.maximum(variance, 0.0) * sampled.width / regime.width)
