@@ -237,6 +237,16 @@ def test_shares_respect_the_precedence_of_coinciding_roles(composition):
         assert predicted.shares["bridge"] == 0
 
 
+def test_nothing_is_answered_rightly_where_nothing_is_right():
+    """Random writes send the first step to an entity that is not asked further: no answer, none is right."""
+    merge = Merge("adaptive-random", options={"seed": 2})
+    plain = catalogue.build("swapped", known=False, merge=merge, examples=2)
+    composition = replace(plain, questions=tuple(replace(q, decode="steps") for q in plain.questions))
+    predicted = predict(composition, Finite(dimension=16, width=64))
+    assert predicted.distributions == ({None: 1.0},) and composition.questions[0].correct is None
+    assert predicted.accuracy == predicted.strict_accuracy == 0 and predicted.shares["other"] == 1
+
+
 # ---- ties ----
 
 

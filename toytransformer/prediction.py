@@ -75,7 +75,7 @@ class Prediction:
     def strict_accuracy(self) -> float:
         """Share of questions on which the right answer alone has the largest output."""
         right = [
-            d.get(q.correct, 0.0) == 1.0
+            q.correct is not None and d.get(q.correct, 0.0) == 1.0
             for q, d in zip(self.composition.questions, self.distributions, strict=True)
         ]
         return sum(right) / len(right)
