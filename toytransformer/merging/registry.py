@@ -30,6 +30,8 @@ Weights = tuple[float, ...] | None
 
 #: Numbers below this many units of rounding, relative to their scale, count as zero, and as equal.
 ROUNDING = 1024
+#: Largest size of weights and options: products of a few such numbers do not overflow.
+LARGEST = 1e100
 
 
 class RuleError(ValueError):
@@ -54,12 +56,16 @@ def choice(default: str, *others: str) -> Option:
 
 def number(default: float, low: float) -> Option:
     return Option(
-        default, lambda value: _is_real(value) and value >= low, f"a finite number of at least {low}"
+        default,
+        lambda value: _is_real(value) and value >= low,
+        f"a number of at least {low} and at most {LARGEST:g}",
     )
 
 
 def positive(default: float) -> Option:
-    return Option(default, lambda value: _is_real(value) and value > 0, "a finite number above 0")
+    return Option(
+        default, lambda value: _is_real(value) and value > 0, f"a number above 0 and at most {LARGEST:g}"
+    )
 
 
 def share(default: float) -> Option:
@@ -67,7 +73,7 @@ def share(default: float) -> Option:
 
 
 def _is_real(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def whole(low: int, help: str) -> Option:
@@ -190,8 +196,10 @@ def check(spec: Merge) -> tuple[MergeRule, dict[str, Any]]:
             raise RuleError(
                 f"rule {rule.name!r} sets its own weights, given were {spec.weights}; leave them out"
             )
-        if not all(math.isfinite(weight) for weight in spec.weights):
-            raise RuleError(f"weights {spec.weights} of rule {rule.name!r} have to be finite")
+        if not all(_is_real(weight) for weight in spec.weights):
+            raise RuleError(
+                f"weights {spec.weights} of rule {rule.name!r} must be finite, at most {LARGEST:g} in size"
+            )
     return rule, rule.checked_options(spec.option_dict)
 
 
