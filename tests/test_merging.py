@@ -806,6 +806,14 @@ def test_non_finite_weights_are_refused_even_if_a_spec_lets_them_through():
         merge(draw(0), spec)
 
 
+def test_adapters_that_are_all_zero_have_no_shared_basis_and_merge_to_zero():
+    zero = LoRA(np.zeros((ENTITIES, RANK)), np.ones((FEATURES, RANK)))
+    for name in STATIC:
+        merged = merge([zero, zero], Merge(name))
+        assert not merged.shift(prompts()).any()
+    assert merge([zero, zero], Merge("knots")).details["spectrum_gap"] == 0
+
+
 def test_a_static_merge_can_be_dense_or_factored():
     lora = draw(0)[0]
     close(StaticMerge(lora).shift(prompts()), StaticMerge(lora.delta()).shift(prompts()))

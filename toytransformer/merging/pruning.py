@@ -202,7 +202,7 @@ def knots(
     else:
         merged = mean_of_agreeing([keep_largest(block, density) for block in blocks], w, sign)
     ladder = [*(float(value) for value in values), 0.0]
-    gap = min(((high - low) / ladder[0] for high, low in pairwise(ladder)), default=0.0)
+    gap = min((high - low) / (ladder[0] or 1.0) for high, low in pairwise(ladder))
     return StaticMerge(LoRA(basis, merged.T), details={"spectrum_gap": gap})
 
 
@@ -220,13 +220,12 @@ def _shared_basis(adapters: Sequence[LoRA]) -> tuple[Array, Array, list[Array]]:
         (1.0,) * len(adapters),
     ).write
     left, values, _ = xp.linalg.svd(small, full_matrices=False)
-    kept = int(xp.sum(xp.astype(values > rounding(values) * values[0], xp.int64)))
+    kept = max(1, int(xp.sum(xp.astype(values > rounding(values) * values[0], xp.int64))))
     left, values = left[:, :kept], values[:kept]
     blocks = [(left.T @ lora.write) @ lora.read.T for lora in adapters]
     flat = xp.concat(blocks, axis=1)
-    if kept:
-        largest = xp.max(xp.abs(flat), axis=1, keepdims=True)
-        first = xp.argmax(xp.astype(xp.abs(flat) >= (1 - rounding(flat)) * largest, xp.int64), axis=1)
-        sign = xp.stack([xp.sign(flat[row, first[row]]) for row in range(kept)])
-        left, blocks = left * sign, [block * sign[:, None] for block in blocks]
+    largest = xp.max(xp.abs(flat), axis=1, keepdims=True)
+    first = xp.argmax(xp.astype(xp.abs(flat) >= (1 - rounding(flat)) * largest, xp.int64), axis=1)
+    sign = xp.stack([xp.sign(flat[row, first[row]]) for row in range(kept)])
+    left, blocks = left * sign, [block * sign[:, None] for block in blocks]
     return left, values, blocks
