@@ -217,7 +217,7 @@ def needs_regulariser(run: Run) -> Iterator[Row]:
 
 
 @claim("several facts", source="eq. 23", proof="multi_fact_min, factored_min_unique")
-def severalsmall_facts(run: Run) -> Iterator[Row]:
+def several_facts(run: Run) -> Iterator[Row]:
     for (features, changes), regime in ((small_facts(run, 5), SMALL), (_limit_facts(100), LIMIT)):
         edit = closed_form(features, changes)
         delta = edit.delta()
