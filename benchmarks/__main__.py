@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import click
+from rich import box
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from benchmarks.cases import Case, Side, cases
 from benchmarks.measure import Measurement, measure
+from toytransformer.command_line import run as run_command
 from toytransformer.compositions import provenance, replace_file
 
 THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -51,6 +53,8 @@ def main(names: tuple[str, ...], small: bool, json_file: Path | None) -> None:
             rows.append(row(case, run(case.ours, done), run(case.plain, done), small))
             bar.remove_task(bar.task_ids[-1])
     console.print(table(rows))
+    for number, shown in enumerate(rows, start=1):
+        console.print(f"{number} {shown['case']}: {shown['about']}", highlight=False)
     if json_file:
         report = {
             "provenance": provenance(),
@@ -102,22 +106,23 @@ def table(rows: list[dict]) -> Table:
         title="toytransformer against plain NumPy: median seconds of a call (+ the first call's extra, "
         "mostly compilation); peak memory of each process, in GB",
         title_justify="left",
-        show_lines=True,
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
-    shown.add_column("case", ratio=1)
+    shown.add_column("case", no_wrap=True)
     for name in ("ours", "plain", "ratio", "target", "apart / allowed", "memory"):
         shown.add_column(name, justify="right")
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
         ours, plain = row["ours"], row["plain"]
         ran = isinstance(plain, dict)
         met = {None: "", True: "\n[green]met[/]", False: "\n[red]missed[/]"}[row["met"]]
         agrees = {None: "", True: "\n[green]agree[/]", False: "\n[red]DISAGREE[/]"}[row["agrees"]]
         shown.add_row(
-            f"[bold]{row['case']}[/] {row['about']}",
-            f"{ours['median_s']:.2g}\n(+{max(0.0, ours['first_s'] - ours['median_s']):.2g})",
-            f"{plain['median_s'] / plain['share_of_case']:.3g}" if ran else plain,
+            f"[bold]{number} {row['case']}[/]",
+            f"{ours['median_s']:.2g}\n(+{max(0.0, ours['first_s'] - ours['median_s']):.1g})",
+            f"{plain['median_s'] / plain['share_of_case']:.2g}" if ran else plain,
             f"{row['ratio']:,.3g}x" if ran else "",
-            (row["target"] or "") + met,
+            (row["target"] or "").removeprefix("ratio ") + met,
             (f"{row['difference']:.1g} / {row['tolerance']:.1g}" if row["agrees"] is not None else "")
             + agrees,
             f"{ours['peak_bytes'] / 1e9:.2f}" + (f"\nplain {plain['peak_bytes'] / 1e9:.2f}" if ran else ""),
@@ -126,4 +131,4 @@ def table(rows: list[dict]) -> Table:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "python -m benchmarks")

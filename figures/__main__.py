@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from toytransformer.command_line import run
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
@@ -123,4 +125,4 @@ def report(ledger: Path, drawings: Path | None, rows_file: Path | None, out: Pat
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m figures")
+    run(main, "python -m figures")

@@ -74,7 +74,7 @@ def write(out: Path, ledger: Path, drawings: Path | None = None, rows: Path = st
 
 def read_ledger(path: Path) -> list[dict]:
     """The ledger's rows; refuses a file that is not a list of rows with every column."""
-    remedy = f"`python -m toytransformer verify --json {path}` writes it"
+    remedy = "`python -m toytransformer verify --json FILE` writes a ledger"
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

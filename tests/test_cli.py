@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,14 +15,17 @@ from toytransformer.merging import RULES
 from toytransformer.prediction import predict
 from toytransformer.regimes import Finite, FullLimit, WidthLimit
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run the command line in this process: (status, stdout, stderr)."""
 
+    monkeypatch.setenv("COLUMNS", "300")
+
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["toytransformer", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "300")
         with pytest.raises(SystemExit) as ended:
             command.main()
         captured = capsys.readouterr()
@@ -233,8 +237,45 @@ def test_bad_commands_too(run, arguments, word):
 
 
 def test_no_arguments_show_the_help(run):
-    _, out, err = run()
-    assert "predict" in out + err and "verify" in out + err and "Traceback" not in err
+    status, out, err = run()
+    assert status == 2 and out == "" and "error" not in err
+    for line in ("Usage: python -m toytransformer", "  predict  ", "  verify   "):
+        assert f"\n{line}" in f"\n{err}"
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["predict", "two-hop"], ["predict", "library-shared"]])
+def test_what_is_printed_fits_80_columns(run, monkeypatch, arguments):
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, _ = run(*arguments)
+    assert status == 0 and max(map(len, out.splitlines())) <= 80
+    assert "…" not in out and "{" not in out and "Merge(" not in out  # whole texts, and no Python
+
+
+def test_predict_says_what_it_predicts(run):
+    arguments = ["--facts", "2", "--fresh", "--merge", "linear", "--weights", "1.2,1.5", "--seed", "3"]
+    _, out, _ = run("predict", "two-hop", *arguments, "--regime", "finite", "-d", "32", "-m", "128")
+    assert "two-hop: 2 fresh facts in each adapter\n" in out
+    assert "merged: hop1, hop2 by linear (weights 1.2, 1.5)\n" in out
+    assert "regime: finite, d = 32, m = 128, strict mask, uniform attention, seed 3\n" in out
+
+
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        (["figures", "report"], "--ledger"),
+        (["figures", "report", "--ledger", "README.md"], "verify --json FILE"),
+        (["figures", "theory", "--rows", "/nowhere/rows.json"], "/nowhere/rows.json"),
+        (["figures", "theory", "--out", "/proc/figures"], "/proc/figures"),
+        (["figures", "theory", "--format", "gif"], "'gif'"),
+        (["benchmarks", "all"], "'all'"),
+        (["benchmarks", "--json", "/nowhere/rows.json"], "/nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_the_other_commands_refuse_in_one_line_too(arguments, word):
+    done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and word in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
 def test_a_failed_write_leaves_the_old_file(run, tmp_path, monkeypatch):

@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 
 import click
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
+from toytransformer.command_line import run
 from toytransformer.compositions import (
     OUTCOMES,
     Merge,
@@ -27,6 +30,8 @@ from toytransformer.compositions import (
 
 #: Facts per adapter up to which the dense solve is used even where the symmetric one applies.
 DENSE = 2000
+#: Sizes of a regime: their letters and names.
+SIZES = {"d": "dimension", "m": "width"}
 #: Facts and examples beyond which float64 no longer counts one by one.
 MOST = 2**53
 #: Questions printed; the records hold all of them.
@@ -43,23 +48,23 @@ def list_names() -> None:
     """Show the named compositions, the merge rules and their options."""
     from toytransformer import merging
 
-    console = Console()
-    table = Table("composition", "what it is", title="compositions (predict NAME)", title_justify="left")
+    console = Console(highlight=False)
+    console.print("[bold]Compositions[/bold]: predict NAME")
+    table = Table(box=box.SIMPLE, show_header=False)
     for name in catalogue.names():
-        table.add_row(name, catalogue.describe(name))
+        table.add_row(name, escape(catalogue.describe(name)))
     console.print(table)
-    table = Table(
-        "rule", "formula", "options", "gauge", "data", title="merge rules (--merge)", title_justify="left"
-    )
+    console.print("[bold]Merge rules[/bold]: --merge NAME, options as --option KEY=VALUE")
+    table = Table(box=box.SIMPLE, show_header=False)
     for rule in merging.RULES.values():
         options = ", ".join(f"{name}={option.default}" for name, option in rule.options.items())
-        table.add_row(
-            rule.name,
-            rule.formula,
-            options,
-            "invariant" if rule.gauge_invariant else "dependent",
-            "needs" if rule.needs_data else "free",
-        )
+        remarks = [f"options {options}"] if options else []
+        remarks += [] if rule.gauge_invariant else ["depends on the gauge of the factors"]
+        remarks += ["needs --examples"] if rule.needs_data else []
+        text = Text(rule.formula)
+        if remarks:
+            text.append(f"\n({'; '.join(remarks)})", style="dim")
+        table.add_row(rule.name, text)
     console.print(table)
 
 
@@ -75,7 +80,12 @@ def list_names() -> None:
 @click.option(
     "--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the merge rule; repeatable."
 )
-@click.option("--gauge", default="svd", show_default=True, help="svd, facts, flipped or random:<seed>.")
+@click.option(
+    "--gauge",
+    default="svd",
+    show_default=True,
+    help="Which factors of an update: svd, facts, flipped or random:<seed>.",
+)
 @click.option(
     "--examples",
     type=click.IntRange(0, MOST),
@@ -216,8 +226,8 @@ def _predict(build, facts: int, examples: int, regime):
 
 def _print_prediction(predicted, records) -> None:
     console = Console()
-    regime = {key: value for key, value in records[0].regime.items() if key != "quadrature"}
-    console.print(f"{predicted.composition.name}  {predicted.composition.merge}  {regime}", highlight=False)
+    for line in _headings(records[0]):
+        console.print(line, highlight=False, markup=False)
     errors = _standard_errors(predicted, SHOWN)
     heading = "merged output (largest coefficients" + (" ± standard error)" if errors else ")")
     table = Table("question", "answer", "outcome", heading)
@@ -229,7 +239,7 @@ def _print_prediction(predicted, records) -> None:
             record.prompt,
             record.answer or "(tie)",
             outcome if record.shares[outcome] == 1 else f"{outcome} {record.shares[outcome]:.0%}",
-            "  ".join(f"{entity} {value:+.4f}{errors.get((row, entity), '')}" for entity, value in mixture),
+            "  ".join(f"{entity}:{value:+.4f}{errors.get((row, entity), '')}" for entity, value in mixture),
         )
     console.print(table)
     if len(records) > len(shown):
@@ -238,10 +248,28 @@ def _print_prediction(predicted, records) -> None:
         console.print(f"spectral gap {records[0].spectral_gap:.3g}")
     for key, value in getattr(predicted, "details", {}).items():
         if key in ("warning", "weights"):
-            console.print(f"{key}: {value}")
+            numbers = isinstance(value, tuple | list)
+            text = ", ".join(f"{number:.4f}" for number in value) if numbers else value
+            console.print(f"{key}: {text}", highlight=False)
     console.print(
         "  ".join(f"{outcome} {predicted.shares[outcome]:.1%}" for outcome in OUTCOMES), highlight=False
     )
+
+
+def _headings(record) -> list[str]:
+    """What was predicted, in words: the composition, the merge, the regime."""
+    facts, known = record.setting["facts"], "known" if record.setting["known"] else "fresh"
+    details = [f"{key}={value}" for key, value in record.options.items()]
+    if record.weights is not None:
+        details.append("weights " + ", ".join(f"{weight:g}" for weight in record.weights))
+    regime = record.regime
+    sizes = [f"{letter} = {regime[key]}" for letter, key in SIZES.items() if key in regime]
+    sizes += [f"{regime['mask']} mask", f"{regime['attention']} attention", f"seed {regime['seed']}"]
+    return [
+        f"{record.composition}: {facts} {known} fact{'s' * (facts != 1)} in each adapter",
+        f"merged: {', '.join(record.adapters)} by {record.rule}" + f" ({'; '.join(details)})" * bool(details),
+        f"regime: {regime['name']}, {', '.join(sizes)}",
+    ]
 
 
 def _standard_errors(predicted, first: int) -> dict[tuple[int, str], str]:
@@ -258,7 +286,7 @@ def _standard_errors(predicted, first: int) -> dict[tuple[int, str], str]:
     except (RegimeError, NotEnoughMemoryError):
         return {}
     names = predicted.composition.world.entities
-    return {(row, names[e]): f" ± {errors[row, e]:.4f}" for row, e in zip(*errors.nonzero(), strict=True)}
+    return {(row, names[e]): f"±{errors[row, e]:.4f}" for row, e in zip(*errors.nonzero(), strict=True)}
 
 
 def _regime(name: str, dimension: int | None, width: int | None, **common):
@@ -325,15 +353,7 @@ def _finite(value):
 
 def main() -> None:
     """Run the command line; a bad argument is one line on stderr and status 2."""
-    try:
-        status = cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except (click.ClickException, ValueError, MemoryError, OSError) as error:
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(status if isinstance(status, int) else 0)
+    run(cli, "python -m toytransformer")
 
 
 if __name__ == "__main__":
