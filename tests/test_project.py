@@ -41,6 +41,49 @@ def test_readme_links_point_at_files():
     assert not missing
 
 
+def test_readmes_tree_is_the_repositorys():
+    tree = re.search(r"```\n(toytransformer/.*?)```", README, flags=re.DOTALL).group(1)
+    parent, named = "", set()
+    for line in tree.splitlines():
+        name = line.split()[0]
+        path = name if line[0] != " " else parent + name
+        parent = name if line[0] != " " else parent
+        assert list(ROOT.glob(path)), path
+        named.add(path.rstrip("/"))
+    tracked = {path.relative_to(ROOT).parts[0] for path in tracked_files() if path.parent != ROOT}
+    assert {name for name in tracked if name[0] != "."} <= named
+
+
+def test_readmes_commands_run():
+    """As far as reading their arguments: `--help` after each answers what the command accepts."""
+    commands = re.findall(r"^python (-m (?:toytransformer|figures) .*?)(?:  |$)", README, flags=re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, *command.split(), "--help"], capture_output=True, text=True, cwd=ROOT
+        )
+        assert done.returncode == 0, (command, done.stderr)
+
+
+def test_documents_that_are_cited_hold_what_is_cited():
+    cited = {"theory.md": set(), "merging.md": set()}
+    pattern = re.compile(r"(theory|merging)\.md,? +(R\d|P\d|\d[ab]|section \d|fact \d)")
+    for path in (ROOT / "toytransformer").rglob("*.py"):
+        for document, place in pattern.findall(path.read_text()):
+            cited[f"{document}.md"].add(place)
+    theory, merging = ((ROOT / "docs" / name).read_text() for name in cited)
+    for place in cited["theory.md"]:
+        heading = place.removeprefix("section ")
+        assert re.search(rf"^(## {heading}\.|### {heading}\.|- \*\*{heading}[.*])", theory, re.MULTILINE), (
+            place
+        )
+    for place in cited["merging.md"]:
+        assert re.search(rf"^{place.removeprefix('fact ')}\. ", merging, re.MULTILINE), place
+    from toytransformer.merging import RULES
+
+    assert [name for name in RULES if f"`{name}`" not in merging] == []
+
+
 @pytest.mark.parametrize(
     "module, absent",
     [
