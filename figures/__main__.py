@@ -27,7 +27,7 @@ def main() -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="File of rows to draw, or with --fresh to write; without it the committed rows are drawn.",
 )
-@click.option("--fresh", is_flag=True, help="Compute the rows anew (about a minute) and draw those.")
+@click.option("--fresh", is_flag=True, help="Compute the rows anew and draw those.")
 @click.option(
     "--format",
     "formats",

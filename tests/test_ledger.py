@@ -61,7 +61,7 @@ def test_every_row_holds(verified):
     done, rows = verified
     assert [row for row in rows if row["verdict"] != "holds"] == []
     assert done.returncode == 0, done.stderr
-    assert f"{len(rows)} of {len(rows)} claims hold" in done.stdout
+    assert f"{len(rows)} of {len(rows)} checks hold" in done.stdout
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_a_ledger_that_holds_exits_0(monkeypatch, capsys, tmp_path):
     file = tmp_path / "rows.json"
     status, out, _ = verify(monkeypatch, capsys, [Claim("sum", "eq. 0", "", true_claim)], "--json", file)
     assert status == 0
-    assert "1 of 1 claims hold" in out and "a remark" in out
+    assert "1 of 1 checks hold" in out and "a remark" in out
     (row,) = json.loads(file.read_text())
     assert (row["claim"], row["source"], row["verdict"]) == ("sum: one and one", "eq. 0", "holds")
     assert {"git", "packages", "seed", "thorough"} <= row["provenance"].keys()
@@ -147,7 +147,7 @@ def test_a_claim_that_fails_exits_1_and_its_row_is_written(monkeypatch, capsys, 
     rows = json.loads(file.read_text())
     (failed,) = [row for row in rows if row["verdict"] != "holds"]
     assert failed["claim"].startswith("wrong") and failed["source"] == "eq. 1"
-    assert f"{len(rows) - 1} of {len(rows)} claims hold" in out
+    assert f"{len(rows) - 1} of {len(rows)} checks hold" in out
     assert rows[-1]["claim"] == "sum: one and one", "a failed check must not end the ledger"
 
 

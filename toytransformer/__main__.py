@@ -184,7 +184,7 @@ def verify(json_file: Path | None, thorough: bool, seed: int) -> None:
         rows.append(row)
     console.print()
     failed = [row for row in rows if row.verdict != "holds"]
-    console.print(f"{len(rows) - len(failed)} of {len(rows)} claims hold")
+    console.print(f"{len(rows) - len(failed)} of {len(rows)} checks hold")
     if json_file:
         plain = [_finite(row.to_dict() | {"provenance": origin}) for row in rows]
         replace_file(json_file, [json.dumps(plain, indent=1, allow_nan=False) + "\n"])
