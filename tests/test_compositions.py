@@ -160,6 +160,8 @@ def test_worlds_that_mean_nothing_are_refused(build, message):
         (lambda: Merge("sum", (1.0, math.nan)), "nan: use a finite number"),
         (lambda: Merge("sum", (math.inf,)), "inf: use a finite number"),
         (lambda: Merge("sum", (True,)), "True: use a finite number"),
+        (lambda: Merge("sum", (10**400,)), "0: use a finite number"),
+        (lambda: Merge("ties", options=(("k",),)), r"\('k',\) among the options of 'ties' is no pair"),
         (lambda: Merge("sum", 1.0), "is a float: give a tuple"),
         (lambda: Merge("sum", ("1",)), "'1' among the weights"),
         (lambda: Merge("ties", options={"density": math.nan}), "option density=nan"),
@@ -484,6 +486,8 @@ def test_the_offered_oracle_of_a_library_answers_the_held_out_pair():
         ({"facts": 2, "sigma": (0, 0)}, "not a permutation: give a tuple with each of 0 .. 1"),
         ({"facts": 2, "sigma": (0, 1, 2)}, "not a permutation"),
         ({"facts": 2, "sigma": [1, 0]}, "not a permutation"),
+        ({"facts": 2, "sigma": ("a", 0)}, "not a permutation"),
+        ({"facts": 2, "sigma": (1.0, 0.0)}, "not a permutation"),
         ({"name": "three-hop", "sigma": (0,)}, "'three-hop' takes no sigma: use one of two-hop"),
     ],
 )

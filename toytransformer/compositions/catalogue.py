@@ -412,7 +412,8 @@ def _check_sigma(name: str, sigma: tuple[int, ...], facts: int) -> None:
     if not _ENTRIES[name].relabels:
         able = ", ".join(other for other, entry in _ENTRIES.items() if entry.relabels)
         raise SpecError(f"{name!r} takes no sigma: use one of {able}")
-    if not isinstance(sigma, tuple) or sorted(sigma) != list(range(facts)):
+    whole = isinstance(sigma, tuple) and all(isinstance(i, int) for i in sigma)
+    if not whole or sorted(sigma) != list(range(facts)):
         raise SpecError(
             f"sigma {sigma!r} is not a permutation: give a tuple with each of 0 .. {facts - 1} once"
         )

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -79,7 +80,8 @@ def check_count(value: object, what: str, least: int = 1) -> None:
 
 
 def _number(value: object, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    finite = isinstance(value, Real) and abs(value) <= sys.float_info.max  # holds for whole numbers too
+    if isinstance(value, bool) or not finite:
         raise SpecError(f"{what} is {value!r}: use a finite number")
     return float(value) + 0.0  # -0.0 becomes 0.0, so that equal weights have one hash
 
@@ -88,7 +90,10 @@ def _sorted_pairs(given: object, what: str, owner: str) -> tuple[tuple[str, Scal
     """A mapping, or pairs, of names and finite scalars as pairs sorted by name."""
     pairs = tuple(given.items()) if isinstance(given, Mapping) else given
     check_tuple(pairs, tuple, f"{what}s of {owner!r}")
-    for name, value in pairs:
+    for pair in pairs:
+        if len(pair) != 2:
+            raise SpecError(f"{pair!r} among the {what}s of {owner!r} is no pair: give (name, value)")
+        name, value = pair
         check_name(name, f"{what} of {owner!r}")
         if (isinstance(value, float) and not math.isfinite(value)) or not isinstance(value, Scalar):
             raise SpecError(
