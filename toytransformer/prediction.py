@@ -158,6 +158,11 @@ def predict(composition: Composition, regime: Regime) -> Prediction:
     prompts = tuple(dict.fromkeys((*composition.prompts, *asked)))
     entities = composition.world.entities
     require_memory(8 * len(prompts) * (6 * len(prompts) + 2 * len(entities)), f"{len(prompts)} prompts")
+    if rule.needs_neurons:
+        neurons = getattr(regime, "width", None) or regime.quadrature
+        updates = 2 * len(composition.adapters) + 2
+        what = f"rule {rule.name!r} on {len(entities)} entities x {neurons} neurons"
+        require_memory(8 * len(entities) * neurons * updates, what)
     features = regime.features(prompts, neurons=rule.needs_neurons)
     rows = dict(zip(prompts, features.values, strict=True))
     trained = tuple(

@@ -59,7 +59,7 @@ def variance_reading(run: Run) -> Iterator[Row]:
         math.sqrt(np.mean(logits**2)),
         statistical(math.sqrt(d) * _rms_error(d, pairs, 1)),
         regime=f"finite, d = {d}",
-        note="paper: close to zero at large d; true in this reading: sqrt d = 32 (theory.md R1 prints 24).",
+        note="paper: close to zero at large d; true in this reading: sqrt d = 32.",
     )
     mean, variance = _weaker_weight(math.sqrt(2 * d))
     yield close(

@@ -367,7 +367,6 @@ def constants(run: Run) -> Iterator[Row]:
 @claim("masks", source="eq. 21-22, theory.md R2")
 def masks(run: Run) -> Iterator[Row]:
     measured = {mask: overlaps(FullLimit(mask=mask).gram(PROMPTS)) for mask in hidden.MASKS}
-    note = "theory.md R2 prints 0.79867; true: 0.7986855."
     for mask, values in measured.items():
         states = states_by_hand(mask)
         for j, key in enumerate(("x R1", "y R2")):
@@ -377,7 +376,6 @@ def masks(run: Run) -> Iterator[Row]:
                 values[j],
                 algebraic(),
                 regime=LIMIT,
-                note=note if mask == "causal" and j else "",
             )
     tie = measured["causal-printed"]
     yield close(
