@@ -38,7 +38,7 @@ def draw(seed, n=2, rank=RANK):
 def context(seed=0, logit_scale=2.0, examples=4):
     rng = np.random.default_rng([seed, 1])
     features, targets = rng.normal(size=(examples, FEATURES)), rng.normal(size=(examples, ENTITIES))
-    return MergeContext(7, 4.0, logit_scale, features, targets)
+    return MergeContext(7, logit_scale, features, targets)
 
 
 def prompts(seed=0):

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from toytransformer.compositions import (
     read_jsonl,
     write_jsonl,
 )
+from toytransformer.merging import RuleError
 from toytransformer.prediction import predict
 from toytransformer.regimes import Finite, FullLimit, RegimeError, WidthLimit, square_root
 
@@ -592,3 +594,25 @@ def test_fixed_temperature_without_a_scale():
         predict(
             catalogue.build("two-hop", merge=Merge("arrow-products")), Finite(dimension=math.inf, width=64)
         )
+
+
+@pytest.mark.parametrize(
+    ("facts", "rule", "gauge", "warns"),
+    [
+        (3, "linear", "svd", True),
+        (3, "linear", "facts", False),
+        (2, "linear", "svd", False),
+        (3, "sum", "svd", False),
+    ],
+)
+def test_an_arbitrary_gauge_is_named(facts, rule, gauge, warns):
+    """n interchangeable facts have n - 1 equal singular values, so for n >= 3 the columns are open."""
+    composition = catalogue.build("two-hop", facts=facts, gauge=gauge, merge=Merge(rule))
+    assert ("warning" in predict(composition, FullLimit()).details) == warns
+
+
+def test_one_rank_lets_factors_of_unequal_adapters_be_added():
+    build = partial(catalogue.build, "library-disjoint", facts=2, merge=Merge("linear"))
+    with pytest.raises(RuleError, match="equal ranks"):
+        predict(build(), FullLimit())
+    assert predict(build(rank=6), FullLimit()).accuracy == 0

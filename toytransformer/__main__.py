@@ -80,6 +80,7 @@ def list_names() -> None:
 @click.option(
     "--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the merge rule; repeatable."
 )
+@click.option("--rank", type=int, help="Rank of every adapter [what its facts need].")
 @click.option(
     "--gauge",
     default="svd",
@@ -116,6 +117,7 @@ def predict(
     weights,
     options,
     gauge,
+    rank,
     examples,
     regime,
     dimension,
@@ -145,6 +147,7 @@ def predict(
             merge=merge,
             seed=seed,
             gauge=gauge,
+            rank=rank,
             examples=shown,
         )
 

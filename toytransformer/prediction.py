@@ -64,7 +64,26 @@ class Prediction:
     @property
     def details(self) -> Mapping:
         """What the rule says of itself: fitted weights, Arrow's spectral gaps, warnings."""
-        return self.merged.details
+        if "warning" in self.merged.details or not self._arbitrary_gauge:
+            return self.merged.details
+        warning = (
+            "an adapter has equal singular values, so its SVD gauge is arbitrary, and this rule depends on "
+            'the gauge; use gauge "facts", a product-wise rule or finite d'
+        )
+        return {**self.merged.details, "warning": warning}
+
+    @property
+    def _arbitrary_gauge(self) -> bool:
+        """Whether a gauge-dependent rule merged factors from an SVD whose singular values tie."""
+        if merging.resolve(self.composition.merge.rule).gauge_invariant:
+            return False
+        for spec, adapter in zip(self.composition.adapters, self.adapters, strict=True):
+            values = adapter.svd()[1]
+            kept = values[values > lora.SINGULAR * values[0]]
+            tied = np.min(-np.diff(kept), initial=np.inf) < math.sqrt(np.finfo(float).eps) * values[0]
+            if spec.gauge != "facts" and tied:
+                return True
+        return False
 
     @property
     def accuracy(self) -> float:
@@ -287,7 +306,6 @@ def _context(composition: Composition, regime: Regime, logit_scale: float, rows:
     examples = composition.examples
     return merging.MergeContext(
         rng_seed=regime.seed,
-        width=getattr(regime, "width", math.inf),
         logit_scale=logit_scale,
         example_features=np.stack([rows[fact.prompt] for fact in examples]) if examples else None,
         example_targets=wanted_shift(composition.world, examples) if examples else None,

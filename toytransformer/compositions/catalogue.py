@@ -357,6 +357,7 @@ def build(
     merge: Merge | None = None,
     seed: int = 0,
     gauge: str = "svd",
+    rank: int | None = None,
     examples: int = 0,
     sigma: tuple[int, ...] | None = None,
 ) -> Composition:
@@ -365,7 +366,7 @@ def build(
     facts: chains asked about, so facts in each one-hop adapter (library-disjoint: in each graph).
     known: whether the base has old answers to what is edited; the never edited controls it always knows.
     library: adapters by name, in merge order, in place of the entry's own.
-    merge: the plain sum when None. gauge: of every adapter.
+    merge: the plain sum when None. gauge, rank: of every adapter, rank None for as many as its facts need.
     seed: draws the bijections of library-shared, unused elsewhere.
     examples: extra chains, in the one-hop adapters like the others, whose composed facts are examples and not
     in the oracle.
@@ -389,7 +390,7 @@ def build(
         raise SpecError(
             f"library {wrong!r} of {name!r}: give a tuple of names among {', '.join(scene.library)}"
         )
-    adapters = tuple(Adapter(adapter, scene.library[adapter], gauge=gauge) for adapter in chosen)
+    adapters = tuple(Adapter(adapter, scene.library[adapter], rank, gauge) for adapter in chosen)
     asked = tuple(question(scene.world, p, group=group, decode=scene.decode) for group, p in scene.asked)
     return Composition(
         name,
@@ -398,7 +399,7 @@ def build(
         Merge() if merge is None else merge,
         asked,
         _true(scene.world, scene.shown),
-        {"facts": facts, "known": known, "examples": examples, "gauge": gauge, "seed": seed},
+        {"facts": facts, "known": known, "examples": examples, "gauge": gauge, "rank": rank, "seed": seed},
     )
 
 

@@ -10,7 +10,17 @@ from functools import partial
 from toytransformer import symmetry
 from toytransformer.compositions import Merge, Prompt
 from toytransformer.ledger.pair import LIMIT, Drawn, outcome, pair
-from toytransformer.ledger.registry import Row, Run, algebraic, at_most, claim, close, same, statistical
+from toytransformer.ledger.registry import (
+    EXACT,
+    Row,
+    Run,
+    algebraic,
+    at_most,
+    claim,
+    close,
+    same,
+    statistical,
+)
 from toytransformer.ledger.routing import routing
 from toytransformer.prediction import Prediction, predict
 from toytransformer.regimes import Regime, WidthLimit
@@ -170,7 +180,7 @@ def shared(run: Run) -> Iterator[Row]:
             paper, gap = PRINTED["library-shared", row], found.merged.spectral_gap
             note = f"the paper prints at most {paper:.1%} ({row}); the toy answers {_summary(found)}"
             note += "" if gap is None else f"; spectral gap {gap:.1e}"
-            room = statistical(math.sqrt(paper * (1 - paper) / FACTS))
+            room = EXACT if label == "limit" else statistical(math.sqrt(paper * (1 - paper) / FACTS))
             text = f"{rule}, {kind} facts, n = {FACTS}: accuracy"
             yield at_most(text, paper, found.accuracy, room, regime=label, note=note)
     for (kind, known), rule in itertools.product(KINDS.items(), ("sum", "mean")):

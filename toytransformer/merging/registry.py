@@ -89,14 +89,13 @@ def whole(low: int, help: str) -> Option:
 class MergeContext:
     """What a rule may need besides the adapters.
 
-    rng_seed: seed of every random choice. width: m, infinite in a limit. logit_scale: Arrow's raw logit is
+    rng_seed: seed of every random choice. logit_scale: Arrow's raw logit is
     |prototype . features| times this: sqrt(m / 2d) where |phi| = |h|, so infinite in a limit of m.
     example_features (example, feature) and example_targets (example, entity): the data of the target
     task; a target is the wanted *shift*, that is target minus base output.
     """
 
     rng_seed: int = 0
-    width: float = math.inf
     logit_scale: float = math.inf
     example_features: Float[Array, "example feature"] | None = None
     example_targets: Float[Array, "example entity"] | None = None
