@@ -121,7 +121,7 @@ def table(rows: list[dict]) -> Table:
             f"[bold]{number} {row['case']}[/]",
             f"{ours['median_s']:.2g}\n(+{max(0.0, ours['first_s'] - ours['median_s']):.1g})",
             f"{plain['median_s'] / plain['share_of_case']:.2g}" if ran else plain,
-            f"{row['ratio']:,.3g}x" if ran else "",
+            f"{row['ratio']:,.{0 if row['ratio'] >= 100 else 1}f}x" if ran else "",
             (row["target"] or "").removeprefix("ratio ") + met,
             (f"{row['difference']:.1g} / {row['tolerance']:.1g}" if row["agrees"] is not None else "")
             + agrees,
