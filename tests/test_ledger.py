@@ -56,7 +56,6 @@ def verified(tmp_path_factory):
     return done, json.loads(file.read_text()) if file.exists() else []
 
 
-@pytest.mark.slow
 def test_every_row_holds(verified):
     done, rows = verified
     assert [row for row in rows if row["verdict"] != "holds"] == []
@@ -64,7 +63,6 @@ def test_every_row_holds(verified):
     assert f"{len(rows)} of {len(rows)} checks hold" in done.stdout
 
 
-@pytest.mark.slow
 def test_every_claim_left_a_row_with_every_column(verified):
     _, rows = verified
     for entry in ledger.CLAIMS:
@@ -76,14 +74,12 @@ def test_every_claim_left_a_row_with_every_column(verified):
         assert (row["tolerance"] == 0) == (row["tolerance_kind"] == "exact")
 
 
-@pytest.mark.slow
 def test_no_two_rows_make_the_same_claim(verified):
     _, rows = verified
     names = [(row["claim"], row["regime"]) for row in rows]
     assert sorted(names) == sorted(set(names))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "subject",
     ["Prop. 1", "eq. 13-15", "eq. 19", "eq. 21", "eq. 23", "R1", "P3"],

@@ -279,7 +279,6 @@ def _moved(found: Prediction, merge: Merge, network: Drawn, transform: np.ndarra
     shown = composition.examples
     context = rules.MergeContext(
         rng_seed=network.seed,
-        width=network.width,
         logit_scale=features.logit_scale,
         example_features=np.stack([rows[fact.prompt] for fact in shown]) if shown else None,
         example_targets=wanted_shift(composition.world, shown) if shown else None,
