@@ -52,7 +52,7 @@ def standard_error(prediction: Prediction, first: int | None = None) -> Float[Ar
     loras = [train(adapter, composition.world, rows, gauge_matters=False) for adapter in composition.adapters]
     unexplained = []
     for adapter, weight in zip(composition.adapters, weights, strict=True):
-        facts = np.stack([rows[prompt] for prompt in adapter.prompts])
+        facts = np.stack([rows[fact.prompt] for fact in adapter.stored(composition.world)])
         c = np.linalg.solve(facts @ facts.T, facts @ asked.T).T
         unexplained.append(weight * (asked - c @ facts))
     moved = np.flatnonzero(sum(np.abs(lora.write).sum(axis=1) for lora in loras))

@@ -229,10 +229,11 @@ def train(
 
     kind: "closed-form" or "frozen-read". gauge_matters: False allows any factors of Delta W.
     """
-    features = np.stack([rows[prompt] for prompt in adapter.prompts])
-    changes = wanted_shift(world, adapter.facts)
+    stored = adapter.stored(world)
+    features = np.stack([rows[fact.prompt] for fact in stored])
+    changes = wanted_shift(world, stored)
     if kind == "frozen-read":
-        rank = adapter.rank or 2 * len(adapter.facts)
+        rank = adapter.rank or 2 * len(stored)
         return lora.frozen_read(features, changes, rank=rank, seed=seed, approximate=adapter.approximate)
     return lora.closed_form(
         features,
@@ -283,7 +284,7 @@ def _asked(composition: Composition) -> tuple[Prompt, ...]:
     tie) is not asked further and counts as "other".
     """
     world = composition.world
-    trained = (fact for adapter in composition.adapters for fact in adapter.facts)
+    trained = (fact for adapter in composition.adapters for fact in adapter.stored(world))
     moved = [
         entity
         for fact in (*trained, *composition.examples)

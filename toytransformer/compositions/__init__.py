@@ -4,7 +4,7 @@ A Composition says what is trained, merged and asked; a Record says what was ans
 a language model.
 """
 
-from toytransformer.compositions import catalogue
+from toytransformer.compositions import catalogue, setups
 from toytransformer.compositions.records import Record, provenance, read_jsonl, replace_file, write_jsonl
 from toytransformer.compositions.spec import (
     DECODES,
@@ -34,5 +34,6 @@ __all__ = [
     "question",
     "read_jsonl",
     "replace_file",
+    "setups",
     "write_jsonl",
 ]

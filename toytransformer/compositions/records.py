@@ -43,7 +43,9 @@ class Record:
     answer: the entity answered, None when several tie or none is named.
     shares: probability of each of OUTCOMES. mixture: output coefficients by entity, perhaps only the largest.
     spectral_gap: of a routing rule's prototypes, None for the other rules.
-    text, logprobs: what a language model wrote, and its log probabilities of candidate answers.
+    question, text, logprobs: what a language model was asked and wrote, in words, and its log probabilities
+    of candidate answers. exact, contains: whether the text is the expected one, and whether it names the
+    right entity.
     Errors: SpecError on shares that are not a distribution over OUTCOMES and on numbers that are not finite.
     """
 
@@ -66,7 +68,10 @@ class Record:
     shares: Mapping[str, float]
     mixture: Mapping[str, float] = field(default_factory=dict)
     spectral_gap: float | None = None
+    question: str | None = None
     text: str | None = None
+    exact: bool | None = None
+    contains: bool | None = None
     logprobs: Mapping[str, float] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 

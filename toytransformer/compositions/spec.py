@@ -40,7 +40,9 @@ class Adapter:
     rank: number of columns of its factors, None for as many as the facts need.
     gauge: which factors (A R, B R^-T) of the one Delta W are kept, one of GAUGES.
     approximate: whether a rank too small for the facts is allowed.
-    Errors: SpecError on no facts, two facts on one prompt, rank < 1, an unknown gauge.
+    chains: facts of several hops that it is shown with their steps written out (chain of thought). To the toy
+    model, where a written answer is a token and a step a prompt of its own, they are their one-hop facts.
+    Errors: SpecError on no facts, two facts on one prompt, rank < 1, an unknown gauge, a chain of one hop.
     """
 
     name: str
@@ -48,16 +50,22 @@ class Adapter:
     rank: int | None = None
     gauge: str = "svd"
     approximate: bool = False
+    chains: tuple[Fact, ...] = ()
 
     def __post_init__(self):
         check_name(self.name, "adapter")
-        check_tuple(self.facts, Fact, f"facts of adapter {self.name!r}")
-        if not self.facts:
-            raise SpecError(f"adapter {self.name!r} has no facts: give it at least one, or leave it out")
-        if twice := repeated(fact.prompt for fact in self.facts):
+        for what in ("facts", "chains"):
+            check_tuple(getattr(self, what), Fact, f"{what} of adapter {self.name!r}")
+            if twice := repeated(fact.prompt for fact in getattr(self, what)):
+                raise SpecError(
+                    f"adapter {self.name!r} is trained on '{twice[0]}' twice: keep one fact for each prompt"
+                )
+        if short := [fact for fact in self.chains if fact.prompt.hops < 2]:
             raise SpecError(
-                f"adapter {self.name!r} is trained on '{twice[0]}' twice: keep one fact for each prompt"
+                f"chain '{short[0]}' of adapter {self.name!r} has one hop: list it among the facts"
             )
+        if not self.facts and not self.chains:
+            raise SpecError(f"adapter {self.name!r} has no facts: give it at least one, or leave it out")
         if self.rank is not None:
             check_count(self.rank, f"rank of adapter {self.name!r}")
         if self.gauge not in GAUGES[:3] and not re.fullmatch(r"random:[0-9]+", str(self.gauge)):
@@ -67,10 +75,30 @@ class Adapter:
         if not isinstance(self.approximate, bool):
             raise SpecError(f"approximate={self.approximate!r} of adapter {self.name!r}: use True or False")
 
+    def stored(self, world: World) -> tuple[Fact, ...]:
+        """What it is to hold: its facts, then the one-hop facts that its chains go through, each once."""
+        steps = (hop for chain in self.chains for hop in hops(world, chain.prompt))
+        return tuple(dict.fromkeys((*self.facts, *steps)))
+
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        """The prompts it is trained on, in order."""
+        """The prompts of its facts, in order."""
         return tuple(fact.prompt for fact in self.facts)
+
+
+def hops(world: World, prompt: Prompt) -> tuple[Fact, ...]:
+    """The one-hop facts, edits included, that answer a prompt step by step.
+
+    Errors: SpecError on a step without an answer.
+    """
+    steps, entity = [], prompt.entity
+    for relation in prompt.relations:
+        step = Prompt(entity, (relation,))
+        if (answer := world.truth(step)) is None:
+            raise SpecError(f"'{step}', a step of '{prompt}', has no answer in the world: add the fact")
+        steps.append(Fact(step, answer))
+        entity = answer
+    return tuple(steps)
 
 
 def check_count(value: object, what: str, least: int = 1) -> None:
@@ -183,7 +211,7 @@ class Question:
 
 def trained_answers(adapters: Iterable[Adapter]) -> frozenset[str]:
     """Every answer that some adapter was trained to give."""
-    return frozenset(fact.answer for adapter in adapters for fact in adapter.facts)
+    return frozenset(fact.answer for adapter in adapters for fact in (*adapter.facts, *adapter.chains))
 
 
 def question(
@@ -237,8 +265,12 @@ class Composition:
         object.__setattr__(self, "questions", asked)
 
     def _check_tokens(self) -> None:
-        for fact in (*(fact for adapter in self.adapters for fact in adapter.facts), *self.examples):
+        trained = (fact for adapter in self.adapters for fact in (*adapter.facts, *adapter.chains))
+        for fact in (*trained, *self.examples):
             self.world.check_tokens(fact.prompt, fact.answer)
+        for chain in (fact for adapter in self.adapters for fact in adapter.chains):
+            if (last := hops(self.world, chain.prompt)[-1].answer) != chain.answer:
+                raise SpecError(f"chain '{chain}' ends at {last!r} in the world: give that answer")
         for asked in self.questions:
             self.world.check_tokens(asked.prompt, asked.correct, asked.bridge, asked.old)
 
@@ -261,7 +293,7 @@ class Composition:
     @cached_property
     def prompts(self) -> tuple[Prompt, ...]:
         """Every prompt once: training prompts adapter by adapter, then the examples', then the questions'."""
-        trained = (prompt for adapter in self.adapters for prompt in adapter.prompts)
+        trained = (fact.prompt for adapter in self.adapters for fact in adapter.stored(self.world))
         shown = (fact.prompt for fact in self.examples)
         return tuple(dict.fromkeys((*trained, *shown, *(asked.prompt for asked in self.questions))))
 
@@ -284,6 +316,7 @@ class Composition:
         trained = [
             {name: getattr(a, name) for name in ("name", "rank", "gauge", "approximate")}
             | {"facts": _pack(a.facts)}
+            | ({"chains": _pack(a.chains)} if a.chains else {})
             for a in self.adapters
         ]
         world = {
@@ -317,7 +350,10 @@ class Composition:
             return cls(
                 world=World(**world, **names),
                 merge=Merge(**merge, weights=None if weights is None else tuple(weights)),
-                adapters=tuple(Adapter(facts=_unpack(a.pop("facts")), **a) for a in spec.pop("adapters")),
+                adapters=tuple(
+                    Adapter(facts=_unpack(a.pop("facts")), chains=_unpack(a.pop("chains", ())), **a)
+                    for a in spec.pop("adapters")
+                ),
                 questions=tuple(
                     Question(prompt=_prompt(q.pop("prompt")), **q) for q in spec.pop("questions")
                 ),
