@@ -1,0 +1,299 @@
+"""Adapters as files: ordinary PEFT LoRA folders in, the theory's factors out, and back.
+
+PEFT keeps lora_A (rank x in) and lora_B (out x rank) and adds s lora_B lora_A x, s = alpha / r (rsLoRA:
+alpha / sqrt r). Here a module's update is the `LoRA` of `toytransformer.adapters` with write = s lora_B
+(out x rank) and read = lora_A^T (in x rank), so that Delta W = write @ read.T has one meaning everywhere.
+What PEFT adds in any other way (DoRA, biases, whole modules, ranks by pattern) is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from toytransformer.adapters import AdapterError, LoRA
+from toytransformer.compositions import replace_file
+
+__all__ = ["AdapterError", "AdapterWeights", "check_library", "read", "write"]
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+#: What this project knows about an adapter beyond PEFT's own files; other programs do not look at it.
+EXTRA = "adapter_details.json"
+PREFIX, SUFFIX_A, SUFFIX_B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+
+#: Settings of a LoRA that do not change what it adds, or that are taken into account when it is read.
+HARMLESS = (
+    *("r", "lora_alpha", "use_rslora", "lora_dropout", "init_lora_weights", "qalora_group_size"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "inference_mode"),
+    *("base_model_name_or_path", "revision", "megatron_config", "megatron_core"),
+)
+#: Starting points of a training that also change the base's weights, so that the factors alone say nothing.
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+REASONS = {
+    "use_dora": "DoRA rescales the base's own weights",
+    "bias": "biases of the base are trained beside the factors",
+    "lora_bias": "lora_B has a bias",
+    "modules_to_save": "whole modules are replaced",
+    "trainable_token_indices": "rows of the embedding are replaced",
+    "rank_pattern": "its modules have different ranks",
+    "alpha_pattern": "its modules have different scales",
+    "fan_in_fan_out": "its layers keep their weights transposed",
+}
+
+
+@dataclass(frozen=True)
+class AdapterWeights:
+    """One adapter: for every module of the base it changes, the factors of its Delta W.
+
+    modules: module name in the base model, such as "model.layers.0.mlp.up_proj" -> LoRA of torch tensors,
+    write (out, rank) with the scale in it and read (in, rank); sorted by name. config: PEFT's settings as
+    read. details: what `write` was given besides, such as the digest of the base; empty for foreign folders.
+    """
+
+    name: str
+    modules: Mapping[str, LoRA]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> int:
+        return next(iter(self.modules.values())).rank
+
+    @property
+    def base(self) -> str | None:
+        """The base's digest where it is known, else the name PEFT recorded."""
+        return self.details.get("base_digest") or self.config.get("base_model_name_or_path")
+
+
+def read(folder: str | os.PathLike, *, name: str | None = None, device: str = "cpu") -> AdapterWeights:
+    """The adapter in a PEFT folder, factors in float32 on `device`, the scale s multiplied into `write`.
+
+    name: defaults to the one it was written under, else the folder's.
+    Errors: AdapterError for a missing, damaged or unsafe file, numbers that are not finite, factors that do
+    not fit each other, and every setting of PEFT under which Delta W is not s lora_B lora_A alone.
+    """
+    folder = Path(folder)
+    config = _read_json(folder / CONFIG, needed=True)
+    _refuse_settings(config, folder)
+    details = _read_json(folder / EXTRA, needed=False)
+    factors = _paired(_read_tensors(folder, device), folder)
+    rank = config["r"]
+    scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    modules = {}
+    for module, (a, b) in sorted(factors.items()):
+        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
+            raise AdapterError(
+                f"{folder}: the factors of {module} have shapes {tuple(b.shape)} and {tuple(a.shape)}; "
+                "lora_B (out, rank) and lora_A (rank, in) of a linear layer are needed"
+            )
+        if len(a) != rank:
+            raise AdapterError(f"{folder}: {module} has rank {len(a)}, {CONFIG} says r = {rank}")
+        modules[module] = LoRA(b if scale == 1 else b * scale, a.T)
+    return AdapterWeights(name or details.get("name") or folder.resolve().name, modules, config, details)
+
+
+def write(
+    folder: str | os.PathLike,
+    name: str,
+    modules: Mapping[str, LoRA],
+    base: str,
+    *,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    targets: Sequence[str] | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Write factors as a PEFT adapter that adds exactly write @ read.T to every module.
+
+    modules: as in AdapterWeights. Where ranks differ, zeros fill the smaller ones up to the largest, so that
+    one rank and one scale hold for the whole folder. base: recorded as PEFT's base_model_name_or_path.
+    alpha: recorded as lora_alpha; `write` is divided by alpha / rank (default: by 1, so that nothing is
+    rounded). targets: PEFT's target_modules, the full names of the modules by default. details: any more to
+    keep, as JSON. Same input, same bytes. The weights are the last file to appear.
+    """
+    folder = Path(folder)
+    if not modules:
+        raise AdapterError(f"adapter {name!r} changes no module; give it at least one")
+    rank = max(lora.rank for lora in modules.values())
+    scale = 1.0 if alpha is None else alpha / rank
+    tensors = {}
+    for module, lora in sorted(modules.items()):
+        _check_factors(f"adapter {name!r}, {module}", lora)
+        more = (0, rank - lora.rank)
+        factor_a = torch.nn.functional.pad(lora.read, more).T
+        factor_b = torch.nn.functional.pad(lora.write if scale == 1 else lora.write / scale, more)
+        for suffix, tensor in ((SUFFIX_A, factor_a), (SUFFIX_B, factor_b)):
+            tensors[PREFIX + module + suffix] = tensor.detach().to("cpu", torch.float32).contiguous().clone()
+    config = {  # the settings every version of PEFT knows; the others are at their defaults
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": rank if alpha is None else alpha,
+        "lora_dropout": dropout,
+        "target_modules": sorted(targets or modules),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+        "modules_to_save": None,
+        "use_rslora": False,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / CONFIG, config)
+    _write_json(folder / EXTRA, {"name": name, **(details or {})})
+    partial = folder / f".{WEIGHTS}.{os.getpid()}"
+    try:
+        save_file(tensors, partial, metadata={"format": "pt"})
+        os.replace(partial, folder / WEIGHTS)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_library(adapters: Sequence[AdapterWeights], *, equal_ranks: bool = True) -> tuple[str, ...]:
+    """The modules that the adapters of a library change, in order; refuse those that cannot be merged.
+
+    One base, one set of modules, one shape per module, names that differ; with `equal_ranks` (rules that
+    add factors) one rank. Errors: AdapterError naming the adapters and what differs.
+    """
+    if not adapters:
+        raise AdapterError("a library needs at least one adapter, got none")
+    names = [adapter.name for adapter in adapters]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise AdapterError(f"two adapters are called {twice[0]!r}; give them different names")
+    first = adapters[0]
+    for other in adapters[1:]:
+        pair = f"adapters {first.name!r} and {other.name!r}"
+        if first.base != other.base:
+            raise AdapterError(f"{pair} are for different bases, {first.base!r} and {other.base!r}")
+        if apart := sorted(first.modules.keys() ^ other.modules.keys()):
+            raise AdapterError(
+                f"{pair} change different modules: only one has {apart[0]}; train both on the same layers"
+            )
+        for module, lora in first.modules.items():
+            ours, theirs = _shape(lora), _shape(other.modules[module])
+            if ours[:2] != theirs[:2]:
+                raise AdapterError(
+                    f"{pair} disagree on {module}: (out, in) is {ours[:2]} and {theirs[:2]}; "
+                    "they belong to different bases"
+                )
+            if equal_ranks and ours[2] != theirs[2]:
+                raise AdapterError(
+                    f"{pair} have ranks {ours[2]} and {theirs[2]} on {module}; this rule adds their factors "
+                    "and needs one rank: train them with the same, or use a rule on products"
+                )
+    return tuple(first.modules)
+
+
+def _shape(lora: LoRA) -> tuple[int, int, int]:
+    return lora.write.shape[0], lora.read.shape[0], lora.rank
+
+
+def _check_factors(what: str, lora: LoRA) -> None:
+    if lora.write.ndim != 2 or lora.read.ndim != 2 or lora.write.shape[1] != lora.read.shape[1]:
+        raise AdapterError(
+            f"{what}: write {tuple(lora.write.shape)} and read {tuple(lora.read.shape)} must be "
+            "(out, rank) and (in, rank) with one rank"
+        )
+    if lora.rank < 1:
+        raise AdapterError(f"{what} has rank 0; fill it with one column of zeros")
+    if not (torch.isfinite(lora.write).all() and torch.isfinite(lora.read).all()):
+        raise AdapterError(f"{what} holds NaN or infinity; every number must be finite")
+
+
+def _refuse_settings(config: Mapping[str, Any], folder: Path) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise AdapterError(f"{folder}: peft_type is {kind!r}; only 'LORA' can be read")
+    normal = LoraConfig().to_dict()
+    for key, value in sorted(config.items()):
+        if key not in HARMLESS and value and value != normal.get(key):
+            reason = REASONS.get(key, "it changes what the adapter adds, or may")
+            raise AdapterError(
+                f"{folder}: {key} = {value!r} is not supported ({reason}); train the adapter without it"
+            )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
+        raise AdapterError(
+            f"{folder}: init_lora_weights = {start!r} is not supported (it changes the base's weights); "
+            "convert the adapter with PEFT's path_initial_model_for_weight_conversion"
+        )
+    for key in ("r", "lora_alpha"):
+        value = config.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise AdapterError(f"{folder}: {key} is {value!r}; it must be a number above 0")
+
+
+def _read_json(path: Path, *, needed: bool) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if not needed:
+            return {}
+        raise AdapterError(
+            f"{path} is missing: {path.parent} holds no PEFT adapter, or its writing was cut short"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path} cannot be read ({error}); write the adapter anew") from error
+    if not isinstance(content, dict):
+        raise AdapterError(f"{path} holds {type(content).__name__}, a JSON object is needed")
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    replace_file(path, [json.dumps(content, indent=2, sort_keys=True) + "\n"])
+
+
+def _read_tensors(folder: Path, device: str) -> dict[str, torch.Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickled = folder / "adapter_model.bin"
+        hint = (
+            "its pickled weights are not opened: convert them to safetensors"
+            if pickled.exists()
+            else ("the writing of the adapter was cut short, or it was moved in part: write it anew")
+        )
+        raise AdapterError(f"{path} is missing; {hint}")
+    try:
+        with safe_open(path, "pt", device=device) as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise AdapterError(f"{path} is damaged ({error}); write the adapter anew") from error
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise AdapterError(
+                f"{path}: {key} holds NaN, infinity or whole numbers; finite floats are needed"
+            )
+    return {key: tensor.to(torch.float32) for key, tensor in tensors.items()}
+
+
+def _paired(
+    tensors: Mapping[str, torch.Tensor], folder: Path
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        suffix = next((s for s in (SUFFIX_A, SUFFIX_B) if key.endswith(s)), None)
+        if suffix is None or not key.startswith(PREFIX):
+            raise AdapterError(
+                f"{folder}: {key} is no factor of a linear layer (…lora_A.weight, …lora_B.weight); "
+                "embeddings, DoRA magnitudes, biases and replaced modules are not supported"
+            )
+        found.setdefault(key[len(PREFIX) : -len(suffix)], {})[suffix] = tensor
+    if not found:
+        raise AdapterError(f"{folder}: {WEIGHTS} holds no tensors")
+    for module, pair in found.items():
+        if len(pair) == 1:
+            missing = SUFFIX_B if SUFFIX_A in pair else SUFFIX_A
+            raise AdapterError(f"{folder}: {module}{missing} is not in {WEIGHTS}; write the adapter anew")
+    return {module: (pair[SUFFIX_A], pair[SUFFIX_B]) for module, pair in found.items()}
