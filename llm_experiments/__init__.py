@@ -1,0 +1,1 @@
+"""The same compositions on a real language model: trained, merged, asked, recorded."""

@@ -1,0 +1,1 @@
+"""Worlds as text: names for abstract tokens, paraphrased questions and answers, and how they are split."""
