@@ -55,10 +55,13 @@ class LoRA:
 
     def shift(self, features: Float[Array, "prompt feature"]) -> Float[Array, "prompt entity"]:
         """Delta W phi for every prompt, without forming Delta W."""
-        inner = features @ self.read
-        if isinstance(inner, np.ndarray) and np.count_nonzero(self.write) < SPARSE * self.write.size:
-            return inner @ sparse.csr_array(self.write).T
-        return inner @ self.write.T
+        return self.written(features @ self.read)
+
+    def written(self, seen: Float[Array, "prompt rank"]) -> Float[Array, "prompt entity"]:
+        """write @ seen for every prompt: the second half of `shift`."""
+        if isinstance(seen, np.ndarray) and np.count_nonzero(self.write) < SPARSE * self.write.size:
+            return seen @ sparse.csr_array(self.write).T
+        return seen @ self.write.T
 
     def regauge(self, transform: Float[Array, "rank rank"]) -> LoRA:
         """(write R, read R^-T): the same Delta W in other factors (merging.md, fact 1)."""

@@ -91,6 +91,8 @@ class MergeContext:
 
     rng_seed: seed of every random choice. logit_scale: Arrow's raw logit is
     |prototype . features| times this: sqrt(m / 2d) where |phi| = |h|, so infinite in a limit of m.
+    width_scale: what a temperature that grows with the width divides the raw logit by; None for logit_scale
+    itself. Features that are raw activations of width m have logit_scale 1 and width_scale sqrt(m).
     example_features (example, feature) and example_targets (example, entity): the data of the target
     task; a target is the wanted *shift*, that is target minus base output.
     """
@@ -99,6 +101,7 @@ class MergeContext:
     logit_scale: float = math.inf
     example_features: Float[Array, "example feature"] | None = None
     example_targets: Float[Array, "example entity"] | None = None
+    width_scale: float | None = None
 
 
 class Merged(Protocol):

@@ -14,9 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 from jaxtyping import Float
 
 from toytransformer.adapters import LoRA
@@ -30,7 +31,7 @@ from toytransformer.merging.registry import (
     positive,
     whole,
 )
-from toytransformer.merging.static import require_equal_ranks, rounding
+from toytransformer.merging.static import concatenated, require_equal_ranks, rounding
 
 ARROW = {
     "routed": True,
@@ -79,12 +80,29 @@ class RoutedMerge:
 
     def shift(self, features: Float[Array, "prompt feature"]) -> Float[Array, "prompt entity"]:
         """sum_i w_i Delta_i phi, or factor-wise (sum_i w_i write_i)(sum_j w_j read_j)^T phi."""
-        routing = self.routing(features)
-        columns = [routing[:, index][:, None] for index in range(len(self.adapters))]
-        if not self.factor_wise:
-            return sum(w * lora.shift(features) for w, lora in zip(columns, self.adapters, strict=True))
-        seen = sum(w * (features @ lora.read) for w, lora in zip(columns, self.adapters, strict=True))
-        return sum(w * (seen @ lora.write.T) for w, lora in zip(columns, self.adapters, strict=True))
+        return self.mixed(features, self.routing(features))
+
+    def mixed(
+        self, features: Float[Array, "prompt feature"], routing: Float[Array, "prompt adapter"]
+    ) -> Float[Array, "prompt entity"]:
+        """The shift under given weights of the adapters: two products with all factors side by side."""
+        xp = array_namespace(features, routing)
+        together, owner = self._together
+        weights = xp.take(routing, owner, axis=1)
+        seen = weights * (features @ together.read)
+        if self.factor_wise:
+            count, rank = len(self.adapters), self.adapters[0].rank
+            mean = xp.sum(xp.reshape(seen, (-1, count, rank)), axis=1)
+            seen = weights * xp.concat([mean] * count, axis=1)
+        return together.written(seen)
+
+    @cached_property
+    def _together(self) -> tuple[LoRA, Array]:
+        """All factors side by side, and the adapter to which each column belongs."""
+        together = concatenated(self.adapters, (1,) * len(self.adapters))
+        xp = array_namespace(together.read)
+        owner = [index for index, lora in enumerate(self.adapters) for _ in range(lora.rank)]
+        return together, xp.asarray(owner, device=device(together.read))
 
 
 def prototype(lora: LoRA) -> tuple[Float[Array, "feature"], float]:
@@ -133,7 +151,9 @@ def _arrow(
             f"the two largest singular values of an adapter agree up to a relative gap of {gap:.1e}, "
             "so its Arrow prototype is arbitrary; do not rely on this result"
         )
-    scale = 1.0 if temperature_scaling == "sqrt-width" else context.logit_scale
+    scale = context.logit_scale
+    if temperature_scaling == "sqrt-width":
+        scale = 1.0 if context.width_scale is None else scale / context.width_scale
     return RoutedMerge(
         tuple(adapters),
         xp.stack(prototypes),

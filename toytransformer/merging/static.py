@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from array_api_compat import array_namespace, device
+import numpy as np
+from array_api_compat import array_namespace, device, is_numpy_array, is_torch_array
 from jaxtyping import Float
 
 from toytransformer.adapters import LoRA
@@ -153,8 +154,17 @@ def keep_largest(x: Float[Array, "..."], density: float) -> Float[Array, "..."]:
     count = int(density * math.prod(x.shape))
     if count == 0:
         return xp.zeros_like(x)
-    threshold = xp.sort(xp.reshape(magnitude, (-1,)), descending=True)[count - 1]
+    threshold = kth_largest(xp.reshape(magnitude, (-1,)), count)
     return xp.where(magnitude >= threshold * (1 - rounding(x)), x, xp.zeros_like(x))
+
+
+def kth_largest(x: Float[Array, "entry"], k: int) -> Array:
+    """The k-th largest entry, by selection where the library has it: a sort is ten times as slow."""
+    if is_numpy_array(x):
+        return np.partition(x, len(x) - k)[len(x) - k]
+    if is_torch_array(x):
+        return x.kthvalue(len(x) - k + 1).values
+    return array_namespace(x).sort(x, descending=True)[k - 1]
 
 
 LORI = {"gauge_invariant": False, "adapter_kind": "frozen-read"}

@@ -1,0 +1,99 @@
+"""Forward hooks that add a merged update to a linear layer, and statistics of how tokens were routed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from toytransformer.adapters import LoRA
+from toytransformer.merging import Merged, StaticMerge
+
+Shifter = Callable[[torch.Tensor], torch.Tensor]
+
+
+def adding(shift: Shifter) -> Callable[..., torch.Tensor]:
+    """A forward hook that adds `shift(input)` to the output, rounded once to the output's precision."""
+
+    def hook(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return (output + shift(inputs[0]).to(output.device)).to(output.dtype)
+
+    return hook
+
+
+def shifter(merged: Merged, dtype: torch.dtype, tally: Tally | None = None) -> Shifter:
+    """x (..., in) -> the shift (..., out) in `dtype`, every position on its own."""
+    update = merged.update if isinstance(merged, StaticMerge) else merged.adapters[0]
+    device = (update.write if isinstance(update, LoRA) else update).device
+
+    def shift(x: torch.Tensor) -> torch.Tensor:
+        raw = x.reshape(-1, x.shape[-1]).to(device)
+        rows = raw.to(dtype)
+        if isinstance(merged, StaticMerge):
+            out = merged.shift(rows)
+        else:
+            weights = merged.routing(raw.to(merged.prototypes.dtype))
+            if tally is not None:
+                tally.add(weights, x.shape[:-1])
+            out = merged.mixed(rows, weights.to(dtype))
+        return out.reshape(*x.shape[:-1], -1)
+
+    return shift
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How one layer's tokens (padding left out) were routed.
+
+    weights: mean weight of each adapter. first: share of the tokens on which it has the largest weight.
+    entropy: mean over tokens of -sum w log w, in nats; 0 for hard choices, log n for equal parts.
+    """
+
+    tokens: int
+    weights: tuple[float, ...]
+    first: tuple[float, ...]
+    entropy: float
+
+
+class Padding:
+    """Which positions of the current forward pass are tokens, from the model's attention mask."""
+
+    mask: torch.Tensor | None = None
+
+    def remember(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        mask = kwargs.get("attention_mask")
+        self.mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+
+    def tokens(self, shape: Sequence[int], device: torch.device) -> torch.Tensor:
+        """True for a token, flat. The mask also covers the cached past; its last columns are the present."""
+        mask, (batch, length) = self.mask, (shape if len(shape) == 2 else (0, 0))
+        if mask is None or len(mask) != batch or mask.shape[1] < length:
+            return torch.ones(math.prod(shape), dtype=torch.bool, device=device)
+        return mask[:, -length:].reshape(-1).to(device).bool()
+
+
+class Tally:
+    """Sums of routing statistics: tokens, entropy, weights, first choices; kept on the device, in float64."""
+
+    def __init__(self, padding: Padding):
+        self.padding = padding
+        self.sums: torch.Tensor | None = None
+
+    def add(self, weights: torch.Tensor, shape: Sequence[int]) -> None:
+        with torch.no_grad():
+            real = self.padding.tokens(shape, weights.device)[:, None].to(weights)
+            first = (weights == weights.amax(dim=1, keepdim=True)).to(weights)
+            first = first / first.sum(dim=1, keepdim=True)
+            entropy = torch.special.entr(weights).sum(dim=1, keepdim=True)
+            row = (torch.cat([torch.ones_like(entropy), entropy, weights, first], dim=1) * real).sum(dim=0)
+            self.sums = row if self.sums is None else self.sums + row
+
+    def result(self) -> Routing:
+        tokens, entropy, *rest = self.sums.tolist()
+        parts = [value / tokens if tokens else math.nan for value in rest]
+        half = len(parts) // 2
+        mean_entropy = entropy / tokens if tokens else math.nan
+        return Routing(int(tokens), tuple(parts[:half]), tuple(parts[half:]), mean_entropy)
