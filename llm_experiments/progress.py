@@ -29,7 +29,7 @@ class Estimate:
     """Time left, from how long finished cells of the same kind took (of any kind where none is finished)."""
 
     def __init__(self, cells: Iterable[Cell], store: Store):
-        self.open = {cell.name: cell.kind for cell in cells}
+        self.open = {cell.address: cell.kind for cell in cells}
         self.seconds: dict[str, list[float]] = {}
         for name in list(self.open):
             if store.path(name).exists():
@@ -117,7 +117,7 @@ class Display:
 
     def passed(self, cell: Cell, failed: bool) -> None:
         self.done += 1
-        self.estimate.close(cell.name, self.store)
+        self.estimate.close(cell.address, self.store)
         self._bar.update(self._task, completed=self.done)
         if self._lines and self._start is not None and not failed:
             took = duration(time.perf_counter() - self._start)

@@ -35,13 +35,20 @@ class Cell(ABC):
 
     kind: what it computes, in lower-case letters, digits and dashes. version: raised when `compute` changes
     what it writes, so that older results are not taken for new ones.
-    The key is the hash of kind, version, spec() and the names of the cells it needs: whatever the results
+    The key is the hash of kind, version, spec() and the addresses of the cells it needs: whatever the results
     depend on has to be in there, and nothing else: a path, a device or a name for people is a property, or a
     field(compare=False).
     """
 
     kind: ClassVar[str]
     version: ClassVar[int] = 1
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if taken := {"address", "document", "key", "version"} & set(cls.__dict__.get("__annotations__", ())):
+            raise TypeError(
+                f"{cls.__name__} has a field {min(taken)!r}: every cell has one already, rename it"
+            )
 
     @abstractmethod
     def compute(self, context: Context, folder: Path) -> None:
@@ -50,7 +57,7 @@ class Cell(ABC):
     @property
     def label(self) -> str:
         """What progress and messages call the cell."""
-        return self.name
+        return self.address
 
     @property
     def needs(self) -> tuple[Cell, ...]:
@@ -67,7 +74,7 @@ class Cell(ABC):
     @cached_property
     def document(self) -> dict[str, Any]:
         """What the key is the hash of; kept as spec.json beside the results."""
-        needs = [cell.name for cell in self.needs]
+        needs = [cell.address for cell in self.needs]
         return {"kind": self.kind, "version": self.version, "needs": needs, "spec": self.spec()}
 
     @cached_property
@@ -76,7 +83,7 @@ class Cell(ABC):
         return content_key(self.document)
 
     @cached_property
-    def name(self) -> str:
+    def address(self) -> str:
         """<kind>-<key>: the cell's folder."""
         return f"{self.kind}-{self.key}"
 
@@ -84,7 +91,7 @@ class Cell(ABC):
 def _plain(value: Any, what: str) -> Any:
     """A field of a spec as JSON values. Errors: StoreError on what has no fixed JSON, such as a path."""
     if isinstance(value, Cell):
-        return value.name
+        return value.address
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, Mapping):
@@ -105,10 +112,10 @@ def in_order(cells: Iterable[Cell]) -> list[Cell]:
     order: dict[str, Cell] = {}
 
     def add(cell: Cell) -> None:
-        if cell.name not in order:
+        if cell.address not in order:
             for need in cell.needs:
                 add(need)
-            order[cell.name] = cell
+            order[cell.address] = cell
 
     for cell in cells:
         add(cell)
@@ -151,9 +158,11 @@ class Context:
 
     def results(self, cell: Cell) -> Path:
         """The folder of a finished cell. Errors: StoreError if the cell that is computed does not need it."""
-        if self._cell is not None and cell.name not in {need.name for need in in_order(self._cell.needs)}:
-            raise StoreError(f"{self._cell.kind} reads {cell.name} without needing it: name it in `needs`")
-        return self.store.results(cell.name)
+        if self._cell is not None and cell.address not in {
+            need.address for need in in_order(self._cell.needs)
+        }:
+            raise StoreError(f"{self._cell.kind} reads {cell.address} without needing it: name it in `needs`")
+        return self.store.results(cell.address)
 
     @contextmanager
     def computing(self, cell: Cell) -> Iterator[None]:
@@ -207,17 +216,17 @@ def run(
         while pending:
             left = []
             for cell in pending:
-                if lost := next((need for need in cell.needs if need.name in summary.failed), None):
-                    summary.failed[cell.name] = f"{cell.label}: needs {lost.label}, which failed"
-                elif not all(need.name in done for need in cell.needs) or not _finish(
+                if lost := next((need for need in cell.needs if need.address in summary.failed), None):
+                    summary.failed[cell.address] = f"{cell.label}: needs {lost.label}, which failed"
+                elif not all(need.address in done for need in cell.needs) or not _finish(
                     cell, store, context, summary, display
                 ):
                     left.append(cell)
                     continue
-                if cell.name not in summary.failed:
-                    done.add(cell.name)
-                    summary.finished.append(cell.name)
-                display.passed(cell, failed=cell.name in summary.failed)
+                if cell.address not in summary.failed:
+                    done.add(cell.address)
+                    summary.finished.append(cell.address)
+                display.passed(cell, failed=cell.address in summary.failed)
             if len(left) == len(pending):
                 display.waiting(left)
                 time.sleep(POLL)
@@ -228,16 +237,16 @@ def run(
 
 def _finish(cell: Cell, store: Store, context: Context, summary: Summary, display: Display) -> bool:
     """See that the cell is finished, or failed; False while another process computes it."""
-    if store.path(cell.name).exists() and not store.inspect(cell.name):
+    if store.path(cell.address).exists() and not store.inspect(cell.address):
         return True
-    with store.lock(cell.name) as mine:
+    with store.lock(cell.address) as mine:
         if not mine:
             return False
-        for problem in store.set_aside(cell.name):
+        for problem in store.set_aside(cell.address):
             summary.problems.append(problem)
             again = f"; {cell.label} is computed again" if problem.fatal else ""
             display.log(f"[yellow]set aside[/yellow] {escape(f'{problem}{again}')}")
-        if store.path(cell.name).exists():
+        if store.path(cell.address).exists():
             return True
         display.begin(cell)
         try:
@@ -250,18 +259,18 @@ def _finish(cell: Cell, store: Store, context: Context, summary: Summary, displa
         except Exception as error:
             if disk := _no_space(error):
                 raise DiskFullError(f"{cell.label}: {full(store.folder, 'its results', disk)}") from error
-            store.note_failure(cell.name, "".join(traceback.format_exception(error)))
+            store.note_failure(cell.address, "".join(traceback.format_exception(error)))
             line = f"{cell.label}: {explain(error)}"
             if _unexpected(error):
-                line += f" (traceback: {store.folder / 'failures' / cell.name}.txt)"
-            summary.failed[cell.name] = line
+                line += f" (traceback: {store.folder / 'failures' / cell.address}.txt)"
+            summary.failed[cell.address] = line
             display.log(f"[red]failed[/red] {escape(line)}")
             # The frames of the traceback hold the tensors that did not fit.
             traceback.clear_frames(error.__traceback__)
             _free()
             return True
-        store.note_failure(cell.name, None)
-        summary.computed.append(cell.name)
+        store.note_failure(cell.address, None)
+        summary.computed.append(cell.address)
     return True
 
 

@@ -48,10 +48,10 @@ class DiskFullError(StoreError):
     """There is no room for a result. What was finished before is kept."""
 
 
-class Named(Protocol):
-    """What the store has to know of a cell: its name <kind>-<key> and the document its key is the hash of."""
+class Addressed(Protocol):
+    """What the store has to know of a cell: its address <kind>-<key> and the document its key is the hash of."""
 
-    name: str
+    address: str
     document: Mapping[str, Any]
 
 
@@ -229,7 +229,7 @@ class Store:
             lock.release()
 
     @contextmanager
-    def computing(self, cell: Named, meta: Mapping[str, Any] | None = None) -> Iterator[Path]:
+    def computing(self, cell: Addressed, meta: Mapping[str, Any] | None = None) -> Iterator[Path]:
         """A folder to compute the cell in; leaving the block seals it and makes it the cell's result.
 
         The caller holds the cell's lock. After an exception nothing of it is left.
@@ -237,20 +237,20 @@ class Store:
         Errors: DiskFullError, StoreError when the result cannot be written.
         """
         start = time.perf_counter()
-        with self._writing(f"cell {cell.name}"):
-            folder = self._partial(cell.name)
+        with self._writing(f"cell {cell.address}"):
+            folder = self._partial(cell.address)
             folder.mkdir()
         try:
             yield folder
-            with self._writing(f"cell {cell.name}"):
+            with self._writing(f"cell {cell.address}"):
                 (folder / SPEC).write_text(canonical(cell.document) + "\n", encoding="utf-8")
                 seconds = {"seconds": round(time.perf_counter() - start, 3)}
-                self._seal(folder, cell.name, {**(meta or {}), **seconds})
+                self._seal(folder, cell.address, {**(meta or {}), **seconds})
                 try:
-                    os.rename(folder, self.path(cell.name))
+                    os.rename(folder, self.path(cell.address))
                 except OSError as error:
                     # Only where locks do not work can another process have finished the same cell meanwhile.
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not self.finished(cell.name):
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not self.finished(cell.address):
                         raise
                 _sync(self.folder / "cells")
         finally:
