@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cached_property
+from inspect import get_annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,10 +46,8 @@ class Cell(ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if taken := {"address", "document", "key", "version"} & set(cls.__dict__.get("__annotations__", ())):
-            raise TypeError(
-                f"{cls.__name__} has a field {min(taken)!r}: every cell has one already, rename it"
-            )
+        if taken := {"address", "document", "key"} & set(get_annotations(cls)):
+            raise TypeError(f"{cls.__name__} has a field {min(taken)!r}, as every cell has: rename it")
 
     @abstractmethod
     def compute(self, context: Context, folder: Path) -> None:
@@ -158,9 +157,8 @@ class Context:
 
     def results(self, cell: Cell) -> Path:
         """The folder of a finished cell. Errors: StoreError if the cell that is computed does not need it."""
-        if self._cell is not None and cell.address not in {
-            need.address for need in in_order(self._cell.needs)
-        }:
+        allowed = None if self._cell is None else {need.address for need in in_order(self._cell.needs)}
+        if allowed is not None and cell.address not in allowed:
             raise StoreError(f"{self._cell.kind} reads {cell.address} without needing it: name it in `needs`")
         return self.store.results(cell.address)
 
@@ -211,7 +209,7 @@ def run(
     order = in_order(cells)
     summary, done = Summary(), set()
     with Display(order, store, progress, console) as display, _terminable():
-        context.log = display.log
+        context.log = lambda text: display.log(escape(text))
         pending = list(order)
         while pending:
             left = []

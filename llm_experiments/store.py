@@ -49,7 +49,7 @@ class DiskFullError(StoreError):
 
 
 class Addressed(Protocol):
-    """What the store has to know of a cell: its address <kind>-<key> and the document its key is the hash of."""
+    """What the store has to know of a cell: its address <kind>-<key>, and the document that is hashed."""
 
     address: str
     document: Mapping[str, Any]
