@@ -1,0 +1,213 @@
+"""Surface names for the abstract tokens of a composition: datasets F, H and R.
+
+F gives invented people invented places, H gives them real cities, R shuffles real people and real cities, so
+that its facts are false. What an entity is, person or place, follows from the relations of the facts it
+stands in. A name depends on the seed, the dataset and the place of the token among the tested tokens (or
+those of the bridge) only: setups of one seed and size share their names.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
+
+from llm_experiments.text.names import pool
+from llm_experiments.text.templates import SIGNATURES
+from toytransformer.compositions import Composition, Fact, Prompt
+
+DATASETS: Mapping[str, Mapping[str, str]] = {
+    "F": {"person": "invented people", "place": "invented places"},
+    "H": {"person": "invented people", "place": "real cities"},
+    "R": {"person": "real people", "place": "real cities"},
+}
+"""Kind of names (names.SOURCES) of people and places in each dataset."""
+
+DEFAULT_RELATIONS: Mapping[str, str] = {
+    "R1": "spouse_of",
+    "R2": "live_in",
+    "R3": "study_in",
+    "R4": "child_of",
+    "Rel1": "spouse_of",
+    "Rel2": "live_in",
+    "Rel3": "child_of",
+    "Rel4": "study_in",
+    "Rel5": "mentor_of",
+}
+
+BRIDGE = "bridge_"
+"""How the tokens of a bridge begin."""
+
+
+class LexiconError(ValueError):
+    """A composition that cannot be put into words; the message says why and what to do."""
+
+
+class BaseWorld(Protocol):
+    """What a base model is known to know, by surface names."""
+
+    people: Iterable[str]
+    facts: Mapping[tuple[str, str], str]
+    """(person, relation such as "spouse_of") -> name."""
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """The surface name of every entity and the English relation behind every relation of a composition.
+
+    dataset: "F", "H" or "R", of the tested entities; bridge_dataset: of those called bridge_*.
+    names: by entity; an entity nobody named (an old answer that nobody knows) is absent.
+    """
+
+    dataset: str
+    seed: int
+    names: Mapping[str, str]
+    relations: Mapping[str, str]
+    bridge_dataset: str | None = None
+
+    def __post_init__(self):
+        for field in ("names", "relations"):
+            object.__setattr__(self, field, MappingProxyType(dict(getattr(self, field))))
+
+    def surface(self, entity: str) -> str | None:
+        """The entity's name, None when it has none."""
+        return self.names.get(entity)
+
+    def name(self, entity: str) -> str:
+        """The entity's name. Errors: LexiconError when it has none."""
+        if (name := self.names.get(entity)) is None:
+            raise LexiconError(
+                f"entity {entity!r} has no name in dataset {self.dataset}: only trained and edited entities "
+                "have one, and those of the base's facts where a base world is given"
+            )
+        return name
+
+    def worded(self, relations: Iterable[str]) -> tuple[str, ...]:
+        """The English relations of a prompt, first hop first. Errors: LexiconError on an unknown one."""
+        try:
+            return tuple(self.relations[relation] for relation in relations)
+        except KeyError as error:
+            have = ", ".join(self.relations)
+            raise LexiconError(
+                f"relation {error.args[0]!r} has no English relation: use one of {have}"
+            ) from error
+
+
+def lexicon(
+    composition: Composition,
+    *,
+    dataset: str,
+    seed: int,
+    bridge_dataset: str | None = None,
+    relations: Mapping[str, str] = DEFAULT_RELATIONS,
+    base_world: BaseWorld | None = None,
+) -> Lexicon:
+    """Names for the entities that adapters are trained on or that edits and examples speak of.
+
+    bridge_dataset: of the entities called bridge_*, the tested ones' when None.
+    relations: abstract relation -> one of templates.SIGNATURES.
+    base_world: the world of a base model that is known. Its people and places are then the real ones; what
+    is edited differs from what it knows, and the tokens that only the base's facts name (y1_old, a1, b1 and
+    u1 -> v1 -> w1) get what it really knows. Without it these tokens are absent.
+    People always have distinct names. With a base world old answers may share a city with each other; never
+    with the new answer to the same question.
+
+    Errors: LexiconError on an unknown dataset or relation and on an entity that is both person and place;
+    NamesError when names run out.
+    """
+    for value in (dataset, bridge_dataset):
+        if value not in DATASETS and not (value is None and bridge_dataset is None):
+            raise LexiconError(f"dataset {value!r} is unknown: use one of {', '.join(DATASETS)}")
+    words = _worded(composition, relations)
+    kinds = _kinds(composition, words)
+    datasets = {"": dataset, BRIDGE: bridge_dataset or dataset}
+    wanted = sorted(_named(composition), key=_place)
+    if base_world is None:
+        names = _drawn(wanted, kinds, datasets, seed, {})
+    else:
+        from llm_experiments.text.known import names_known
+
+        names = names_known(composition, wanted, kinds, datasets, words, seed, base_world)
+    return Lexicon(dataset, seed, names, words, datasets[BRIDGE])
+
+
+def _worded(composition: Composition, relations: Mapping[str, str]) -> dict[str, str]:
+    """The English relation of every relation of the world."""
+    words = {}
+    for relation in composition.world.relations:
+        if (word := relations.get(relation)) not in SIGNATURES:
+            raise LexiconError(
+                f"relation {relation!r} is worded {word!r}: map it to one of {', '.join(SIGNATURES)}"
+            )
+        words[relation] = word
+    return words
+
+
+def _facts(composition: Composition) -> Iterator[Fact]:
+    """Every fact anybody states: edits, adapters' facts and chains, examples, and what the base knows."""
+    yield from composition.world.edits
+    for adapter in composition.adapters:
+        yield from (*adapter.facts, *adapter.chains)
+    yield from composition.examples
+    yield from composition.world.base
+
+
+def _kinds(composition: Composition, words: Mapping[str, str]) -> dict[str, str]:
+    """Whether each entity is a person or a place."""
+    kinds: dict[str, str] = {}
+    for fact in _facts(composition):
+        first, last = (SIGNATURES[words[fact.prompt.relations[i]]] for i in (0, -1))
+        for entity, kind in ((fact.prompt.entity, first[0]), (fact.answer, last[1])):
+            if kinds.setdefault(entity, kind) != kind:
+                raise LexiconError(
+                    f"{entity!r} is a {kinds[entity]} elsewhere and a {kind} in '{fact}': this composition "
+                    "cannot be worded with these relations, give others"
+                )
+    return kinds
+
+
+def _named(composition: Composition) -> set[str]:
+    """The entities that need a name whatever the base knows: all but those of its own facts alone."""
+    base = len(composition.world.base)
+    facts = list(_facts(composition))
+    return {name for fact in facts[: len(facts) - base] for name in (fact.prompt.entity, fact.answer)}
+
+
+def _place(entity: str) -> tuple:
+    """Order of the entities: chain by chain, so that a smaller composition has the names of a larger one."""
+    parts = re.fullmatch(r"([a-z_]*?)(\d+)(.*)", entity)
+    return (0, int(parts[2]), parts[3], parts[1]) if parts else (1, 0, "", entity)
+
+
+def _side(entity: str) -> str:
+    return BRIDGE if entity.startswith(BRIDGE) else ""
+
+
+def _drawn(
+    wanted: Iterable[str],
+    kinds: Mapping[str, str],
+    datasets: Mapping[str, str],
+    seed: int,
+    known: Mapping[str, tuple[str, ...]],
+) -> dict[str, str]:
+    """Names by entity: tested ones from the front of a shuffled pool, those of a bridge from its end.
+
+    known: a pool by kind of names in place of names.pool's, where the base model's world is given.
+    """
+    pools: dict[str, list[str]] = {}
+    names = {}
+    for entity in wanted:
+        source = DATASETS[datasets[_side(entity)]][kinds[entity]]
+        if source not in pools:
+            pools[source] = list(reversed(known[source] if source in known else pool(source, seed)))
+        if not pools[source]:
+            raise LexiconError(f"no {source} are left for {entity!r}: ask for fewer triplets")
+        names[entity] = pools[source].pop(0 if _side(entity) else -1)
+    return names
+
+
+def asks(prompt: Prompt, words: Mapping[str, str], kinds: Mapping[str, str]) -> bool:
+    """Whether the prompt means something: its entity is what the first relation starts from, and so on."""
+    signatures = [SIGNATURES[words[relation]] for relation in prompt.relations]
+    starts = (kinds.get(prompt.entity), *(end for _, end in signatures[:-1]))
+    return all(start == given for (start, _), given in zip(signatures, starts, strict=True))
