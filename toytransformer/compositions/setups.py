@@ -51,6 +51,7 @@ def setup(
     merge: Merge | None = None,
     rank: int | None = None,
     sigma: tuple[int, ...] | None = None,
+    examples: int = 0,
     seed: int = 0,
 ) -> Composition:
     """Setup `number` of Table 1, asked two hops directly and step by step, and each hop on its own.
@@ -60,7 +61,7 @@ def setup(
     library: adapters by name in merge order: hop1 and hop2 with what the setup adds, and, as in the
     catalogue, oracle, mixed and joint, which have no bridge.
     rank: of every adapter; when None the largest that one of them needs.
-    sigma, seed: as in catalogue.build.
+    sigma, examples, seed: as in catalogue.build.
     Errors: SpecError naming the value and what is allowed.
     """
     if number not in SETUPS or isinstance(number, bool):
@@ -69,7 +70,9 @@ def setup(
     check_count(bridge_facts, "bridge_facts")
     if not isinstance(bridge_known, bool):
         raise SpecError(f"bridge_known is {bridge_known!r}: use True (the base has old answers) or False")
-    plain = catalogue.build("two-hop", facts=facts, known=known, library=library, sigma=sigma, seed=seed)
+    plain = catalogue.build(
+        "two-hop", facts=facts, known=known, library=library, sigma=sigma, examples=examples, seed=seed
+    )
     added = dict(zip(("hop1", "hop2"), SETUPS[number], strict=True))
     used = {part.split("-")[0] for name in library for part in added.get(name, ())}
     world = _with_bridge(plain.world, used, bridge_facts, bridge_known) if used else plain.world
@@ -85,6 +88,7 @@ def setup(
         adapters,
         Merge() if merge is None else merge,
         _questions(world, facts),
+        plain.examples,
         setting=setting,
     )
 
