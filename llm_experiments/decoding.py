@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,10 +22,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from llm_experiments.models import LoadedModel, prompt_text, target_text
-
-#: Stands for the answer where only the text around it is wanted.
-MARK = "\ue000"
+from llm_experiments.models import LoadedModel
+from llm_experiments.prompts import prompt_ids, target_ids
 
 
 class DecodingError(ValueError):
@@ -45,10 +43,10 @@ def answers(
     Greedy means the largest logit at every step: sampling, repetition penalties and whatever else a model's
     generation_config asks for play no part. Prompts are sorted by length into batches padded on the left.
 
-    Errors: DecodingError on counts below 1 and on prompts without tokens.
+    Errors: DecodingError on counts below 1.
     """
     _check_count(max_new_tokens, "max_new_tokens")
-    prompts = [_encode(loaded, prompt_text(loaded, question)) for question in questions]
+    prompts = [prompt_ids(loaded, question) for question in questions]
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     written: dict[int, list[int]] = {}
     with _quiet(loaded.model):
@@ -73,9 +71,9 @@ def candidate_logprobs(
     batch: int = 32,
     share_prefix: bool = True,
 ) -> list[list[float]]:
-    """log p(candidate | question, answer begun with its prefix), in nats, for each candidate of each question.
+    """log p(candidate | question, answer begun with its prefix), in nats, for every candidate.
 
-    The sum over the tokens of prompt + prefix + candidate behind those that all candidates of the question
+    The sum over the tokens of prefix + candidate behind those that all candidates of the question
     and the prefix share; it does not include how the sentence goes on. `batch` counts (question, candidate)
     rows. Errors: DecodingError on lists of different lengths, no candidates or an empty one.
     """
@@ -84,13 +82,12 @@ def candidate_logprobs(
             f"{len(questions)} questions, {len(answer_prefixes)} answer prefixes and {len(candidates)} lists "
             "of candidates: give one of each for every question"
         )
-    before = target_text(loaded, MARK).partition(MARK)[0]
     jobs = []
     for question, begun, names in zip(questions, answer_prefixes, candidates, strict=True):
         if isinstance(names, str) or not names or not all(name.strip() for name in names):
             raise DecodingError(f"candidates {names!r} of {question!r}: give a list of names")
-        text = prompt_text(loaded, question) + before + begun
-        jobs.append(_split(loaded, text, names))
+        context, tails = _split(loaded, begun, names)
+        jobs.append((prompt_ids(loaded, question) + context, tails))
     order = sorted(range(len(jobs)), key=lambda job: (len(jobs[job][1]), len(jobs[job][0])))
     scored: dict[int, list[float]] = {}
     with _quiet(loaded.model):
@@ -103,15 +100,14 @@ def candidate_logprobs(
 
 
 def end_tokens(loaded: LoadedModel) -> frozenset[int]:
-    """The tokens that end an answer: the tokenizer's and the model's, and what training puts behind a target."""
+    """The tokens that end an answer: the tokenizer's, the model's, and what training puts behind a target."""
     tokenizer, model = loaded.tokenizer, loaded.model
     found = [tokenizer.eos_token_id]
     for config in (getattr(model, "generation_config", None), model.config):
         given = getattr(config, "eos_token_id", None)
         found += given if isinstance(given, list | tuple) else [given]
     special = set(tokenizer.all_special_ids)
-    target = tokenizer(target_text(loaded, "a"), add_special_tokens=False).input_ids
-    found += [token for token in target if token in special][-1:]
+    found += [token for token in target_ids(loaded, "a") if token in special][-1:]
     return frozenset(token for token in found if token is not None)
 
 
@@ -126,7 +122,7 @@ class _Prefix:
     cache: Cache
 
     def rows(self, count: int) -> Cache:
-        """The cache of `count` rows. They share memory: a DynamicLayer grows by concatenation, not in place."""
+        """The cache of `count` rows in shared memory: a DynamicLayer grows by concatenation, not in place."""
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         for layer in cache.layers:
@@ -244,7 +240,7 @@ def _shared_prefix(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> _Pr
     """
     if len(prompts) < 2:
         return None
-    length = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)
+    length = min(len(_common(prompts)), min(map(len, prompts)) - 1)
     if length < 1:
         return None
     tokens = tuple(prompts[0][:length])
@@ -260,28 +256,31 @@ def _shared_prefix(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> _Pr
 # --- text and tokens ----------------------------------------------------------------------------------------
 
 
-def _encode(loaded: LoadedModel, text: str) -> list[int]:
-    """Tokens of a prompt; a chat template writes its own special tokens, a plain prompt gets the tokenizer's."""
-    chat = getattr(loaded.tokenizer, "chat_template", None) is not None
-    tokens = loaded.tokenizer(text, add_special_tokens=not chat).input_ids
-    if not tokens:
-        raise DecodingError(f"prompt {text!r} has no tokens: ask a question")
-    return tokens
+def _split(loaded: LoadedModel, begun: str, names: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    """The tokens that the begun answer and begun + name share for every name, and those behind, by name.
 
-
-def _split(loaded: LoadedModel, text: str, names: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-    """The tokens that `text` and text + name share for every name, and the tokens behind them for each.
-
-    A space before the name belongs to the name's first token in most vocabularies, so it is left out of the
-    context.
+    A space before the name belongs to the name's first token in most vocabularies, so the begun answer is
+    taken without it.
     """
-    whole = [_encode(loaded, text + name) for name in names]
-    context = os.path.commonprefix([_encode(loaded, text.rstrip(" ")), *whole])
-    if not context:
-        raise DecodingError(f"the candidates {list(names)} have no context in {text!r}: ask a question")
+    whole = [_begin(loaded, begun + name) for name in names]
+    context = _common([_begin(loaded, begun.rstrip(" ")), *whole])
     if short := [name for name, tokens in zip(names, whole, strict=True) if len(tokens) <= len(context)]:
-        raise DecodingError(f"candidate {short[0]!r} adds no token to {text!r}: leave it out")
-    return list(context), [tokens[len(context) :] for tokens in whole]
+        raise DecodingError(f"candidate {short[0]!r} adds no token to {begun!r}: leave it out")
+    return context, [tokens[len(context) :] for tokens in whole]
+
+
+def _begin(loaded: LoadedModel, answer: str) -> list[int]:
+    """The target's tokens without its end of turn: an answer that may go on."""
+    tokens = target_ids(loaded, answer)
+    special = set(loaded.tokenizer.all_special_ids)
+    last = max((place for place, token in enumerate(tokens) if token in special), default=len(tokens))
+    return tokens[:last]
+
+
+def _common(sequences: Sequence[Sequence[int]]) -> list[int]:
+    """The longest beginning of all sequences."""
+    columns = zip(*sequences, strict=False)
+    return [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns)]
 
 
 def _padding(loaded: LoadedModel) -> int:
