@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
 
-from llm_experiments.text.names import pool
+from llm_experiments.text.known import BaseWorld, in_bridge, names_known
+from llm_experiments.text.names import NamesError, pool
 from llm_experiments.text.templates import SIGNATURES
-from toytransformer.compositions import Composition, Fact, Prompt
+from toytransformer.compositions import Composition, Fact
 
 DATASETS: Mapping[str, Mapping[str, str]] = {
     "F": {"person": "invented people", "place": "invented places"},
@@ -35,20 +35,9 @@ DEFAULT_RELATIONS: Mapping[str, str] = {
     "Rel5": "mentor_of",
 }
 
-BRIDGE = "bridge_"
-"""How the tokens of a bridge begin."""
-
 
 class LexiconError(ValueError):
     """A composition that cannot be put into words; the message says why and what to do."""
-
-
-class BaseWorld(Protocol):
-    """What a base model is known to know, by surface names."""
-
-    people: Iterable[str]
-    facts: Mapping[tuple[str, str], str]
-    """(person, relation such as "spouse_of") -> name."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +95,9 @@ def lexicon(
 
     bridge_dataset: of the entities called bridge_*, the tested ones' when None.
     relations: abstract relation -> one of templates.SIGNATURES.
-    base_world: the world of a base model that is known. Its people and places are then the real ones; what
-    is edited differs from what it knows, and the tokens that only the base's facts name (y1_old, a1, b1 and
-    u1 -> v1 -> w1) get what it really knows. Without it these tokens are absent.
-    People always have distinct names. With a base world old answers may share a city with each other; never
-    with the new answer to the same question.
+    base_world: what a base model is known to know, see known.names_known. Its people and places are then the
+    real ones, and the tokens that only the base's facts name (y1_old, a1, b1 and u1 -> v1 -> w1) get what it
+    really knows. Without it these tokens are absent.
 
     Errors: LexiconError on an unknown dataset or relation and on an entity that is both person and place;
     NamesError when names run out.
@@ -120,15 +107,25 @@ def lexicon(
             raise LexiconError(f"dataset {value!r} is unknown: use one of {', '.join(DATASETS)}")
     words = _worded(composition, relations)
     kinds = _kinds(composition, words)
-    datasets = {"": dataset, BRIDGE: bridge_dataset or dataset}
+    sources = {
+        entity: DATASETS[(bridge_dataset or dataset) if in_bridge(entity) else dataset][kind]
+        for entity, kind in kinds.items()
+    }
     wanted = sorted(_named(composition), key=_place)
     if base_world is None:
-        names = _drawn(wanted, kinds, datasets, seed, {})
+        names = _drawn(wanted, sources, seed)
     else:
-        from llm_experiments.text.known import names_known
-
-        names = names_known(composition, wanted, kinds, datasets, words, seed, base_world)
-    return Lexicon(dataset, seed, names, words, datasets[BRIDGE])
+        real = [entity for entity in kinds if sources[entity].startswith("real")]
+        known = names_known(
+            composition,
+            {entity: sources[entity] for entity in sorted(real, key=_place)},
+            wanted=frozenset(wanted),
+            words=words,
+            seed=seed,
+            base_world=base_world,
+        )
+        names = _drawn([entity for entity in wanted if entity not in known], sources, seed) | known
+    return Lexicon(dataset, seed, names, words, bridge_dataset or dataset)
 
 
 def _worded(composition: Composition, relations: Mapping[str, str]) -> dict[str, str]:
@@ -179,35 +176,18 @@ def _place(entity: str) -> tuple:
     return (0, int(parts[2]), parts[3], parts[1]) if parts else (1, 0, "", entity)
 
 
-def _side(entity: str) -> str:
-    return BRIDGE if entity.startswith(BRIDGE) else ""
-
-
-def _drawn(
-    wanted: Iterable[str],
-    kinds: Mapping[str, str],
-    datasets: Mapping[str, str],
-    seed: int,
-    known: Mapping[str, tuple[str, ...]],
-) -> dict[str, str]:
+def _drawn(wanted: Iterable[str], sources: Mapping[str, str], seed: int) -> dict[str, str]:
     """Names by entity: tested ones from the front of a shuffled pool, those of a bridge from its end.
 
-    known: a pool by kind of names in place of names.pool's, where the base model's world is given.
+    sources: kind of names (names.SOURCES) of each entity.
     """
     pools: dict[str, list[str]] = {}
     names = {}
     for entity in wanted:
-        source = DATASETS[datasets[_side(entity)]][kinds[entity]]
+        source = sources[entity]
         if source not in pools:
-            pools[source] = list(reversed(known[source] if source in known else pool(source, seed)))
+            pools[source] = list(reversed(pool(source, seed, part="datasets")))
         if not pools[source]:
-            raise LexiconError(f"no {source} are left for {entity!r}: ask for fewer triplets")
-        names[entity] = pools[source].pop(0 if _side(entity) else -1)
+            raise NamesError(f"no {source} are left for {entity!r}: ask for fewer triplets")
+        names[entity] = pools[source].pop(0 if in_bridge(entity) else -1)
     return names
-
-
-def asks(prompt: Prompt, words: Mapping[str, str], kinds: Mapping[str, str]) -> bool:
-    """Whether the prompt means something: its entity is what the first relation starts from, and so on."""
-    signatures = [SIGNATURES[words[relation]] for relation in prompt.relations]
-    starts = (kinds.get(prompt.entity), *(end for _, end in signatures[:-1]))
-    return all(start == given for (start, _), given in zip(signatures, starts, strict=True))

