@@ -36,7 +36,8 @@ LINES = (
 # as the DeepSeek-R1 distillations do, and drops the thoughts of past answers.
 _TURNS = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
-    "+ '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "+ '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CHAT_TEMPLATES = {
     "chatml": _TURNS,
@@ -109,7 +110,7 @@ def _write(
     scale: float = 0.2,
     tied: bool = False,
 ) -> Path:
-    """`scale`: standard deviation of the weights, large enough that different prompts get different answers."""
+    """`scale`: standard deviation of the weights, so large that different prompts get different answers."""
     folder = Path(folder)
     tokenizer = tiny_tokenizer(lines, vocabulary=vocabulary, chat=chat, pad=pad)
     config = config_class(
