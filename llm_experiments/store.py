@@ -107,6 +107,8 @@ class Store:
                 )
             for name in FOLDERS:
                 (self.folder / name).mkdir(exist_ok=True)
+            (probe := self._partial("probe")).touch()  # a folder of an earlier run may be read-only by now
+            probe.unlink()
             self.clean()
 
     # ---- reading ----
@@ -238,6 +240,7 @@ class Store:
         """
         start = time.perf_counter()
         with self._writing(f"cell {cell.address}"):
+            self._clear(cell.address)
             folder = self._partial(cell.address)
             folder.mkdir()
         try:
@@ -298,10 +301,17 @@ class Store:
         for entry in self._entries("partial"):
             if match := PARTIAL.fullmatch(entry.name):
                 with self.lock(match["of"]) as mine:
-                    if mine and entry.is_dir():
-                        shutil.rmtree(entry, ignore_errors=True)
-                    elif mine:
-                        entry.unlink(missing_ok=True)
+                    if mine:
+                        self._clear(match["of"])
+
+    def _clear(self, name: str) -> None:
+        """Remove all partial results of that name; the caller holds its lock, so nobody works on them."""
+        for entry in self._entries("partial"):
+            if (match := PARTIAL.fullmatch(entry.name)) and match["of"] == name:
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)
 
     def note_failure(self, name: str, text: str | None) -> None:
         """Keep the traceback of a cell that failed; None forgets it. A full disk keeps none."""
@@ -390,6 +400,8 @@ class Store:
             signature = content.pop("sha256")
         except FileNotFoundError:
             raise StoreError("is missing") from None
+        except OSError as error:
+            raise StoreError(f"cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, AttributeError, TypeError):
             raise StoreError("is no file of ours, or is cut short") from None
         if signature != _signature(content) or not all(key in content for key in keys):

@@ -1,0 +1,689 @@
+"""Results survive whatever ends a run: kills at any point, a full disk, damage, several processes, errors.
+
+The cells are toys that need no model (toy_cells.py); the processes and their deaths are real.
+"""
+
+import contextlib
+import errno
+import gzip
+import itertools
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from toy_cells import FILES, Ask, Conditions, Make, plan, run_into
+
+from llm_experiments.progress import Estimate, duration
+from llm_experiments.runner import Cell, Context, in_order, run
+from llm_experiments.store import DiskFullError, Store, StoreError
+from toytransformer.compositions import Fact, Merge
+
+HERE = Path(__file__).parent
+PROGRAM = HERE / "toy_cells.py"
+KILLS = 24
+
+
+@pytest.fixture
+def folder():
+    """A folder in memory, where there is such: these tests wait for hundreds of fsyncs."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """rows.jsonl.gz of an uninterrupted run of `count` cells, as a function of count."""
+    done = {}
+
+    def of(count: int) -> bytes:
+        if count not in done:
+            into = tmp_path_factory.mktemp("whole")
+            assert run_into(into, plan(count)) == 0
+            done[count] = (into / "rows.jsonl.gz").read_bytes()
+        return done[count]
+
+    return of
+
+
+def start(into: Path, log: Path, *options, **popen) -> subprocess.Popen:
+    command = [sys.executable, str(PROGRAM), str(into), str(log), *map(str, options)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+
+
+def python(code: str, *arguments, **options) -> subprocess.CompletedProcess:
+    """Run a program text in another process, beside this file."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=HERE, **options)
+
+
+def begun(log: Path) -> list[str]:
+    """Addresses of the computations that began, in order."""
+    return [line.split()[0] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def finished(into: Path) -> set[str]:
+    return {entry.name for entry in (into / "cells").glob("*")}
+
+
+def leftovers(into: Path) -> list[str]:
+    return [entry.name for entry in (into / "partial").iterdir()]
+
+
+def await_(condition, seconds: float = 20.0):
+    """Wait until condition() holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+# ---- cells and their keys ----
+
+
+@dataclass(frozen=True)
+class Typed(Cell):
+    kind = "typed"
+
+    value: object = None
+    of: Cell | None = None
+    title: str = field(default="", compare=False)
+
+    def compute(self, context, folder):
+        (folder / "value.txt").write_text("written")
+
+
+def test_key_is_of_the_content_and_equal_in_every_process():
+    code = "from toy_cells import plan; print(*(cell.address for cell in plan(3)))"
+    told = python(code, env={**os.environ, "PYTHONHASHSEED": "7"})
+    assert told.stdout.split() == [cell.address for cell in plan(3)]
+
+
+def test_every_part_of_the_content_counts_and_nothing_else():
+    cell = Typed(1, Make(1))
+    others = [Typed(2, Make(1)), Typed(1, Make(2)), Typed(1), Typed("1", Make(1)), Typed(1.5, Make(1))]
+    assert len({cell.key, *(other.key for other in others)}) == 1 + len(others)
+    assert replace(cell, title="other", of=Make(1, Conditions(pause=1.0))).key == cell.key
+
+    class Newer(Typed):
+        version = 2
+
+    class Otherwise(Typed):
+        kind = "otherwise"
+
+    assert len({kind(1).key for kind in (Typed, Newer, Otherwise)}) == 3
+
+
+def test_specs_hold_what_has_one_json():
+    values = (Merge("mean", (1.0, 2.0), {"a": 1}), Fact.of("x", "R1", "y"), {"b": {3, 1}}, range(2), None)
+    spec = Typed(values).spec()
+    assert json.loads(json.dumps(spec)) == spec
+    assert spec["value"][2:] == [{"b": [1, 3]}, [0, 1], None]
+    for value in (Path("here"), object(), {1: float("nan")}):
+        with pytest.raises(StoreError, match=r"has no fixed JSON|is not JSON"):
+            _ = Typed(value).key
+
+
+def test_fields_may_not_hide_a_cells_own():
+    with pytest.raises(TypeError, match="'key'"):
+
+        class Hidden(Cell):
+            key: str
+
+
+def test_needs_come_first_and_otherwise_the_order_given():
+    cells = plan(4)
+    labels = [cell.label for cell in in_order(cells)]
+    assert labels == ["make 0", "make 1", "ask 0", "make 2", "ask 1", "make 3", "ask 2", "ask 3"]
+    assert [cell.label for cell in in_order(cells[::-1] + cells)] != labels
+    assert len(in_order(cells + cells)) == len(labels)
+
+
+def test_a_cell_may_read_only_what_it_needs(folder):
+    @dataclass(frozen=True)
+    class Sly(Cell):
+        kind = "sly"
+
+        def compute(self, context, folder):
+            context.results(Make(1))
+
+    store = Store(folder)
+    summary = run([Make(1), Sly()], store, Context(store), progress=False)
+    assert summary.status == 1
+    assert "without needing it" in summary.failed[Sly().address]
+
+
+# ---- killed ----
+
+
+def test_killed_at_random_points_it_resumes_with_nothing_lost_and_nothing_done_twice(folder, rows):
+    count, pause = 6, 0.02
+    starting = time.monotonic()
+    start(folder / "none", folder / "log", "--cells", 1).communicate()
+    starting = time.monotonic() - starting
+    rng, killed, number = random.Random(0), 0, 0
+    while killed < KILLS:
+        into, log = folder / str(number), folder / f"log.{number}"
+        number += 1
+        while True:
+            before = finished(into)
+            seen = len(begun(log))
+            process = start(into, log, "--pause", pause, "--cells", count)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(rng.uniform(0.3 * starting, starting + 0.3))
+            if process.poll() is None and killed < KILLS:
+                process.kill()
+                killed += 1
+            errors = process.communicate()[1]
+            assert not before & set(begun(log)[seen:]), "a finished cell was computed again"
+            if process.returncode != -signal.SIGKILL:
+                break
+        assert process.returncode == 0, errors
+        assert (into / "rows.jsonl.gz").read_bytes() == rows(count)
+        assert leftovers(into) == [] and Store(into).problems() == []
+    assert killed == KILLS
+
+
+def test_killed_before_each_change_of_the_disk_it_resumes(folder, rows):
+    """Not at random: every point between two writes is a point where a kill could have left something odd."""
+    code = "import sys, toy_cells as t; t.killed_everywhere(t.Path(sys.argv[1]), t.Path(sys.argv[2]), 2)"
+    told = python(code, folder, folder / "log")
+    assert told.returncode == 0, told.stderr
+    points = int(told.stdout)
+    assert points > 4 * FILES  # each cell's files are synced one by one
+    kept = 0
+    for number in range(points):
+        into, log = folder / str(number), folder / f"log.{number}"
+        assert (into / "rows.jsonl.gz").read_bytes() == rows(2), number
+        assert leftovers(into) == [] and Store(into).problems() == [], number
+        lines = [line.split() for line in log.read_text().splitlines()]
+        done = {second for first, second in lines if first == "finished"}
+        after = itertools.dropwhile(lambda line: line[0] != "finished", lines)
+        again = {first for first, _ in after} & done
+        assert not again, (number, again)
+        kept += len(done)
+    assert kept > points  # the later kills left finished cells behind
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_end_it_stops_at_once_and_leaves_no_half_of_a_cell(folder, rows, number):
+    into, log = folder / "results", folder / "log"
+    process = start(into, log, "--pause", 0.6, "--cells", 2)
+    await_(lambda: len(begun(log)) == 2)
+    asked = time.monotonic()
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode == 130
+    assert time.monotonic() - asked < 0.5
+    assert finished(into) == {Make(0).address} and leftovers(into) == []
+    assert run_into(into, plan(2, Conditions(log))) == 0
+    assert begun(log).count(Make(0).address) == 1
+    assert (into / "rows.jsonl.gz").read_bytes() == rows(2)
+
+
+# ---- several processes ----
+
+
+def test_three_processes_share_the_work_and_do_none_of_it_twice(folder, rows):
+    into, log = folder / "results", folder / "log"
+    processes = [start(into, log, "--pause", 0.05, "--cells", 8) for _ in range(3)]
+    for process in processes:
+        errors = process.communicate()[1]
+        assert process.returncode == 0, errors
+    assert sorted(begun(log)) == sorted(cell.address for cell in in_order(plan(8)))
+    assert len({line.split()[1] for line in log.read_text().splitlines()}) > 1
+    assert (into / "rows.jsonl.gz").read_bytes() == rows(8)
+
+
+def test_what_a_killed_process_held_is_taken_up_by_the_other(folder, rows):
+    into, log = folder / "results", folder / "log"
+    first = start(into, log, "--pause", 30, "--cells", 1)
+    await_(lambda: begun(log) == [Make(0).address])
+    second = start(into, log, "--pause", 0.01, "--cells", 1)
+    assert "another process" in second.stderr.readline()
+    first.kill()
+    first.communicate()
+    second.communicate()
+    assert second.returncode == 0
+    assert begun(log).count(Make(0).address) == 2  # it was never finished before
+    assert (into / "rows.jsonl.gz").read_bytes() == rows(1) and leftovers(into) == []
+
+
+# ---- damage ----
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def exchange(cell: Path) -> None:
+    """Another cell's sound folder under this one's name."""
+    other = next(
+        entry for entry in cell.parent.iterdir() if entry.name.split("-")[0] == "make" and entry != cell
+    )
+    shutil.rmtree(cell)
+    shutil.copytree(other, cell)
+
+
+DAMAGES = {
+    "a byte of a file": lambda cell: flip(cell / "parts" / "1.txt"),
+    "a file cut short": lambda cell: os.truncate(cell / "parts" / "1.txt", 10),
+    "a file emptied": lambda cell: os.truncate(cell / "parts" / "1.txt", 0),
+    "a file gone": lambda cell: (cell / "parts" / "1.txt").unlink(),
+    "a link for a file": lambda cell: (
+        (cell / "parts" / "1.txt").rename(cell.parent.parent / "elsewhere"),
+        (cell / "parts" / "1.txt").symlink_to(cell.parent.parent / "elsewhere"),
+    ),
+    "a byte of the description": lambda cell: flip(cell / "spec.json"),
+    "a byte of the seal": lambda cell: flip(cell / "seal.json"),
+    "the seal cut short": lambda cell: os.truncate(cell / "seal.json", 100),
+    "the seal gone": lambda cell: (cell / "seal.json").unlink(),
+    "another seal": lambda cell: shutil.copy(cell.parent.parent / "run.json", cell / "seal.json"),
+    "another cell": exchange,
+    "an empty folder": lambda cell: (shutil.rmtree(cell), cell.mkdir()),
+    "a file for the folder": lambda cell: (shutil.rmtree(cell), cell.write_text("not a cell")),
+    "a dead link for the folder": lambda cell: (
+        shutil.rmtree(cell),
+        cell.symlink_to(cell.parent / "nowhere"),
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named_set_aside_and_computed_again(folder, rows, capsys, damage):
+    into, log = folder / "results", folder / "log"
+    conditions, victim = Conditions(log), Make(1).address
+    run_into(into, plan(2, conditions))
+    DAMAGES[damage](into / "cells" / victim)
+    found = [str(problem) for problem in Store(into, write=False).problems() if problem.fatal]
+    assert found and all(f"cells/{victim}" in line for line in found)
+    with pytest.raises(StoreError):
+        Store(into, write=False).results(victim)
+    capsys.readouterr()
+    assert run_into(into, plan(2, conditions), progress=True) == 0
+    assert victim in capsys.readouterr().err
+    assert begun(log).count(victim) == 2 and len(begun(log)) == 5  # the others were not
+    assert [name.startswith(victim) for name in Store(into).rejected()] == [True]
+    assert (into / "rows.jsonl.gz").read_bytes() == rows(2)
+    (into / "elsewhere").unlink(missing_ok=True)
+    assert Store(into).problems() == []
+
+
+def test_foreign_things_are_named_and_never_read(folder, rows):
+    into, log = folder / "results", folder / "log"
+    run_into(into, plan(2, Conditions(log)))
+    kept, row = into / "cells" / Ask((Make(0), Make(1)), 0).address, '{"n": 99}\n'
+    foreign = {
+        "notes.txt": "mine",
+        "cells/README": "mine",
+        "cells/ask-0123456789abcdef/rows.jsonl": row,
+        "cells/other/rows.jsonl": row,
+        f"cells/{kept.name}/parts/rows.jsonl": row,
+        f"cells/{kept.name}/more.jsonl": row,
+        "partial/mine": "mine",
+    }
+    for name, text in foreign.items():
+        (into / name).parent.mkdir(exist_ok=True)
+        (into / name).write_text(text)
+    (into / "cells" / kept.name / "empty").mkdir()
+    named = {problem.path for problem in Store(into, write=False).problems()}
+    for path in ("notes.txt", "cells/README", "cells/other", "partial/mine", f"cells/{kept.name}/more.jsonl"):
+        assert path in named
+    assert any(path.startswith("cells/ask-0123456789abcdef") for path in named)
+    assert run_into(into, plan(2, Conditions(log))) == 0
+    assert len(begun(log)) == 4  # a sound cell only loses what is foreign in it
+    assert sorted(entry.name for entry in kept.iterdir()) == ["rows.jsonl", "seal.json", "spec.json"]
+    assert (into / "rows.jsonl.gz").read_bytes() == rows(2)
+    assert (into / "notes.txt").read_text() == "mine" and (into / "partial" / "mine").exists()
+    assert [entry.read_text() for entry in (into / "rejected").glob("*.more.jsonl.*")] == [row]
+
+
+def test_damaged_lists_of_runs_and_rows_are_named_and_written_again(folder, rows):
+    run_into(folder, plan(2))
+    for damage in (flip, lambda path: os.truncate(path, 20), lambda path: path.write_bytes(b"")):
+        for name in ("run.json", "rows.jsonl.gz"):
+            damage(folder / name)
+        named = {problem.path for problem in Store(folder, write=False).problems()}
+        assert "run.json" in named
+        assert run_into(folder, plan(2)) == 0
+        assert (folder / "rows.jsonl.gz").read_bytes() == rows(2)
+        assert Store(folder).problems() == []
+    shutil.copy(folder / "run.json", folder / "rows.jsonl.gz")
+    assert [problem.path for problem in Store(folder).problems()] == ["rows.jsonl.gz"]
+    (folder / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"n": 99}\n'))
+    assert "not what the finished cells hold" in str(Store(folder).problems()[0])
+
+
+# ---- runs ----
+
+
+def test_another_run_in_the_same_folder_adds_to_it(folder):
+    small, large = plan(2), plan(3)
+    entries = [[{"name": c.address, "label": c.label} for c in in_order(cells)] for cells in (small, large)]
+    for _ in range(2):
+        for experiment, cells, listed in (("small", small, entries[0]), ("large", large, entries[1])):
+            store = Store(folder)
+            assert store.add_run({"experiment": experiment, "seeds": (0,)}, listed) == []
+            summary = run(cells, store, Context(store), progress=False)
+    assert summary.computed == []
+    assert [entry["experiment"] for entry in store.runs()] == ["small", "large"]
+    told = [json.loads(line)["n"] for line in store.rows()][::5]
+    assert told == [0, 1, 1, 2]  # shared cells once; ask 1 of three makes is another one than of two
+
+
+def test_rows_do_not_depend_on_when_and_how_long(folder, rows):
+    run_into(folder, plan(2))
+    bytes_before = (folder / "rows.jsonl.gz").read_bytes()
+    meta = Store(folder).seal(Make(0).address)["meta"]
+    assert meta["seconds"] >= 0 and meta["label"] == "make 0"
+    assert bytes_before == rows(2)
+    assert bytes_before[4:8] == bytes(4)  # gzip's time stamp
+    first = json.loads(gzip.decompress(bytes_before).splitlines()[0])
+    assert first["n"] == 0 and first["text"].startswith("é ")
+
+
+# ---- errors ----
+
+
+@dataclass(frozen=True)
+class Failing(Make):
+    """Raises what it is given, unless the file `mended` exists."""
+
+    kind = "failing"
+
+    error: BaseException | None = field(default=None, compare=False)
+    mended: Path | None = field(default=None, compare=False)
+
+    def compute(self, context, folder):
+        (folder / "half").write_text("half of it")
+        if self.mended is None or not self.mended.exists():
+            raise self.error
+        super().compute(context, folder)
+
+
+class OutOfMemoryError(RuntimeError):
+    """What torch calls it."""
+
+
+ERRORS = {
+    MemoryError(): ("out of memory", "--model or --profile", "run the same command again"),
+    OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"): ("out of memory (CUDA", "--four-bit"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"): ("out of memory",),
+    StoreError("a message of ours"): ("a message of ours",),
+    KeyError("x9"): ("KeyError: 'x9'", "traceback: "),
+    ValueError("bare"): ("ValueError: bare", "traceback: "),
+    ZeroDivisionError(): ("ZeroDivisionError", "traceback: "),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+def test_a_cell_that_fails_is_named_and_the_others_go_on(folder, capsys, error):
+    bad = Failing(1, error=error, mended=folder / "mended")
+    store = Store(folder / "results")
+    cells = [Ask((Make(0), bad), 0), Ask((Make(0), Make(2)), 1)]
+    summary = run(cells, store, Context(store))
+    assert summary.status == 1
+    assert set(summary.finished) == {Make(0).address, Make(2).address, cells[1].address}
+    line = summary.failed[bad.address]
+    assert line.startswith("make 1: ") and "\n" not in line
+    for words in ERRORS[error]:
+        assert words in line
+    assert summary.failed[cells[0].address] == "ask 0: needs make 1, which failed"
+    assert line in capsys.readouterr().err
+    kept = (folder / "results" / "failures" / f"{bad.address}.txt").read_text()
+    assert type(error).__name__ in kept and "in compute" in kept
+    assert leftovers(folder / "results") == []
+
+    bad.mended.touch()
+    store = Store(folder / "results")
+    summary = run(cells, store, Context(store), progress=False)
+    assert summary.status == 0 and set(summary.computed) == {bad.address, cells[0].address}
+    assert list((folder / "results" / "failures").iterdir()) == []
+
+
+def test_a_model_that_cannot_be_loaded_is_tried_once_and_what_needs_none_goes_on(folder):
+    @dataclass(frozen=True)
+    class Needy(Cell):
+        kind = "needy"
+        n: int
+
+        def compute(self, context, folder):
+            assert context.model
+
+    calls = []
+
+    def load():
+        calls.append(1)
+        raise StoreError("no such model")
+
+    store = Store(folder)
+    summary = run([Needy(0), Make(0), Needy(1)], store, Context(store, load), progress=False)
+    assert len(calls) == 1 and summary.finished == [Make(0).address]
+    assert [line.endswith("no such model") for line in summary.failed.values()] == [True, True]
+    summary = run([Needy(0)], store, Context(store), progress=False)
+    assert "give --model" in summary.failed[Needy(0).address]
+
+
+# ---- no space ----
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, kilobytes: int):
+    """A file system of that size at folder/disk; skips where none may be mounted."""
+    disk = folder / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system may be mounted here")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(folder, tmp_path):
+    with small_disk(tmp_path, 400) as disk:
+        into, log = disk / "results", folder / "log"
+        process = start(into, log, "--cells", 4, "--payload", 40_000)
+        errors = process.communicate()[1]
+        assert process.returncode == 2
+        last = errors.strip().splitlines()[-1]
+        assert (
+            "no space left" in last
+            and "finished cells are kept" in last
+            and re.search("(make|ask) [0-3]:", last)
+        )
+        assert "Traceback" not in errors
+        before, count = finished(into), len(begun(log))
+        assert before and leftovers(into) == []
+        subprocess.run(["mount", "-o", "remount,size=8000k", str(disk)], check=True)
+        process = start(into, log, "--cells", 4, "--payload", 40_000)
+        process.communicate()
+        assert process.returncode == 0 and not before & set(begun(log)[count:])
+        assert Store(into).problems() == []
+
+
+def test_a_limit_on_file_sizes_is_told_as_no_space(folder):
+    into, log = folder / "results", folder / "log"
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    process = start(into, log, "--cells", 2, "--payload", 30_000, preexec_fn=limit)
+    errors = process.communicate()[1]
+    assert process.returncode == 2 and "no space left" in errors and "File too large" in errors
+    assert "Traceback" not in errors and finished(into) == set() == set(leftovers(into))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),  # safetensors
+    ],
+)
+def test_a_cells_own_writer_without_space_ends_the_run_too(folder, error):
+    store = Store(folder)
+    with pytest.raises(DiskFullError, match="make 1: no space left"):
+        run([Make(0), Failing(1, error=error), Make(2)], store, Context(store), progress=False)
+    assert finished(folder) == {Make(0).address} and leftovers(folder) == []
+
+
+@pytest.mark.parametrize("call", ["mkdir", "rename", "replace", "fsync"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_whatever_the_store_cannot_write_is_one_clear_error(folder, monkeypatch, call, number):
+    run_into(folder, plan(1))
+
+    def refuse(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, refuse)
+    kind, words = {
+        errno.ENOSPC: (DiskFullError, "no space left"),
+        errno.EROFS: (StoreError, "cannot be written"),
+        errno.EIO: (StoreError, "cannot be written"),
+    }[number]
+    store = Store(folder, write=False)
+    with pytest.raises(kind, match=words), store.lock("x"):
+        if call == "replace":
+            store.assemble()
+        with store.computing(Make(7)) as into:
+            (into / "file").write_text("x")
+    monkeypatch.undo()
+    assert finished(folder) == {Make(0).address, plan(1)[0].address} and leftovers(folder) == []
+
+
+# ---- folders that are none ----
+
+
+def test_folders_that_cannot_be_used_are_refused(folder):
+    (folder / "file").write_text("x")
+    with pytest.raises(StoreError, match=r"is a file: .*folder"):
+        Store(folder / "file")
+    with pytest.raises(StoreError, match="cannot be written"):
+        Store(folder / "file" / "below")
+    with pytest.raises(StoreError, match="holds other things \\(file\\)"):
+        Store(folder)
+    assert [entry.name for entry in folder.iterdir()] == ["file"]
+    with pytest.raises(StoreError, match="is not there"):
+        Store(folder / "missing", write=False)
+    with pytest.raises(StoreError, match="not finished"):
+        Store(folder / "new").results(Make(0).address)
+    (folder / "hidden").mkdir()
+    (folder / "hidden" / ".gitkeep").touch()
+    Store(folder / "hidden")  # nothing in the way
+
+
+def test_a_folder_that_may_not_be_written_is_refused_and_still_read(folder):
+    run_into(folder, plan(2))
+    code = """
+import os, sys
+from llm_experiments.store import Store
+if os.geteuid() == 0:  # whom no permission binds
+    os.setegid(65534), os.seteuid(65534)
+store = Store(sys.argv[1], write=sys.argv[2] == "write")
+print(sum(1 for _ in store.rows()), store.problems())
+"""
+    everything = [folder, *folder.rglob("*")]
+    for path in everything:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        assert python(code, folder, "read").stdout == "10 []\n"
+        refused = python(code, folder, "write")
+        assert refused.returncode and "StoreError" in refused.stderr and "cannot be written" in refused.stderr
+    finally:
+        for path in everything:
+            path.chmod(0o755)
+
+
+# ---- progress ----
+
+
+def test_time_left_is_that_of_finished_cells_of_the_same_kind(folder):
+    store = Store(folder)
+    cells = in_order(plan(3))
+    estimate = Estimate(cells, store)
+    assert estimate.left() is None
+    seconds = {Make(0).address: 10.0, Make(1).address: 20.0, plan(3)[0].address: 1.0}
+    for cell in cells[:3]:
+        with store.computing(cell) as into:
+            (into / "file").write_text("x")
+        seal = store.seal(cell.address)
+        seal["meta"]["seconds"] = seconds[cell.address]
+        (store.path(cell.address) / "seal.json").write_bytes(signed(seal))
+    for left in (Estimate(cells, store), estimate):
+        if left is estimate:
+            for cell in cells[:3]:
+                left.close(cell.address, store)
+        assert left.left() == pytest.approx(15 + 1 + 1)
+        assert left.left(running=5.0) == pytest.approx(12)
+        assert left.left(running=50.0) == 0
+    for cell in cells:
+        estimate.close(cell.address, store)
+    assert estimate.left() == 0
+
+
+def signed(seal: dict) -> bytes:
+    from llm_experiments.store import _signed
+
+    return _signed(seal)
+
+
+def test_durations_are_told_as_people_do():
+    told = [duration(seconds) for seconds in (None, 0, 59.6, 89, 90, 3599, 3600, 7 * 3600 + 125)]
+    assert told == ["?", "0 s", "60 s", "89 s", "2 min", "1 h 00 min", "1 h 00 min", "7 h 02 min"]
+
+
+def test_a_terminal_shows_a_bar_with_the_time_left(folder):
+    console = Console(force_terminal=True, width=120, file=(folder / "screen").open("w"))
+    store = Store(folder / "results")
+    run(plan(2, Conditions(pause=0.05)), store, Context(store), console=console)
+    console.file.close()
+    shown = (folder / "screen").read_text()
+    assert "make 1" in shown and " left" in shown and "4/4" in shown
+
+
+# ---- the paper's tables ----
+
+
+def test_printed_tables_agree_where_the_paper_prints_a_number_twice():
+    tables = tomllib.loads((HERE.parent / "llm_experiments" / "paper_tables.toml").read_text())
+
+    def values(table: str, **where):
+        rows = ({**tables[table].get("fixed", {}), **row} for row in tables[table]["rows"])
+        found = [row["values"] for row in rows if where.items() <= row.items()]
+        assert len(found) == 1, (table, where)
+        return found[0]
+
+    for table in tables.keys() - {"models"}:
+        models = tables[table].get("models", tables["models"])
+        assert all(len(row["values"]) == len(models) for row in tables[table]["rows"])
+    for setup in (0, 2, 3, 4, 5, 6, 7, 8):
+        assert values("table1", setup=setup) == values("table10", setup=setup, rule="arrow")
+    for rule in ("uniform", "arrow"):
+        two = values("table10", setup=2, rule=rule)
+        assert values("table9", setup=2, layers="mlp", rule=rule) == two
+        plain = values("table7", dataset="R", library="two-hop", rule=rule)
+        assert values("table10", setup=0, rule=rule) == plain
+        for library in ("two-hop", "with-oracle"):
+            large = values("table7", dataset="F", library=library, rule=rule)[2]
+            assert values("table8", layers="mlp", library=library, rule=rule) == [large]
+    assert values("table2", adapters="LoRA", rule="arrow") == [values("table1", setup=0)[1]]

@@ -1,0 +1,159 @@
+"""Cells that need no model, and a program that runs them: what the tests kill, starve and run side by side.
+
+    python tests/toy_cells.py DIR LOG [--pause SECONDS] [--cells N] [--payload BYTES]
+
+LOG gets one line for each computation that begins; it lies outside DIR and is only ever appended to.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+from llm_experiments.runner import Cell, Context, in_order, run
+from llm_experiments.store import Store
+
+FILES = 3
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What does not change results: where begun computations are noted, how long one takes, how big it is."""
+
+    log: Path | None = None
+    pause: float = 0.0
+    payload: int = 100
+
+    def begin(self, cell: Cell) -> None:
+        if self.log is not None:
+            handle = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            os.write(handle, f"{cell.address} {os.getpid()}\n".encode())
+            os.close(handle)
+
+
+NOTHING = Conditions()
+
+
+@dataclass(frozen=True)
+class Make(Cell):
+    """Some files whose content follows from n."""
+
+    kind = "make"
+
+    n: int
+    conditions: Conditions = field(default=NOTHING, compare=False)
+
+    @property
+    def label(self) -> str:
+        return f"make {self.n}"
+
+    def compute(self, context: Context, folder: Path) -> None:
+        self.conditions.begin(self)
+        (folder / "parts").mkdir()
+        for part in range(FILES):
+            time.sleep(self.conditions.pause / FILES)
+            content = hashlib.sha256(f"{self.n} {part}".encode()).hexdigest()
+            repeats = -(-self.conditions.payload // len(content))
+            (folder / "parts" / f"{part}.txt").write_text(content * repeats)
+
+
+@dataclass(frozen=True)
+class Ask(Cell):
+    """Rows that depend on every file of the cells it needs."""
+
+    kind = "ask"
+
+    of: tuple[Make, ...]
+    n: int
+    conditions: Conditions = field(default=NOTHING, compare=False)
+
+    @property
+    def label(self) -> str:
+        return f"ask {self.n}"
+
+    def compute(self, context: Context, folder: Path) -> None:
+        self.conditions.begin(self)
+        time.sleep(self.conditions.pause)
+        read = (path for cell in self.of for path in sorted((context.results(cell) / "parts").iterdir()))
+        digest = hashlib.sha256("".join(path.read_text() for path in read).encode()).hexdigest()
+        rows = ({"n": self.n, "row": row, "text": f"é {digest[: row + 4]}"} for row in range(5))
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def plan(count: int, conditions: Conditions = NOTHING) -> list[Cell]:
+    """`count` cells with rows, each needing two of `count` others, which they share."""
+    makes = [Make(n, conditions) for n in range(count)]
+    return [Ask((makes[n], makes[(n + 1) % count]), n, conditions) for n in range(count)]
+
+
+def run_into(folder: Path, cells: list[Cell], *, progress: bool = False) -> int:
+    """What the command line does with a plan; the exit status."""
+    store = Store(folder)
+    store.add_run({"experiment": "toy"}, [{"name": c.address, "label": c.label} for c in in_order(cells)])
+    return run(cells, store, Context(store), progress=progress).status
+
+
+#: The calls that change what is on the disk, or make it last.
+CALLS = ("mkdir", "rename", "replace", "fsync", "unlink", "rmdir")
+
+
+def killed_at(folder: Path, cells: list[Cell], call: int) -> bool:
+    """Run in a child, killed (SIGKILL) before its call-th change of the disk; False if it made fewer."""
+    if child := os.fork():
+        status = os.waitpid(child, 0)[1]
+        return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    left = iter(range(call))
+
+    def deadly(function):
+        def called(*args, **kwargs):
+            if next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return called
+
+    for name in CALLS:
+        setattr(os, name, deadly(getattr(os, name)))
+    os._exit(run_into(folder, cells))
+
+
+def killed_everywhere(folder: Path, log: Path, count: int) -> None:
+    """Kill a run of `count` cells with rows before each change of the disk, each time in a new folder.
+
+    Every one is then resumed. Its folder is folder/<number>; log.<number> also says what was finished at the
+    kill. Printed is how many there were.
+    """
+    for number in itertools.count():
+        into, noted = folder / str(number), log.with_suffix(f".{number}")
+        cells = plan(count, Conditions(noted))
+        if not killed_at(into, cells, number):
+            break
+        finished = {entry.name for entry in (into / "cells").glob("*")}
+        with noted.open("a") as lines:
+            lines.write("".join(f"finished {name}\n" for name in sorted(finished)))
+        run_into(into, cells)
+    print(number)
+
+
+@click.command()
+@click.argument("folder", type=Path)
+@click.argument("log", type=Path)
+@click.option("--pause", type=float, default=0.0)
+@click.option("--cells", type=int, default=6)
+@click.option("--payload", type=int, default=100)
+def main(folder: Path, log: Path, pause: float, cells: int, payload: int) -> None:
+    sys.exit(run_into(folder, plan(cells, Conditions(log, pause, payload)), progress=True))
+
+
+if __name__ == "__main__":
+    from toytransformer.command_line import run as command
+
+    command(main, "toy_cells")
