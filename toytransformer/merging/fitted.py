@@ -141,11 +141,11 @@ def adaptive_random(
     """
     seed = context.rng_seed if seed is None else seed
     rng = np.random.default_rng(seed)
-    merged = _fit_products([_random_twin(lora, rng) for lora in adapters], context, f)
+    merged = _fit_products([random_twin(lora, rng) for lora in adapters], context, f)
     return StaticMerge(merged.update, details={**merged.details, "seed": seed})
 
 
-def _random_twin(lora: LoRA, rng: np.random.Generator) -> LoRA:
+def random_twin(lora: LoRA, rng: np.random.Generator) -> LoRA:
     """A LoRA with the singular values of `lora` and uniformly random singular vectors."""
     _, values, _ = lora.svd()
     left, right = (
