@@ -89,7 +89,7 @@ class _Names:
     def _nobody(self, entity: str) -> NamesError:
         return NamesError(
             f"the {len(self.people)} people whom the base model knows leave nobody for {entity!r}: ask for "
-            "fewer triplets, or give it a larger world"
+            "fewer triplets, give it a larger world, or build the composition with known=False"
         )
 
     def _name_person(self, entity: str) -> bool:

@@ -2,8 +2,8 @@
 
 F gives invented people invented places, H gives them real cities, R shuffles real people and real cities, so
 that its facts are false. What an entity is, person or place, follows from the relations of the facts it
-stands in. A name depends on the seed, the dataset and the place of the token among the tested tokens (or
-those of the bridge) only: setups of one seed and size share their names.
+stands in. x_i, y_i and z_i have the same names in every composition of one seed and dataset that has the
+chains x_i -> y_i -> z_i.
 """
 
 import re
@@ -171,9 +171,12 @@ def _named(composition: Composition) -> set[str]:
 
 
 def _place(entity: str) -> tuple:
-    """Order of the entities: chain by chain, so that a smaller composition has the names of a larger one."""
-    parts = re.fullmatch(r"([a-z_]*?)(\d+)(.*)", entity)
-    return (0, int(parts[2]), parts[3], parts[1]) if parts else (1, 0, "", entity)
+    """Order of the entities: x1, y1, z1, x2 .. first, so that more chains and other tokens rename none."""
+    parts = re.fullmatch(r"(?:bridge_)?([a-z]+)(\d+)(.*)", entity)
+    if parts is None:
+        return (2, 0, "", entity)
+    letter, number, suffix = parts.groups()
+    return (0 if letter in ("x", "y", "z") else 1, int(number), suffix, letter)
 
 
 def _drawn(wanted: Iterable[str], sources: Mapping[str, str], seed: int) -> dict[str, str]:
