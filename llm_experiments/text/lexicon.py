@@ -102,8 +102,8 @@ def lexicon(
     Errors: LexiconError on an unknown dataset or relation and on an entity that is both person and place;
     NamesError when names run out.
     """
-    for value in (dataset, bridge_dataset):
-        if value not in DATASETS and not (value is None and bridge_dataset is None):
+    for value in (dataset, dataset if bridge_dataset is None else bridge_dataset):
+        if value not in DATASETS:
             raise LexiconError(f"dataset {value!r} is unknown: use one of {', '.join(DATASETS)}")
     words = _worded(composition, relations)
     kinds = _kinds(composition, words)
