@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from llm_experiments.devices import explain_memory
 from llm_experiments.models import LoadedModel
 from llm_experiments.prompts import prompt_ids, target_ids
 
@@ -49,7 +50,8 @@ def answers(
     prompts = [prompt_ids(loaded, question) for question in questions]
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     written: dict[int, list[int]] = {}
-    with _quiet(loaded.model):
+    doing = f"answering {len(prompts)} questions, {batch} at once"
+    with _quiet(loaded.model), explain_memory(doing, "take a smaller batch"):
         prefix = _shared_prefix(loaded, prompts) if share_prefix else None
         stops = end_tokens(loaded)
         for rows in _chunks(order, batch):
@@ -90,7 +92,8 @@ def candidate_logprobs(
         jobs.append((prompt_ids(loaded, question) + context, tails))
     order = sorted(range(len(jobs)), key=lambda job: (len(jobs[job][1]), len(jobs[job][0])))
     scored: dict[int, list[float]] = {}
-    with _quiet(loaded.model):
+    doing = f"scoring candidates of {len(jobs)} questions, {batch} rows at once"
+    with _quiet(loaded.model), explain_memory(doing, "take a smaller batch"):
         prefix = _shared_prefix(loaded, [context for context, _ in jobs]) if share_prefix else None
         most = max((len(tails) for _, tails in jobs), default=1)
         _check_count(batch, "batch")
@@ -100,15 +103,9 @@ def candidate_logprobs(
 
 
 def end_tokens(loaded: LoadedModel) -> frozenset[int]:
-    """The tokens that end an answer: the tokenizer's, the model's, and what training puts behind a target."""
-    tokenizer, model = loaded.tokenizer, loaded.model
-    found = [tokenizer.eos_token_id]
-    for config in (getattr(model, "generation_config", None), model.config):
-        given = getattr(config, "eos_token_id", None)
-        found += given if isinstance(given, list | tuple) else [given]
-    special = set(tokenizer.all_special_ids)
-    found += [token for token in target_ids(loaded, "a") if token in special][-1:]
-    return frozenset(token for token in found if token is not None)
+    """The tokens that end an answer: what training puts behind a target, and the model's own."""
+    ends = loaded.model.generation_config.eos_token_id
+    return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
 
 # --- batches ------------------------------------------------------------------------------------------------

@@ -91,16 +91,15 @@ def records(
         "dtype": str(loaded.dtype).removeprefix("torch."),
         **(regime or {}),
     }
-    questions, also = _with_old(composition.questions, lexicon, old_answers or {})
-    reader = Reader(lexicon, entity_kinds(composition, lexicon), also)
+    questions, readers = _with_old(composition, lexicon, old_answers or {})
     items = [_item(question, k, lexicon, composition) for question in questions for k in templates]
     texts = _answer_all(loaded, items, max_new_tokens, batch)
-    scores = _score_all(loaded, items, reader, score_hops, others, group, seed, batch)
+    scores = _score_all(loaded, items, readers, score_hops, others, group, seed, batch)
     source = origin() if provenance is None else provenance
     names = tuple(a.name for a in composition.adapters) if adapters is None else tuple(adapters)
 
     def record(item: _Item, text: str, logprobs: dict[str, float] | None) -> Record:
-        question = item.question
+        question, reader = item.question, readers[item.question]
         answer = reader.answer(text, question)
         exact, named = _judge(item, text, reader)
         return Record(
@@ -209,18 +208,22 @@ def _budget(loaded: LoadedModel, expected: Iterable[str | None], unknown: int = 
 
 
 def _with_old(
-    questions: Iterable[Question], lexicon: Lexicon, given: Mapping[str, str]
-) -> tuple[list[Question], dict[str, str]]:
-    """The questions with the base model's own answers for old ones, and the names of those answers."""
-    known, also = [], {}
-    for question in questions:
+    composition: Composition, lexicon: Lexicon, given: Mapping[str, str]
+) -> tuple[list[Question], dict[Question, Reader]]:
+    """The questions, with the base model's own answers for old ones, and what reads the answers to each.
+
+    Only the question itself knows its base answer: "New York City" must not hide a New York from the others.
+    """
+    kinds = entity_kinds(composition, lexicon)
+    plain = Reader(lexicon, kinds)
+    readers = {}
+    for question in composition.questions:
         name = given.get(str(question.prompt))
         if name and question.old is None:
             question = replace(question, old=f"{question.prompt.entity}_base")
-        if name and question.old not in lexicon.names:
-            also[question.old] = name
-        known.append(question)
-    return known, also
+        named = not name or question.old in lexicon.names
+        readers[question] = plain if named else Reader(lexicon, kinds, {question.old: name})
+    return list(readers), readers
 
 
 # --- judging ------------------------------------------------------------------------------------------------
@@ -254,7 +257,7 @@ def _steps(question: Question, text: str, reader: Reader) -> dict[str, bool | No
 def _score_all(
     loaded: LoadedModel,
     items: Sequence[_Item],
-    reader: Reader,
+    readers: Mapping[Question, Reader],
     hops: int | None,
     others: int,
     group: int,
@@ -272,9 +275,10 @@ def _score_all(
         and item.question.prompt.hops >= hops
     ]
     partners = _partners(list(dict.fromkeys(items[row].question for row in rows)), group, seed)
-    wanted = [_candidates(items[row].question, reader, partners, others, seed) for row in rows]
+    asks = [(items[row], readers[items[row].question]) for row in rows]
+    wanted = [_candidates(item.question, reader, partners, others, seed) for item, reader in asks]
     distinct = [list(dict.fromkeys(labelled.values())) for labelled in wanted]
-    begun = [_begun(items[row], reader) for row in rows]
+    begun = [_begun(item, reader) for item, reader in asks]
     found = candidate_logprobs(loaded, [items[row].text for row in rows], begun, distinct, batch=batch)
     for row, labelled, names, values in zip(rows, wanted, distinct, found, strict=True):
         by_name = dict(zip(names, values, strict=True))

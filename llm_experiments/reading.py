@@ -80,7 +80,7 @@ class _Mention:
 class Reader:
     """Finds the names of a lexicon in texts.
 
-    kinds: "person" or "place" by entity. also: names of further entities, such as what a base model answers.
+    kinds: "person" or "place" by entity. also: names of further entities, such as a base model's answer.
     """
 
     def __init__(self, lexicon: Lexicon, kinds: Mapping[str, str], also: Mapping[str, str] | None = None):
@@ -200,7 +200,7 @@ class _Text:
         inside = {place for mention in mentions for place in range(mention.start + 1, mention.end)}
         for place in range(len(self.found) - 1, 0, -1):
             gap = self.plain[self.found[place - 1][2] : self.found[place][1]]
-            if place not in inside and re.search(r"[.!?]\W*\s|\n", gap):
+            if place not in inside and re.search(r"[.!?][^\w\s,;:]*\s|\n", gap):
                 return place
         return 0
 

@@ -329,7 +329,7 @@ def shuffled_baseline(records: Iterable[Record], *, seed: int, draws: int = 9999
 
     Both sides have the same answers, so what makes an answer likely whatever is asked cancels: an effect is
     seen that changes no answer (as in the two-hop curse of Balesni et al., arXiv 2411.16353). Values are
-    means over a question's templates and seeds. p = (1 + number of dealings with as high a mean) / (1 + draws).
+    means over templates and seeds. p = (1 + number of dealings with as high a mean) / (1 + draws).
 
     Errors: StatisticsError where no row has "shuffled:" log-probabilities, or groups do not close.
     """
