@@ -19,7 +19,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from llm_experiments.store import Store, StoreError
+from llm_experiments.sealing import StoreError
+from llm_experiments.store import Store
 
 if TYPE_CHECKING:
     from llm_experiments.runner import Cell

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from llm_experiments.progress import Display
-from llm_experiments.store import NO_SPACE, DiskFullError, Problem, Store, StoreError, content_key, full
+from llm_experiments.sealing import NO_SPACE, DiskFullError, StoreError, content_key, full
+from llm_experiments.store import Problem, Store
 
 if TYPE_CHECKING:
     from llm_experiments.models import LoadedModel
@@ -51,7 +52,8 @@ class Cell(ABC):
 
     @abstractmethod
     def compute(self, context: Context, folder: Path) -> None:
-        """Write the results into `folder`, which is empty. Rows to be kept go to `rows.jsonl` in it."""
+        """Write the results into `folder`, which is empty. Rows to be kept go to `rows.jsonl` in it
+        (Records) or another *.jsonl: the run gathers them by name."""
 
     @property
     def label(self) -> str:

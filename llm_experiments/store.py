@@ -1,7 +1,7 @@
 """Results of cells: content-addressed, written atomically, in one folder that several processes may share.
 
     DIR/run.json                             what was run: experiment, model, seeds, profile and its cells
-        rows.jsonl.gz                        the rows of all finished cells, in the order of run.json
+        rows.jsonl.gz (and other *.jsonl.gz) the rows of all finished cells, in the order of run.json
         cells/<kind>-<key>/                  a finished cell: spec.json, its files and, last, seal.json
         partial/<kind>-<key>.<pid>.<random>/ a cell being computed; renamed into cells/ when it is complete
         locks/<kind>-<key>.lock              held while a cell is computed; a process that dies lets go of it
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import gzip
-import hashlib
 import io
 import json
 import os
@@ -23,7 +22,8 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,21 +31,22 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
+from llm_experiments.sealing import (
+    StoreError,
+    canonical,
+    content_key,
+    digest,
+    read_signed,
+    signed,
+    sync,
+    told_clearly,
+    write_synced,
+)
+
 NAME = re.compile(r"[a-z][a-z0-9-]*-[0-9a-f]{16}")
 PARTIAL = re.compile(r"(?P<of>.+)\.\d+\.[0-9a-f]{8}")
-SPEC, SEAL, ROWS, RUN, ALL_ROWS = "spec.json", "seal.json", "rows.jsonl", "run.json", "rows.jsonl.gz"
+SPEC, SEAL, ROWS, RUN = "spec.json", "seal.json", "rows.jsonl", "run.json"
 FOLDERS = ("cells", "partial", "locks", "failures", "rejected")
-#: What a file system says when it has no room: full, over quota, over the largest file it allows.
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
-
-
-class StoreError(ValueError):
-    """A folder of results that cannot be used as asked; the message names it and says what to do."""
-
-
-class DiskFullError(StoreError):
-    """There is no room for a result. What was finished before is kept."""
 
 
 class Addressed(Protocol):
@@ -67,19 +68,6 @@ class Problem:
         return f"{self.path}: {self.reason}"
 
 
-def canonical(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, no spaces, no NaN. Errors: StoreError on what JSON lacks."""
-    try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise StoreError(f"{value!r} is not JSON ({error}): use plain values") from error
-
-
-def content_key(document: Any) -> str:
-    """First 16 hex digits of the SHA-256 of the canonical JSON."""
-    return hashlib.sha256(canonical(document).encode()).hexdigest()[:16]
-
-
 class Store:
     """The finished cells of a folder.
 
@@ -97,7 +85,7 @@ class Store:
             if not self.folder.is_dir():
                 raise StoreError(f"'{folder}' is not there: give a folder that `run --out` wrote")
             return
-        with self._writing("the folder"):
+        with told_clearly(self.folder, "the folder"):
             self.folder.mkdir(parents=True, exist_ok=True)
             others = {entry.name for entry in self.folder.iterdir() if entry.name[0] != "."} - {"lost+found"}
             if others and not others & {"cells", RUN}:
@@ -131,7 +119,7 @@ class Store:
 
     def seal(self, name: str) -> dict[str, Any]:
         """The seal of a cell: its `files` (size, sha256) and `meta` (seconds, ..). Errors: StoreError."""
-        return self._read_signed(self.path(name) / SEAL, "files", "meta")
+        return read_signed(self.path(name) / SEAL, "files", "meta")
 
     def inspect(self, name: str, *, hashes: bool = False) -> list[Problem]:
         """What is wrong with a cell's folder; nothing if the list is empty.
@@ -143,7 +131,7 @@ class Store:
             return [Problem(where, "is not a folder")]
         hashes = hashes or name not in self._hashed
         try:
-            seal = self._read_signed(folder / SEAL, "name", "files")
+            seal = read_signed(folder / SEAL, "name", "files")
             entries = {entry.relative_to(folder).as_posix(): entry for entry in folder.rglob("*")}
             found = (self._damage(where, file, sealed, hashes) for file, sealed in seal["files"].items())
             problems = [problem for problem in found if problem]
@@ -167,7 +155,7 @@ class Store:
         """Everything in the folder that is damaged or foreign, and therefore not trusted."""
         found = []
         for entry in sorted(self.folder.iterdir()):
-            if entry.name not in (*FOLDERS, RUN, ALL_ROWS):
+            if entry.name not in (*FOLDERS, RUN) and not entry.name.endswith(".jsonl.gz"):
                 found.append(Problem(entry.name, "is foreign: nothing of it is read", fatal=False))
         for entry in self._entries("cells"):
             if NAME.fullmatch(entry.name):
@@ -181,16 +169,16 @@ class Store:
             self.runs()
         except StoreError as error:
             return [*found, Problem(RUN, str(error))]
-        if (self.folder / ALL_ROWS).exists():
+        for path in sorted(self.folder.glob("*.jsonl.gz")):
             try:
-                with gzip.open(self.folder / ALL_ROWS) as file:
-                    whole = file.read() == b"".join(self.rows())
-            except (OSError, EOFError, ValueError) as error:
-                found.append(Problem(ALL_ROWS, f"is damaged ({error}): run again, or use the cells"))
+                with gzip.open(path) as file:
+                    whole = file.read() == b"".join(self.rows(path.stem))
+            except (OSError, EOFError, ValueError, zlib.error) as error:
+                found.append(Problem(path.name, f"is damaged ({error}): run again, or use the cells"))
             else:
                 if not whole:
                     reason = "is not what the finished cells hold: run again to write it anew"
-                    found.append(Problem(ALL_ROWS, reason, fatal=False))
+                    found.append(Problem(path.name, reason, fatal=False))
         return found
 
     def rejected(self) -> list[str]:
@@ -204,7 +192,7 @@ class Store:
             return Problem(where, "is not a plain file" if path.exists() else "is missing")
         if (size := path.stat().st_size) != sealed["size"]:
             return Problem(where, f"has {size} bytes, its seal says {sealed['size']}")
-        if hashes and _digest(path) != sealed["sha256"]:
+        if hashes and digest(path) != sealed["sha256"]:
             return Problem(where, "was changed: its bytes are not those that were sealed")
         return None
 
@@ -223,7 +211,7 @@ class Store:
     def lock(self, name: str, *, wait: bool = False) -> Iterator[bool]:
         """Hold the cell's lock, if no other process does: says whether. With wait, until it is free."""
         lock = FileLock(self.folder / "locks" / f"{name}.lock")
-        with self._writing(f"the lock of {name}"), suppress(Timeout):
+        with told_clearly(self.folder, f"the lock of {name}"), suppress(Timeout):
             lock.acquire(blocking=wait, poll_interval=0.02)
         try:
             yield lock.is_locked
@@ -239,13 +227,13 @@ class Store:
         Errors: DiskFullError, StoreError when the result cannot be written.
         """
         start = time.perf_counter()
-        with self._writing(f"cell {cell.address}"):
+        with told_clearly(self.folder, f"cell {cell.address}"):
             self._clear(cell.address)
             folder = self._partial(cell.address)
             folder.mkdir()
         try:
             yield folder
-            with self._writing(f"cell {cell.address}"):
+            with told_clearly(self.folder, f"cell {cell.address}"):
                 (folder / SPEC).write_text(canonical(cell.document) + "\n", encoding="utf-8")
                 seconds = {"seconds": round(time.perf_counter() - start, 3)}
                 self._seal(folder, cell.address, {**(meta or {}), **seconds})
@@ -255,7 +243,7 @@ class Store:
                     # Only where locks do not work can another process have finished the same cell meanwhile.
                     if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not self.finished(cell.address):
                         raise
-                _sync(self.folder / "cells")
+                sync(self.folder / "cells")
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # gone already if it became the result
 
@@ -269,14 +257,14 @@ class Store:
             if entry.is_dir():
                 folders.append(entry)
                 continue
-            _sync(entry)
+            sync(entry)
             files[entry.relative_to(folder).as_posix()] = {
                 "size": entry.stat().st_size,
-                "sha256": _digest(entry),
+                "sha256": digest(entry),
             }
-        _write_synced(folder / SEAL, _signed({"name": name, "files": files, "meta": dict(meta)}))
+        write_synced(folder / SEAL, signed({"name": name, "files": files, "meta": dict(meta)}))
         for entry in reversed(folders):
-            _sync(entry)
+            sync(entry)
 
     def set_aside(self, name: str) -> list[Problem]:
         """Move what is damaged or foreign at a cell's place to rejected/, and say what; the caller locks it.
@@ -286,7 +274,7 @@ class Store:
         if not self.path(name).exists() and not self.path(name).is_symlink():
             return []
         problems = self.inspect(name)
-        with self._writing(f"rejected/{name}"):
+        with told_clearly(self.folder, f"rejected/{name}"):
             if any(problem.fatal for problem in problems):
                 self._hashed.discard(name)
                 os.rename(self.path(name), self._reject(name))
@@ -332,7 +320,7 @@ class Store:
         Each has experiment, model, digest, seeds, profile, and cells: {"name", "label"} in the plan's order.
         """
         path = self.folder / RUN
-        return self._read_signed(path, "runs")["runs"] if path.exists() else []
+        return read_signed(path, "runs")["runs"] if path.exists() else []
 
     def add_run(self, run: Mapping[str, Any], cells: Sequence[Mapping[str, str]]) -> list[Problem]:
         """Enter a run and its cells into run.json; the same run (all but its cells equal) is entered once.
@@ -346,34 +334,44 @@ class Store:
                 runs = self.runs()
             except StoreError as error:
                 problems = [Problem(RUN, str(error))]
-                with self._writing(f"rejected/{RUN}"):
+                with told_clearly(self.folder, f"rejected/{RUN}"):
                     os.rename(self.folder / RUN, self._reject(RUN))
                 runs = []
             entry = json.loads(canonical(entry))
             same = [{**old, "cells": None} == {**entry, "cells": None} for old in runs]
             if entry not in runs:
                 runs = [entry if at else old for at, old in zip(same, runs, strict=True)]
-                self._replace(RUN, _signed({"runs": runs if any(same) else [*runs, entry]}))
+                self._replace(RUN, signed({"runs": runs if any(same) else [*runs, entry]}))
         return problems
 
-    def rows(self, names: Iterable[str] | None = None) -> Iterator[bytes]:
-        """The rows of finished cells, line by line; of all runs' cells in their order, each once."""
-        if names is None:
-            names = dict.fromkeys(cell["name"] for run in self.runs() for cell in run["cells"])
-        for name in names:
-            if self.finished(name) and ROWS in self.seal(name)["files"]:
-                with (self.path(name) / ROWS).open("rb") as file:
-                    yield from file
+    def rows(self, file: str = ROWS, only: Collection[str] | None = None) -> Iterator[bytes]:
+        """The lines of one kind of rows, of all runs' finished cells in their order, each cell once.
 
-    def assemble(self) -> Path:
-        """Write rows.jsonl.gz from the finished cells: the same bytes whenever they hold the same rows."""
-        with self.lock(ALL_ROWS, wait=True):
-            buffer = io.BytesIO()
-            with gzip.GzipFile(filename="", fileobj=buffer, mode="wb", mtime=0) as file:
-                for line in self.rows():
-                    file.write(line)
-            self._replace(ALL_ROWS, buffer.getvalue())
-        return self.folder / ALL_ROWS
+        only: of these cells.
+        """
+        for name in self._listed():
+            if (only is None or name in only) and file in self.seal(name)["files"]:
+                with (self.path(name) / file).open("rb") as lines:
+                    yield from lines
+
+    def row_files(self) -> list[str]:
+        """The kinds of rows there are: names of *.jsonl directly in the folders of finished cells."""
+        files = {file for name in self._listed() for file in self.seal(name)["files"]}
+        return sorted(file for file in files if file.endswith(".jsonl") and "/" not in file)
+
+    def _listed(self) -> list[str]:
+        """The finished cells of all runs, in the order of run.json."""
+        listed = dict.fromkeys(cell["name"] for run in self.runs() for cell in run["cells"])
+        return [name for name in listed if self.finished(name)]
+
+    def assemble(self) -> None:
+        """Write rows.jsonl.gz, and its like, from the finished cells: equal rows give equal bytes."""
+        for name in self.row_files() or [ROWS]:
+            with self.lock(f"{name}.gz", wait=True):
+                buffer = io.BytesIO()
+                with gzip.GzipFile(filename="", fileobj=buffer, mode="wb", mtime=0) as file:
+                    file.writelines(self.rows(name))
+                self._replace(f"{name}.gz", buffer.getvalue())
 
     # ---- files ----
 
@@ -385,76 +383,11 @@ class Store:
 
     def _replace(self, name: str, content: bytes) -> None:
         """Write DIR/name, all or nothing; the caller holds the lock of that name."""
-        with self._writing(name):
+        with told_clearly(self.folder, name):
             partial = self._partial(name)
             try:
-                _write_synced(partial, content)
+                write_synced(partial, content)
                 os.replace(partial, self.folder / name)
-                _sync(self.folder)
+                sync(self.folder)
             finally:
                 partial.unlink(missing_ok=True)
-
-    def _read_signed(self, path: Path, *keys: str) -> dict[str, Any]:
-        try:
-            content = json.loads(path.read_bytes())
-            signature = content.pop("sha256")
-        except FileNotFoundError:
-            raise StoreError("is missing") from None
-        except OSError as error:
-            raise StoreError(f"cannot be read ({error.strerror})") from error
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise StoreError("is no file of ours, or is cut short") from None
-        if signature != _signature(content) or not all(key in content for key in keys):
-            raise StoreError("was changed after it was written")
-        return content
-
-    @contextmanager
-    def _writing(self, what: str) -> Iterator[None]:
-        """Say what the file system refuses in words that name the folder and a remedy."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno in NO_SPACE:
-                raise DiskFullError(full(self.folder, what, error)) from error
-            if error.errno in NOT_ALLOWED:
-                raise StoreError(
-                    f"'{self.folder}' cannot be written ({error.strerror}, {what}): choose another --out"
-                ) from error
-            raise StoreError(f"{what} in '{self.folder}' cannot be written: {error}") from error
-
-
-def full(folder: Path, what: str, error: BaseException) -> str:
-    """The message for a disk without room."""
-    return (
-        f"no space left for {what} in '{folder}' ({error}): free some and run the same command again; "
-        "finished cells are kept"
-    )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _signature(content: Any) -> str:
-    return hashlib.sha256(canonical(content).encode()).hexdigest()
-
-
-def _signed(content: dict[str, Any]) -> bytes:
-    return (json.dumps({**content, "sha256": _signature(content)}, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    """Have a file's or a folder's content on the disk before going on."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
