@@ -12,9 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from toytransformer.compositions import Adapter, Composition, Merge, SpecError, catalogue
-from toytransformer.compositions.setups import setup
-
 from llm_experiments.cells import (
     AdapterCell,
     AnswersCell,
@@ -27,6 +24,8 @@ from llm_experiments.profiles import Profile
 from llm_experiments.runner import Cell
 from llm_experiments.text.lexicon import lexicon
 from llm_experiments.text.rendering import training_examples
+from toytransformer.compositions import Adapter, Composition, Merge, SpecError, catalogue
+from toytransformer.compositions.setups import setup
 
 #: The paper's two routings, each in the form its text defines (factor-wise) and as PEFT has it (products).
 UNIFORM = ("linear", "mean")
