@@ -322,6 +322,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         fig1, "libraries of two and three adapters against single experts, datasets F, H, R", "Figure 1"
     ),
     "table1": Experiment(table1, "bridge setups 0 to 8 under uniform and Arrow routing", "Tables 1 and 10"),
+    "bridge": Experiment(
+        bridge, "setups 0, 2, 4 and 5 with every control: table1 at half its cost", "Table 1"
+    ),
     "table2": Experiment(
         table2, "other merge rules on the adapters of setup 0, data-free and fitted", "Table 2"
     ),
