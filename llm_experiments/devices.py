@@ -13,6 +13,8 @@ from llm_experiments.sources import ModelError
 
 #: Share of a GPU's free memory that weights may take; the rest is for activations, caches and adapters.
 WEIGHTS_SHARE = 0.8
+#: How torch says that memory ran out where it raises a bare RuntimeError.
+_SIGNS = ("allocate memory", "not enough memory", "out of memory")
 
 
 def free_memory() -> dict[str, int]:
@@ -84,7 +86,7 @@ def explain_memory(
         yield
     except (MemoryError, RuntimeError) as error:
         known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and not any(sign in str(error) for sign in ("not enough memory", "out of memory")):
+        if not known and not any(sign in str(error) for sign in _SIGNS):
             raise
         there = ", ".join(f"{place} {gib(size)}" for place, size in free_memory().items())
         raise ModelError(f"out of memory while {doing} (free now: {there}); {advice}") from error

@@ -90,8 +90,8 @@ class LoadedModel:
     `digest` (16 hex digits) is of whatever turns a question into an answer: weights, config, tokenizer, chat
     template, and the system message where one is set; not of dtype and device. `device` is where token ids
     go. `info` holds scalars to report. The tokenizer pads on the left; its pad token may be its end token, so
-    mask by position. `base_world` is what the embedded model was taught (`people`, `facts`, `exposures`), None
-    for other models.
+    mask by position. `base_world` is what the embedded model was taught (`people`, `facts`, `exposures`); it
+    is None for other models.
     """
 
     model: transformers.PreTrainedModel
@@ -239,7 +239,8 @@ def _model(source: Source, dtype: torch.dtype, place: str, four_bit: bool, free:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as error:
         raise ModelError(
             f"{source.id} cannot be loaded ({type(error).__name__}: {_first_line(error)}). It has to be a "
-            f"causal language model that transformers {transformers.__version__} knows without code from elsewhere"
+            f"causal language model that transformers {transformers.__version__} knows by itself: code that "
+            "comes with a model is not run"
         ) from error
     if absent := sorted(report["missing_keys"]):
         raise ModelError(
@@ -264,8 +265,8 @@ def _check_vocabulary(source: Source, model, tokenizer) -> None:
     needed = max(tokenizer.get_vocab().values()) + 1
     if needed > rows:
         raise ModelError(
-            f"{source.id}: the tokenizer has {needed} tokens and the model embeds {rows}; one of them belongs to"
-            " another model"
+            f"{source.id}: the tokenizer has {needed} tokens and the model embeds {rows}; one of them "
+            "belongs to another model"
         )
 
 

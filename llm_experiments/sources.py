@@ -80,6 +80,7 @@ def find(name: str, *, revision: str | None = None, cache: Path | None = None) -
     """
     if not isinstance(name, str | os.PathLike) or not str(name):
         raise ModelError(f'{name!r} is no model: give "embedded", a hub id, a folder or a .gguf file')
+    name = str(name)
     path = Path(name).expanduser()
     if name == "embedded":
         if not (EMBEDDED / SINGLE).is_file():
@@ -92,16 +93,16 @@ def find(name: str, *, revision: str | None = None, cache: Path | None = None) -
         return _converted(path, cache)
     elif path.is_dir():
         kind, identity, folder = "folder", path.resolve().name, path
-    elif _looks_like_a_path(str(name)):
+    elif _looks_like_a_path(name):
         raise ModelError(
-            f"there is no folder or file {str(name)!r}; give a folder with config.json and safetensors, "
+            f"there is no folder or file {name!r}; give a folder with config.json and safetensors, "
             "a .gguf file, a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct', or 'embedded'"
         )
     else:
         kind, identity, folder = "hub", name, _downloaded(name, revision, cache)
     if kind != "hub":
         _refuse_revision(name, revision)
-    weights = _weight_files(folder, str(name))
+    weights = _weight_files(folder, name)
     return Source(
         id=identity,
         kind=kind,
@@ -113,9 +114,9 @@ def find(name: str, *, revision: str | None = None, cache: Path | None = None) -
     )
 
 
-def _refuse_revision(name, revision: str | None) -> None:
+def _refuse_revision(name: str, revision: str | None) -> None:
     if revision is not None:
-        raise ModelError(f"revision={revision!r} is for hub ids; {str(name)!r} is local and has no revisions")
+        raise ModelError(f"revision={revision!r} is for hub ids; {name!r} is local and has no revisions")
 
 
 def _looks_like_a_path(name: str) -> bool:
@@ -124,28 +125,42 @@ def _looks_like_a_path(name: str) -> bool:
 
 def _downloaded(name: str, revision: str | None, cache: Path | None) -> Path:
     """The snapshot folder of a hub id: small files first, then only the weight files the index names."""
-    from huggingface_hub import snapshot_download
-
-    options = {"cache_dir": None if cache is None else Path(cache) / "hub", "ignore_patterns": ["*/*"]}
     try:
-        folder = Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=["*.json", *SMALL_FILES, "README.md"], **options
-            )
-        )
+        folder = _snapshot(name, revision, cache, ["*.json", *SMALL_FILES, "README.md"])
         weights = _indexed(folder) or [SINGLE]
         if not all((folder / file).is_file() for file in weights):
-            snapshot_download(name, revision=folder.name, allow_patterns=weights, **options)
+            _snapshot(name, folder.name, cache, weights)
+    except ModelError:
+        raise
     except Exception as error:  # the hub's errors share no class: bad names, no network, gated, disk full
-        reason = str(error).strip().splitlines()
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise ModelError(
             f"{name!r} is neither 'embedded' nor a folder or .gguf file here, and as a hub id"
             f"{'' if revision is None else f' at revision {revision!r}'} it could not be fetched "
-            f"({type(error).__name__}: {reason[0] if reason else 'no reason given'}). Check the spelling; "
-            "gated models need `hf auth login`. Without a network, set HF_HUB_OFFLINE=1 and use a model that is in "
-            "the cache already, a local folder, or 'embedded', which needs no download"
+            f"({type(error).__name__}: {reason}). Check the spelling; gated models need `hf auth login`. "
+            "Without a network, set HF_HUB_OFFLINE=1 and use a model that is in the cache already, a local "
+            "folder, or 'embedded', which needs no download"
         ) from error
     return folder
+
+
+def _snapshot(name: str, revision: str | None, cache: Path | None, patterns: list[str]) -> Path:
+    """Files at the top of a repository; what is in the cache if the hub cannot be asked."""
+    from huggingface_hub import snapshot_download
+
+    options = {
+        "revision": revision,
+        "cache_dir": None if cache is None else Path(cache) / "hub",
+        "allow_patterns": patterns,
+        "ignore_patterns": ["*/*"],
+    }
+    try:
+        return Path(snapshot_download(name, **options))
+    except Exception as error:
+        try:
+            return Path(snapshot_download(name, local_files_only=True, **options))
+        except Exception:
+            raise error from None
 
 
 def _indexed(folder: Path) -> list[str]:
@@ -304,12 +319,22 @@ def _convert(file: Path, content: str, out: Path) -> None:
 
     try:
         reader = gguf.GGUFReader(file)
-        fields = {key: reader.get_field(key) for key in ("general.license", "general.file_type")}
+        kinds = ("bos", "eos", "padding", "unknown")
+        keys = [
+            "general.license",
+            "general.file_type",
+            *(f"tokenizer.ggml.{kind}_token_id" for kind in kinds),
+        ]
+        fields = {key: reader.get_field(key) for key in keys}
         said = {key: None if found is None else found.contents() for key, found in fields.items()}
         # The loader takes the file's name relative to a folder.
         where = {"pretrained_model_name_or_path": str(file.resolve().parent), "gguf_file": file.name}
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(**where)
+            for kind, role in zip(kinds, ("bos", "eos", "pad", "unk"), strict=True):
+                if (token := said[f"tokenizer.ggml.{kind}_token_id"]) is not None:
+                    # transformers 5.17 takes a default where the file says 0
+                    setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(int(token)))
             model = AutoModelForCausalLM.from_pretrained(
                 **where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
             )
