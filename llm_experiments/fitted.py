@@ -110,14 +110,10 @@ def fit(
         before = {"loss_base": mean_loss(loaded, rows, fitting.batch), "examples": len(rows), "seed": seed}
     names = tuple(adapter.name for adapter in library)
     if rule.name == "new-adapter":
-        made = _new_adapter(loaded, library, examples, seed, training)
-        fitted, merges, found = (
-            (made[0],),
-            {layer: Merge("sum", (1.0,)) for layer in made[0].modules},
-            made[1],
-        )
+        new, metrics = _new_adapter(loaded, library, examples, seed, training)
+        fitted, merges = (new,), {layer: Merge("sum") for layer in new.modules}
         with _frozen(loaded.model), apply(loaded, fitted, Merge("sum")):
-            found = {"loss": mean_loss(loaded, rows, fitting.batch), **found}
+            found = {"loss": mean_loss(loaded, rows, fitting.batch), "training": metrics}
     elif rule.name == "lorahub":
         fitted = tuple(library)
         w, found = _search(loaded, library, rows, fitting, options["penalty"], options["bound"])
@@ -261,6 +257,7 @@ def _new_adapter(
         metrics = train(
             loaded, examples, training, seed=seed, adapter_index=len(library), out=Path(folder, "new-adapter")
         )
+        del metrics["seconds"]  # details are the same for the same seed
         return adapters.read(Path(folder, "new-adapter"), name="new-adapter"), metrics
 
 

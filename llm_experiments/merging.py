@@ -130,7 +130,8 @@ def merge_modules(
 
     Every layer has its own random numbers, made from `seed` (or the rule's option of that name) and the name
     of the layer. Raw activations are the features, so Arrow's logits are |p . x| / T, and temperature scaling
-    "sqrt-width" divides them by sqrt(in) too. Prototypes stay in float64.
+    "sqrt-width" divides them by sqrt(in) too. Prototypes stay in float64. Each adapter's own scale s is in its
+    write factor, which factor-wise rules see where the scales of a library differ.
     """
     merges: Mapping[str, Merge] | None = None
     if isinstance(merge, FittedMerge):

@@ -12,9 +12,9 @@ from peft import ArrowConfig, LoraConfig, PeftModel, create_arrow_model, get_pef
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.arrow import ArrowLoraLinearLayer
 from tiny_models import tiny_llama, tiny_qwen2
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_experiments import adapters, fitted
+from benchmarks import arrow
+from llm_experiments import adapters, fitted, models
 from llm_experiments.adapters import AdapterError, AdapterWeights
 from llm_experiments.fitted import FORMS, Fitting, fit
 from llm_experiments.merging import (
@@ -24,7 +24,7 @@ from llm_experiments.merging import (
     module_seed,
     save_static,
 )
-from llm_experiments.prompts import form_of
+from llm_experiments.training import Training
 from toytransformer.adapters import LoRA
 from toytransformer.compositions.spec import Merge
 from toytransformer.merging import RULES, MergeContext, RuleError, merge
@@ -41,12 +41,7 @@ DOUBLE, SINGLE = 2**16 * np.finfo(np.float64).eps, 2**10 * np.finfo(np.float32).
 
 
 def load(folder):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    cpu = torch.device("cpu")
-    return SimpleNamespace(
-        model=model, tokenizer=tokenizer, id="tiny", digest="", device=cpu, form=form_of(tokenizer)
-    )
+    return models.load(str(folder), dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -399,6 +394,20 @@ def test_pefts_power_iteration_needs_a_spectral_gap(base, loaded, library, tmp_p
     assert distances[0] <= 100 * SINGLE and distances[1] > 0.01
 
 
+@pytest.mark.parametrize("case", list(arrow.cases(small=True)), ids=lambda case: case.about[:60])
+def test_the_benchmarked_prototypes_are_the_top_singular_vectors(case):
+    ours, other = (np.asarray(side.prepare(*side.arguments)()) for side in (case.ours, case.plain))
+    apart, allowed = case.difference(ours, other)
+    assert apart <= allowed
+    for p, (write, read) in zip(ours, arrow.adapters(*case.ours.arguments), strict=True):
+        _, values, right = np.linalg.svd(write.astype(float) @ read.T.astype(float))
+        assert 1 - abs(p @ right[0]) <= DOUBLE
+        assert np.linalg.norm((write.astype(float) @ read.T) @ p) == pytest.approx(values[0])
+    # PEFT's start has about equal parts of 16 directions; 30 powers of 0.95 leave the second at 0.2
+    if "0.95" in case.about:
+        assert 0.01 < apart < 0.5
+
+
 # ---------------------------------------------------------------- PEFT's static merges
 
 FULL = 32  # rank of every layer of the tiny model
@@ -582,8 +591,8 @@ def test_a_routing_cannot_be_saved(library, rule, tmp_path):
 
 
 def test_libraries_that_do_not_fit_the_model_are_refused(loaded, library):
-    def refused(given, words, error=RuleError, spec=None, target=loaded, **options):
-        with pytest.raises(error, match=words), apply(target, given, spec or Merge("sum"), **options):
+    def refused(given, words, error=RuleError, spec=None, **options):
+        with pytest.raises(error, match=words), apply(loaded, given, spec or Merge("sum"), **options):
             pass
         assert not any(module._forward_hooks for module in loaded.model.modules())
 
@@ -600,9 +609,9 @@ def test_libraries_that_do_not_fit_the_model_are_refused(loaded, library):
     refused(library, "fitted on examples first", spec=Merge("cat-fitted"))
     refused(library, "floating point", dtype=torch.int8)
     marked = replace(first, details={"base_digest": "feed"})
-    refused(
-        [marked], "trained on the base feed", target=SimpleNamespace(**{**vars(loaded), "digest": "beef"})
-    )
+    refused([marked], f"trained on the base feed.*{loaded.digest}")
+    with apply(loaded, [replace(first, details={"base_digest": loaded.digest})], Merge("sum")):
+        pass
     get_peft_model(loaded.model, LoraConfig(target_modules=["up_proj"]))
     refused(library, "still carries PEFT's adapters")
 
@@ -805,9 +814,8 @@ def test_fitted_merges_survive_saving(loaded, library, taught, rule, tmp_path):
 
 
 def test_a_new_adapter_is_trained_on_the_examples_alone(loaded, library, tmp_path):
-    training = pytest.importorskip("llm_experiments.training")
     examples = [Line(question, "Bob Stone lives in Paris.") for question in QUESTIONS]
-    recipe = training.Training(rank=2, alpha=2, epochs=5, learning_rate=0.02, batch=4, dropout=0.0)
+    recipe = Training(rank=2, alpha=2, epochs=5, learning_rate=0.02, batch=4, dropout=0.0)
     merge = fit(loaded, library, Merge("new-adapter"), examples, training=recipe)
     assert merge.details["loss"] < merge.details["loss_base"]
     assert merge.details["loss"] == pytest.approx(loss_under(loaded, library, merge, examples), abs=1e-3)
