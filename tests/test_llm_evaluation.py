@@ -76,7 +76,7 @@ def one_by_one(loaded, text, most):
 
 @MODELS
 def test_answers_are_those_of_generate_one_by_one(load, kind, chat):
-    loaded, most = load(kind, chat), 24
+    loaded, most = load(kind, chat), 16
     plain = [one_by_one(loaded, text, most) for text in QUESTIONS]
     logits = loaded.model(torch.tensor([prompt_ids(loaded, QUESTIONS[-1])])).logits
     tie = rounding(loaded, 100, logits)
