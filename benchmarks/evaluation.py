@@ -1,7 +1,7 @@
 """Asking a language model: `decoding.answers` against plain `generate`, one question at a time and batched.
 
-The same questions, the same greedy answers, float32 on the CPU. Ours sorts by length, prefills what all prompts
-begin with once, and lets finished rows leave the batch; `generate` in batches of the same size does none of it.
+The same questions, the same greedy answers, float32 on the CPU. Ours sorts by length, prefills what all
+prompts begin with once, and lets finished rows leave the batch; `generate` in batches does none of it.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def cases(small: bool = False, model: str = "embedded") -> Iterator[Case]:
         for about, size in (("one question at a time", 1), (f"in batches of {batch}", batch)):
             yield Case(
                 "answers",
-                f"{count} two-hop questions ({decode}) of {model}, batches of {batch}; plain is generate, {about}",
+                f"{count} two-hop questions ({decode}), {model}, batches of {batch}; plain generate {about}",
                 Side(ours, (model, decode, count, most, batch), repeats=2),
                 Side(generated, (model, decode, count, most, size), repeats=1),
                 same_answers,
