@@ -3,7 +3,7 @@
 Adapter k adds s B_k A_k d(x) to y = W x + b on its own rows, d = dropout. Written as one autograd function:
 W gets no gradient, nothing but x and A_k d(x) is kept for the way back, and the small products are added into
 the large ones in place. Everything is computed in the base's dtype (products of bfloat16 numbers are summed
-in float32); the factors and their gradients are float32.
+in float32); the factors and their gradients are float32, or float64 where the base is.
 
 Random masks of an adapter come from a generator of its own and do not depend on the others' rows.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,13 +27,10 @@ BITS = 1 << 16
 
 @dataclass
 class Factors:
-    """The factors of one layer. a: (adapter, rank, in), b: (adapter, out, rank), float32; scale: s.
+    """The factors of one layer, for each adapter. a: (rank, in), b: (out, rank); scale: s."""
 
-    Of one adapter they may come without the first axis, as PEFT's parameters do.
-    """
-
-    a: Tensor
-    b: Tensor
+    a: Sequence[Tensor]
+    b: Sequence[Tensor]
     scale: float
 
 
@@ -41,14 +38,16 @@ class Factors:
 class Pass:
     """What the layers need to know about the rows of the pass under way.
 
-    generators: one for each adapter. lengths: tokens of the longest row of each adapter, rows: how many it
-    has; the tensors have as many as the largest. dropout: 0 switches it off.
+    generators: of random masks, one for each adapter. dropout: 0 switches it off. active: numbers of the
+    adapters in the batch. lengths: tokens of the longest row of each of these, rows: how many it has; the
+    tensors have as many as the largest.
     """
 
-    generators: Sequence[torch.Generator] = ()
+    generators: Sequence[torch.Generator]
     dropout: float = 0.0
-    lengths: Sequence[int] = field(default=(1,))
-    rows: Sequence[int] = field(default=(1,))
+    active: Sequence[int] = (0,)
+    lengths: Sequence[int] = (1,)
+    rows: Sequence[int] = (1,)
 
     @property
     def kept(self) -> float:
@@ -61,8 +60,8 @@ class Pass:
             return None
         groups, _, length, width = x.shape
         drawn = [
-            self._draw((rows, tokens, width), generator, x.device).to(x.dtype)
-            for rows, tokens, generator in zip(self.rows, self.lengths, self.generators, strict=True)
+            self._draw((rows, tokens, width), self.generators[adapter], x.device).to(x.dtype)
+            for adapter, rows, tokens in zip(self.active, self.rows, self.lengths, strict=True)
         ]
         if groups == 1 and drawn[0].shape == x.shape[1:]:
             return drawn[0][None]
@@ -82,40 +81,50 @@ class Pass:
 @contextmanager
 def adapted(layers: Mapping[str, tuple[nn.Module, nn.Module, Factors]], rows: Pass) -> Iterator[None]:
     """Let each layer (module whose forward is called, the frozen Linear in it, factors) add its adapters."""
+    before = [(called, vars(called).get("forward")) for called, _, _ in layers.values()]
     try:
         for called, linear, factors in layers.values():
             called.forward = _Forward(linear, factors, rows)
         yield
     finally:
-        for called, _, _ in layers.values():
-            called.__dict__.pop("forward", None)
+        for called, forward in before:
+            vars(called).pop("forward", None)
+            if forward is not None:  # accelerate's, on models spread over devices
+                called.forward = forward
 
 
 class _Forward:
     def __init__(self, linear: nn.Module, factors: Factors, rows: Pass):
         self.linear, self.factors, self.rows = linear, factors, rows
+        self.frozen = linear.forward
         weight = getattr(linear, "weight", None)
         self.plain = type(linear) is nn.Linear and weight is not None and weight.is_floating_point()
 
     def __call__(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        a, b = (f if f.dim() == 3 else f[None] for f in (self.factors.a, self.factors.b))
-        groups = len(a)
+        groups = len(self.rows.active)
         split = x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
         masks = self.rows.masks(split)
         scale = self.factors.scale / (1.0 if masks is None else self.rows.kept)
         inputs = split.reshape(groups, -1, x.shape[-1])
         masks = None if masks is None else masks.reshape(inputs.shape)
         weight, bias = (self.linear.weight, self.linear.bias) if self.plain else (None, None)
-        y = _Lora.apply(inputs, a, b, scale, masks, weight, bias)
+        factors = [
+            every[adapter] for every in (self.factors.a, self.factors.b) for adapter in self.rows.active
+        ]
+        y = _Lora.apply(inputs, scale, masks, weight, bias, *factors)
         y = y.reshape(*x.shape[:-1], y.shape[-1])
-        return y if self.plain else self.linear(x) + y
+        return y if self.plain else self.frozen(x) + y
 
 
 class _Lora(torch.autograd.Function):
-    """x (adapter, row, in) -> W x + bias + scale B A (mask x), without W where it is None."""
+    """x (adapter, row, in) -> W x + bias + scale B A (mask x), without W where it is None.
+
+    factors: A of every adapter, then B of every adapter.
+    """
 
     @staticmethod
-    def forward(ctx, x, a, b, scale, mask, weight, bias):
+    def forward(ctx, x, scale, mask, weight, bias, *factors):
+        a, b = torch.stack(factors[: len(x)]), torch.stack(factors[len(x) :])
         a, b = a.to(x.dtype), (scale * b).to(x.dtype)
         dropped = x if mask is None else x * mask
         inner = _times(dropped, a.mT)
@@ -125,7 +134,7 @@ class _Lora(torch.autograd.Function):
             y = nn.functional.linear(x, weight, bias)
             _add_times(y, inner, b.mT)
         ctx.save_for_backward(dropped, a, b, inner, mask, weight)
-        ctx.scale = scale
+        ctx.scale, ctx.dtype = scale, factors[0].dtype
         return y
 
     @staticmethod
@@ -133,20 +142,21 @@ class _Lora(torch.autograd.Function):
         dropped, a, b, inner, mask, weight = ctx.saved_tensors
         grad = grad.contiguous()
         grad_inner = _times(grad, b)
-        grad_a = _times(grad_inner.mT, dropped).float() if ctx.needs_input_grad[1] else None
-        grad_b = _times(grad.mT, inner).float().mul_(ctx.scale) if ctx.needs_input_grad[2] else None
+        grads_a, grads_b = (None,) * len(a), (None,) * len(a)
+        if any(ctx.needs_input_grad[5 : 5 + len(a)]):
+            grads_a = _times(grad_inner.mT, dropped).to(ctx.dtype).unbind()
+        if any(ctx.needs_input_grad[5 + len(a) :]):
+            grads_b = _times(grad.mT, inner).to(ctx.dtype).mul_(ctx.scale).unbind()
         grad_x = None
         if ctx.needs_input_grad[0]:
-            if weight is None or mask is not None:
-                grad_x = _times(grad_inner, a)
-                if mask is not None:
-                    grad_x *= mask
-                if weight is not None:
-                    grad_x += grad @ weight
-            else:
+            if weight is not None and mask is None:
                 grad_x = grad @ weight
                 _add_times(grad_x, grad_inner, a)
-        return grad_x, grad_a, grad_b, None, None, None, None
+            else:
+                grad_x = _times(grad_inner, a)
+                grad_x = grad_x if mask is None else grad_x.mul_(mask)
+                grad_x = grad_x if weight is None else grad_x.add_(grad @ weight)
+        return grad_x, None, None, None, None, *grads_a, *grads_b
 
 
 def _times(left: Tensor, right: Tensor) -> Tensor:
@@ -162,11 +172,11 @@ def _add_times(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def losses(model: nn.Module, batch: Batch, prefix: Sequence[int], rows: Pass) -> Tensor:
-    """Mean of -log p over the answer tokens of each adapter's rows, (adapter,), in float32.
+    """Mean of -log p over the answer tokens of each adapter's rows, (adapter,), in float32 or better.
 
     model: a causal language model whose layers are `adapted` with `rows`, which is set to each pass here.
     """
-    groups = len(batch.rows)
+    groups = len(rows.active)
     most, length = len(batch.tokens) // groups, batch.tokens.shape[1]
     positions = (batch.mask.cumsum(1) - 1).clamp(min=0)
     mask, cached = batch.mask, {}
@@ -191,7 +201,9 @@ def losses(model: nn.Module, batch: Batch, prefix: Sequence[int], rows: Pass) ->
         **(cached or {"use_cache": False}),
     ).logits
     wanted = batch.targets != IGNORED
-    each = nn.functional.cross_entropy(logits[wanted].float(), batch.targets[wanted], reduction="none")
+    picked = logits[wanted]
+    picked = picked.to(torch.promote_types(picked.dtype, torch.float32))
+    each = nn.functional.cross_entropy(picked, batch.targets[wanted], reduction="none")
     if groups == 1:
         return each.mean()[None]
     counts = wanted.view(groups, -1).sum(1)

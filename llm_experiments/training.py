@@ -156,10 +156,15 @@ def train(
     with prepared(loaded, training):
         if training.variant == "sparse-b":
             dense = _fit(loaded, job, training, progress, half=0)
-            job.masks = {name: keep_largest(b, training.density) != 0 for name, (_, b) in dense.items()}
+            job.masks = sparse_masks(dense, training)
         factors = _fit(loaded, job, training, progress, half=1 if training.variant == "sparse-b" else None)
     job.write(loaded, training, factors, out)
     return job.metrics()
+
+
+def sparse_masks(factors: Mapping[str, tuple[Tensor, Tensor]], training: Training) -> dict[str, Tensor]:
+    """Which entries of B the variant "sparse-b" trains: of each module the largest, by magnitude."""
+    return {name: keep_largest(b, training.density) != 0 for name, (_, b) in factors.items()}
 
 
 def random_like(folder: str | os.PathLike, *, seed: int, out: str | os.PathLike) -> None:
@@ -386,7 +391,7 @@ def _fit(
             with adapted(layers, rows):
                 run(peft_model, loaded, job, training, trained, loss_of, seen)
             return {
-                name: (factors.a.detach().cpu().clone(), factors.b.detach().cpu().clone())
+                name: (factors.a[0].detach().cpu().clone(), factors.b[0].detach().cpu().clone())
                 for name, (_, _, factors) in layers.items()
             }
         finally:
@@ -412,7 +417,7 @@ def _layers(model: nn.Module, names: Sequence[str], job: Job, training: Training
             mask = job.masks[name].to(b.device)
             b.register_hook(lambda gradient, mask=mask: gradient * mask)
         trained.append(b)
-        layers[name] = (layer, layer.get_base_layer(), Factors(a, b, training.scale()))
+        layers[name] = (layer, layer.get_base_layer(), Factors([a], [b], training.scale()))
     return layers, trained
 
 
@@ -458,6 +463,14 @@ class _Watch(transformers.TrainerCallback):
         self.seen(state.global_step - 1, self.latest.pop().item())
 
 
+def optimizer_of(parameters: Sequence[Tensor], training: Training, steps: int):
+    """AdamW and the schedule of its learning rate."""
+    optimizer = torch.optim.AdamW(
+        parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
+    )
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: training.rate(step, steps))
+
+
 def run(peft_model, loaded: LoadedModel, job: Job, training: Training, trained, loss_of, seen) -> None:
     """All steps of one job through Trainer; `seen(step, loss)` behind each."""
     latest: list[Tensor] = []
@@ -467,10 +480,6 @@ def run(peft_model, loaded: LoadedModel, job: Job, training: Training, trained, 
         latest.append(loss.detach())
         return loss
 
-    optimizer = torch.optim.AdamW(
-        trained, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: training.rate(step, job.steps))
     with tempfile.TemporaryDirectory() as folder:
         known = {field.name for field in fields(transformers.TrainingArguments)}
         options = {
@@ -492,7 +501,7 @@ def run(peft_model, loaded: LoadedModel, job: Job, training: Training, trained, 
             model=peft_model,
             args=transformers.TrainingArguments(**{k: v for k, v in options.items() if k in known}),
             train_dataset=_Steps(job, loaded.tokenizer.pad_token_id),
-            optimizers=(optimizer, schedule),
+            optimizers=optimizer_of(trained, training, job.steps),
             callbacks=[_Watch(trained, training.clip, latest, seen)],
         )
         trainer.remove_callback(transformers.PrinterCallback)
