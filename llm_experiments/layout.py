@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from llm_experiments.tables import Comparison, Entry
+from llm_experiments.tables import KINDS, Comparison, Entry
 from toytransformer.compositions import OUTCOMES
 
 #: Columns of rows that are no records, by their kind; of other kinds, all scalars.
@@ -42,7 +42,8 @@ def grids(entries: Sequence[Entry], compared: Sequence[Comparison] = ()) -> list
     found = []
     for model, digest in dict.fromkeys((entry.model, entry.digest) for entry in entries):
         own = [entry for entry in entries if (entry.model, entry.digest) == (model, digest)]
-        for kind in dict.fromkeys(entry.kind for entry in own):
+        kinds = dict.fromkeys(entry.kind for entry in own)
+        for kind in sorted(kinds, key=lambda kind: kind not in KINDS.values()):
             asked = [entry for entry in own if entry.kind == kind]
             found.append(_accuracy(f"{model} ({digest}), {kind}: right answers in %", asked))
             if kind.startswith("two hops"):
@@ -133,7 +134,8 @@ def percent(share: float) -> str:
 def print_rich(grids: Iterable[Grid], console: Console) -> None:
     """Print on a terminal."""
     for grid in grids:
-        table = Table(title=escape(grid.title), box=box.SIMPLE, title_justify="left", title_style="bold")
+        console.print(escape(grid.title), style="bold")
+        table = Table(box=box.SIMPLE)
         for number, name in enumerate(grid.header):
             table.add_column(escape(name), justify="left" if number == 0 else "default")
         for row in grid.rows:

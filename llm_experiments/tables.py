@@ -284,21 +284,20 @@ def paper() -> dict[str, Any]:
 def printed(features: Mapping[str, Any], experiment: str | None = None) -> dict[str, Any] | None:
     """What the paper prints for such a group of rows, None where it has no such cell.
 
-    Of the model itself where it is one of the paper's, else the range over all of its models. Its libraries
+    Of the model itself where it is one of the paper's, else the range over all of its models; from the table
+    that `experiment` is named after, else from the one with most models. The paper's libraries
     were asked step by step; of single experts and of Table 12 it does not say how they were asked.
     """
     asked = _as_printed(features)
     if asked is None:
         return None
-    tables = [name for name in paper() if name != "models"]
-    tables.sort(key=lambda name: name != experiment)
-    for table in tables:
-        content = paper()[table]
-        models = content.get("models", paper()["models"])
+    tables = {name: {"models": paper()["models"], **paper()[name]} for name in paper() if name != "models"}
+    for table in sorted(tables, key=lambda name: (name != experiment, -len(tables[name]["models"]))):
+        content = tables[table]
         for row in content["rows"]:
             wanted = {k: v for k, v in {**content.get("fixed", {}), **row}.items() if k != "values"}
             if wanted.items() <= asked.items():
-                values = dict(zip(models, row["values"], strict=True))
+                values = dict(zip(content["models"], row["values"], strict=True))
                 own = str(features["source"]).rpartition("/")[2]
                 chosen = {own: values[own]} if own in values else values
                 known = [value for value in chosen.values() if not math.isnan(value)]

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -655,31 +654,3 @@ def test_a_terminal_shows_a_bar_with_the_time_left(folder):
     console.file.close()
     shown = (folder / "screen").read_text()
     assert "make 1" in shown and " left" in shown and "4/4" in shown
-
-
-# ---- the paper's tables ----
-
-
-def test_printed_tables_agree_where_the_paper_prints_a_number_twice():
-    tables = tomllib.loads((HERE.parent / "llm_experiments" / "paper_tables.toml").read_text())
-
-    def values(table: str, **where):
-        rows = ({**tables[table].get("fixed", {}), **row} for row in tables[table]["rows"])
-        found = [row["values"] for row in rows if where.items() <= row.items()]
-        assert len(found) == 1, (table, where)
-        return found[0]
-
-    for table in tables.keys() - {"models"}:
-        models = tables[table].get("models", tables["models"])
-        assert all(len(row["values"]) == len(models) for row in tables[table]["rows"])
-    for setup in (0, 2, 3, 4, 5, 6, 7, 8):
-        assert values("table1", setup=setup) == values("table10", setup=setup, rule="arrow")
-    for rule in ("uniform", "arrow"):
-        two = values("table10", setup=2, rule=rule)
-        assert values("table9", setup=2, layers="mlp", rule=rule) == two
-        plain = values("table7", dataset="R", library="two-hop", rule=rule)
-        assert values("table10", setup=0, rule=rule) == plain
-        for library in ("two-hop", "with-oracle"):
-            large = values("table7", dataset="F", library=library, rule=rule)[2]
-            assert values("table8", layers="mlp", library=library, rule=rule) == [large]
-    assert values("table2", adapters="LoRA", rule="arrow") == [values("table1", setup=0)[1]]
