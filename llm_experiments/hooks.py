@@ -84,6 +84,7 @@ class Tally:
 
     def add(self, weights: torch.Tensor, shape: Sequence[int]) -> None:
         with torch.no_grad():
+            weights = weights.double() if weights.device.type != "mps" else weights
             real = self.padding.tokens(shape, weights.device)[:, None].to(weights)
             first = (weights == weights.amax(dim=1, keepdim=True)).to(weights)
             first = first / first.sum(dim=1, keepdim=True)

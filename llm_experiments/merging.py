@@ -42,6 +42,9 @@ from toytransformer.merging import merge as merge_factors
 
 #: Updates and prototypes are computed in this precision; shifts in the `dtype` of `apply`.
 PRECISION = torch.float64
+#: Similarities closer than so many units of rounding, times |x|, are a tie. The theory leaves more room, as
+#: its ties are exact; among the small cosines of real activations many are as close as that and no tie.
+TIED = 16
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,9 @@ def apply(
     """Add the merged library to `loaded.model` for the duration of the context.
 
     Each target layer computes base(x) + shift(x), the shift in `dtype` (sum and rounding as in PEFT), Arrow's
-    routing in float64. An empty library is the base. statistics: gather `AppliedMerge.routing`. The model is
-    as it was afterwards, also after an exception. Errors: RuleError and AdapterError, before any change.
+    routing in float32 at least. An empty library is the base. statistics: gather `AppliedMerge.routing`. The
+    model is as it was afterwards, also after an exception. Errors: RuleError and AdapterError, before any
+    change.
     """
     if not dtype.is_floating_point:
         raise RuleError(f"dtype is {dtype}; give a floating point one such as torch.float32")
@@ -130,8 +134,8 @@ def merge_modules(
 
     Every layer has its own random numbers, made from `seed` (or the rule's option of that name) and the name
     of the layer. Raw activations are the features, so Arrow's logits are |p . x| / T, and temperature scaling
-    "sqrt-width" divides them by sqrt(in) too. Prototypes stay in float64. Each adapter's own scale s is in its
-    write factor, which factor-wise rules see where the scales of a library differ.
+    "sqrt-width" divides them by sqrt(in) too. Prototypes are kept in float32 at least. Each adapter's own
+    scale s is in its write factor, which factor-wise rules see where the scales of a library differ.
     """
     merges: Mapping[str, Merge] | None = None
     if isinstance(merge, FittedMerge):
@@ -347,11 +351,12 @@ def _converted(merged: Merged, dtype: torch.dtype, device: torch.device) -> Merg
         if isinstance(update, LoRA):
             return replace(merged, update=converted(update, dtype, device))
         return replace(merged, update=update.to(device=device, dtype=dtype))
-    exact = torch.float32 if device.type == "mps" else PRECISION
+    routed = torch.promote_types(dtype, torch.float32)
     return replace(
         merged,
         adapters=tuple(converted(lora, dtype, device) for lora in merged.adapters),
-        prototypes=merged.prototypes.to(device=device, dtype=exact),
+        prototypes=merged.prototypes.to(device=device, dtype=routed),
+        slack=TIED * torch.finfo(routed).eps,
     )
 
 

@@ -50,7 +50,8 @@ class RoutedMerge:
 
     inverse_temperature multiplies |p_i . phi|; infinite makes the choice hard.
     spectral_gap is the smallest (s_1 - s_2) / s_1 of the adapters: at 0 the prototypes, and so the result,
-    are arbitrary.
+    are arbitrary. slack: similarities that differ by less than this times |phi| are tied; None for what may
+    be rounding in their precision.
     """
 
     adapters: tuple[LoRA, ...]
@@ -60,6 +61,7 @@ class RoutedMerge:
     top_k: int
     factor_wise: bool
     details: Mapping[str, Any] = field(default_factory=dict)
+    slack: float | None = None
 
     def routing(self, features: Float[Array, "prompt feature"]) -> Float[Array, "prompt adapter"]:
         """The weights of the adapters on each prompt: not negative, of sum 1.
@@ -69,7 +71,8 @@ class RoutedMerge:
         """
         xp = array_namespace(features, self.prototypes)
         similarity = xp.abs(features @ self.prototypes.T)
-        slack = rounding(similarity) * xp.linalg.vector_norm(features, axis=1, keepdims=True)
+        slack = rounding(similarity) if self.slack is None else self.slack
+        slack = slack * xp.linalg.vector_norm(features, axis=1, keepdims=True)
         hard = math.isinf(self.inverse_temperature)
         ranked = xp.sort(similarity, axis=1, descending=True)
         last = ranked[:, 0 if hard else self.top_k - 1][:, None]
