@@ -20,6 +20,7 @@ from toytransformer.command_line import run as run_command
 if TYPE_CHECKING:
     from llm_experiments.experiments import Base
     from llm_experiments.models import LoadedModel
+    from llm_experiments.profiles import Profile
     from llm_experiments.store import Store
 
 #: Where results go unless --out says otherwise; experiments that share cells share them there.
@@ -121,7 +122,7 @@ def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) 
     for name, experiment in EXPERIMENTS.items():
         row = [name, escape(experiment.about), escape(experiment.source)]
         if base is not None:
-            planned = experiment.plan(base, _profile(profile_name, base), _seeds(seeds))
+            planned = experiment.plan(base, _profile(profile_name), _seeds(seeds))
             row.append(str(len(in_order(planned))))
         table.add_row(*row)
     console.print(table)
@@ -162,10 +163,9 @@ def run_experiment(
 
     if name not in EXPERIMENTS:
         raise click.UsageError(f"there is no experiment {name!r}: choose {', '.join(EXPERIMENTS)}")
-    store = Store(out)
+    profile, training_seeds = _profile(profile_name), _seeds(seeds)
     model_chosen = chosen(**model)
-    base = model_chosen.base
-    profile, training_seeds = _profile(profile_name, base), _seeds(seeds)
+    base, store = model_chosen.base, Store(out)
     cells = EXPERIMENTS[name].plan(base, profile, training_seeds)
     order = in_order(cells)
     entry = {
@@ -213,7 +213,8 @@ def status(folder: Path) -> int:
     console = Console(highlight=False, soft_wrap=True)
     problems = store.problems()
     missing_any = False
-    for entry in _runs(store):
+    runs = _runs(store)
+    for entry in runs:
         missing = [cell for cell in entry["cells"] if not store.finished(cell["name"])]
         missing_any = missing_any or bool(missing)
         total = len(entry["cells"])
@@ -227,8 +228,8 @@ def status(folder: Path) -> int:
             left = Estimate((Planned(cell["name"]) for cell in entry["cells"]), store).left()
             console.print(f"  about {duration(left)} left; missing:")
             _print_some(console, [cell["label"] for cell in missing])
-    if not store.runs():
-        console.print("nothing was run into this folder")
+    if not runs:
+        console.print("nothing known was run into this folder")
     if failures := sorted((folder / "failures").glob("*.txt")):
         console.print("failed, with traceback:")
         _print_some(console, [str(path) for path in failures])
@@ -292,10 +293,8 @@ def table(source: Path, experiment: str | None, form: str, compare: bool) -> Non
         store = Store(source, write=False)
         runs = [run for run in store.runs() if experiment in (None, run["experiment"])]
         if not runs:
-            names = sorted({run["experiment"] for run in store.runs()})
-            raise click.UsageError(
-                f"no run of {experiment!r} in '{source}': there are {', '.join(names) or 'none'}"
-            )
+            names = ", ".join(sorted({run["experiment"] for run in store.runs()})) or "none"
+            raise click.UsageError(f"no run of {experiment or 'anything'} in '{source}': there are {names}")
         only = None if experiment is None else {cell["name"] for run in runs for cell in run["cells"]}
         records = tables.read_rows(store.rows(only=only), str(source))
         for name in store.row_files():
@@ -416,7 +415,7 @@ def _seeds(text: str) -> tuple[int, ...]:
         raise click.UsageError(f"--seeds is {text!r}: give whole numbers by comma, such as 0,1,2") from None
 
 
-def _profile(name: str | None, base: Base):
+def _profile(name: str | None) -> Profile:
     """The profile of that name; without one, the first."""
     from llm_experiments.profiles import PROFILES
 

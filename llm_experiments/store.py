@@ -165,10 +165,8 @@ class Store:
         for entry in self._entries("partial"):
             if not PARTIAL.fullmatch(entry.name):
                 found.append(Problem(f"partial/{entry.name}", "is foreign: no cell is computed there", False))
-        try:
-            self.runs()
-        except StoreError as error:
-            return [*found, Problem(RUN, str(error))]
+        if problem := self._run_list()[1]:
+            return [*found, problem]
         for path in sorted(self.folder.glob("*.jsonl.gz")):
             try:
                 with gzip.open(path) as file:
@@ -319,8 +317,19 @@ class Store:
 
         Each has experiment, model, digest, seeds, profile, and cells: {"name", "label"} in the plan's order.
         """
-        path = self.folder / RUN
-        return read_signed(path, "runs")["runs"] if path.exists() else []
+        runs, problem = self._run_list()
+        if problem:
+            raise StoreError(f"'{self.folder}': {problem}; run into it again to write it anew")
+        return runs
+
+    def _run_list(self) -> tuple[list[dict[str, Any]], Problem | None]:
+        """The runs, or none of them and what is wrong with run.json."""
+        if not (path := self.folder / RUN).exists():
+            return [], None
+        try:
+            return read_signed(path, "runs")["runs"], None
+        except StoreError as error:
+            return [], Problem(RUN, str(error))
 
     def add_run(self, run: Mapping[str, Any], cells: Sequence[Mapping[str, str]]) -> list[Problem]:
         """Enter a run and its cells into run.json; the same run (all but its cells equal) is entered once.
@@ -330,13 +339,11 @@ class Store:
         problems, entry = [], {**run, "cells": [dict(cell) for cell in cells]}
         canonical(entry)
         with self.lock(RUN, wait=True):
-            try:
-                runs = self.runs()
-            except StoreError as error:
-                problems = [Problem(RUN, str(error))]
+            runs, problem = self._run_list()
+            if problem:
+                problems = [problem]
                 with told_clearly(self.folder, f"rejected/{RUN}"):
                     os.rename(self.folder / RUN, self._reject(RUN))
-                runs = []
             entry = json.loads(canonical(entry))
             same = [{**old, "cells": None} == {**entry, "cells": None} for old in runs]
             if entry not in runs:

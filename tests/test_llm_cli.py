@@ -1,0 +1,344 @@
+"""The command line of the measurements: what it runs, prints and refuses, on toy cells and a toy model."""
+
+import csv
+import io
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from test_llm_tables import rows
+from toy_cells import plan
+
+from llm_experiments import __main__ as command
+from llm_experiments import adapters, experiments, profiles, runner, sources
+from llm_experiments.experiments import Base, Experiment
+from llm_experiments.runner import Cell
+from llm_experiments.sources import ModelError
+from llm_experiments.store import Store
+from toytransformer.adapters import LoRA
+from toytransformer.compositions import write_jsonl
+
+COMMANDS = ("list", "run", "status", "table", "pretrain", "export", "merge", "check")
+
+
+@dataclass(frozen=True)
+class Measure(Cell):
+    """Rows as a measurement writes them; fails without the model if it needs one."""
+
+    kind = "measure"
+
+    right: str
+    rule: str
+    seed: int
+    needs_model: bool = field(default=False, compare=False)
+
+    @property
+    def label(self) -> str:
+        return f"{self.rule}, seed {self.seed}"
+
+    def compute(self, context, folder):
+        if self.needs_model:
+            assert context.model
+        write_jsonl(folder / "rows.jsonl", rows(self.right, rule=self.rule, seed=self.seed))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run the command line in this process, on two toy experiments: (status, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.chdir(tmp_path)
+
+    def load():
+        raise ModelError("no such model here: give another")
+
+    def measured(asked):
+        for seed in asked.seeds:
+            yield Measure("11b.", "mean", seed)
+            yield Measure("1111", "arrow-products", seed)
+
+    def needing(asked):
+        yield Measure("1", "mean", 0)
+        yield Measure("b", "ties", 0, needs_model=True)
+
+    toys = {
+        "toys": Experiment(lambda asked: plan(2), "cells without rows of answers", "nowhere"),
+        "measured": Experiment(measured, "two rules", "Table 1"),
+        "needing": Experiment(needing, "one cell that needs a model", "nowhere"),
+    }
+    monkeypatch.setattr(experiments, "EXPERIMENTS", toys)
+    base = Base("toy/model", "0123456789abcdef")
+    monkeypatch.setattr(command, "chosen", lambda *model, **named: command.Chosen(base, load))
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["llm_experiments", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+def refused(result, *words):
+    status, out, err = result
+    assert status == 2, result
+    assert out == "" and err.count("\n") == 1 and err.startswith("error: "), result
+    for word in words:
+        assert word in err, (word, err)
+
+
+# ---- list, help ----
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help(run, name):
+    status, out, err = run(*[name] * bool(name), "--help")
+    assert status == 0 and err == "" and "Usage" in out
+    if not name:
+        assert all(f"  {each} " in out for each in COMMANDS)
+
+
+def test_list_names_experiments_profiles_and_models(run):
+    status, out, err = run("list", "--count", "--seeds", "0,1")
+    assert status == 0 and err == ""
+    for name in ("toys", "measured", *profiles.PROFILES, "embedded", "Qwen/Qwen2.5-7B-Instruct"):
+        assert f" {name} " in out
+    listed = (line.split() for line in out.splitlines())
+    counts = {words[0]: words[-1] for words in listed if words and words[0] in experiments.EXPERIMENTS}
+    assert counts == {"toys": "4", "measured": "4", "needing": "2"}
+
+
+def test_nothing_heavy_is_imported_for_what_needs_no_model():
+    code = "import sys; from llm_experiments import __main__, runner, store; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+# ---- run, status, table ----
+
+
+def test_run_then_status_then_table(run, tmp_path):
+    status, out, err = run("run", "measured", "--seeds", "0,1", "--out", "here")
+    assert status == 0
+    assert "4 of 4 cells finished, 4 of them now" in out and "table here" in out
+    assert err.count("\n") == 4 and "left" in err
+    status, out, err = run("run", "measured", "--seeds", "0,1", "--out", "here")
+    assert status == 0 and "4 of 4 cells finished, 0 of them now" in out and err == ""
+    status, out, err = run("status", "here")
+    assert (
+        status == 0 and "measured on toy/model (0123456789abcdef)" in out and "4 of 4 cells finished" in out
+    )
+    assert f"profile {next(iter(profiles.PROFILES))}, seeds 0, 1" in out
+
+    status, out, err = run("table", "here")
+    assert status == 0 and "75 to 75" not in out and "50 [" in out and "paper" in out and "p = 0.5" in out
+    assert run("table", "here", "--no-compare")[1].count("p = ") == 0
+    status, out, err = run("table", "here", "--form", "csv")
+    lines = list(csv.DictReader(io.StringIO(out)))
+    assert [float(line["share"]) for line in lines] == [0.5, 1.0]
+    status, out, err = run("table", "here", "--form", "json", "--experiment", "measured")
+    assert [entry["rule"] for entry in json.loads(out)["entries"]] == ["mean", "arrow-products"]
+    status, out, err = run("table", "here", "--form", "markdown")
+    assert out.startswith("### ") and "| setup-2: hop1+hop2 mean |" in out
+    status, alone, err = run("table", Path("here") / "rows.jsonl.gz", "--form", "markdown")
+    assert status == 0 and alone == out
+
+
+def test_results_of_several_runs_share_a_folder(run):
+    assert run("run", "measured", "--seeds", "0", "--out", "here")[0] == 0
+    out = run("run", "measured", "--seeds", "0,1", "--out", "here")[1]
+    assert "4 of 4 cells finished, 2 of them now" in out
+    assert run("run", "needing", "--out", "here")[0] == 1
+    out = run("table", "here", "--experiment", "needing", "--form", "csv")[1]
+    assert [line["items"] for line in csv.DictReader(io.StringIO(out))] == ["1"]
+    refused(run("table", "here", "--experiment", "toys"), "no run of toys", "measured, needing")
+    assert len(Store("here", write=False).runs()) == 3
+
+
+def test_a_failed_cell_is_listed_and_the_others_are_kept(run):
+    status, out, err = run("run", "needing", "--out", "here")
+    assert status == 1 and "1 of 2 cells finished" in out
+    assert "1 failed:\n  ties, seed 0: no such model here: give another\n" in err
+    status, out, err = run("status", "here")
+    assert status == 1 and "1 of 2 cells finished" in out and "missing:\n  ties, seed 0" in out
+    assert "failed, with traceback" in out
+
+
+def test_limit_ends_a_call_after_so_many_cells(run):
+    for finished in (2, 4):
+        status, out, _ = run("run", "measured", "--seeds", "0,1", "--limit", "2", "--out", "here")
+        assert status == 0 and f"{finished} of 4 cells finished, 2 of them now" in out
+    assert "table here" in out
+
+
+@pytest.mark.parametrize("stop, code", [(KeyboardInterrupt(), 130), (runner.Stopped(), 143)])
+def test_stopped_it_says_what_is_kept(run, monkeypatch, stop, code):
+    def stopped(*args, **kwargs):
+        raise stop
+
+    monkeypatch.setattr(runner, "run", stopped)
+    status, _, err = run("run", "toys", "--out", "here")
+    assert status == code
+    assert err == "stopped: 0 of 4 cells are finished; the same command goes on\n"
+
+
+def test_status_names_what_is_not_trusted(run, tmp_path):
+    run("run", "toys", "--out", "here")
+    victim = next((tmp_path / "here" / "cells").glob("make-*"))
+    (victim / "parts" / "0.txt").write_text("changed")
+    (tmp_path / "here" / "note.txt").write_text("mine")
+    status, out, err = run("status", "here")
+    assert status == 1
+    assert f"cells/{victim.name}/parts/0.txt: has 7 bytes" in out and "note.txt: is foreign" in out
+    assert "3 of 4 cells finished" in out and "missing:\n  make " in out
+    status, out, err = run("run", "toys", "--out", "here")
+    assert status == 0 and "set aside" in err and "4 of 4 cells finished, 1 of them now" in out
+    (tmp_path / "here" / "note.txt").unlink()
+    status, out, err = run("status", "here")
+    assert status == 0 and "set aside earlier" in out
+    (tmp_path / "here" / "run.json").write_text("{}")
+    status, out, err = run("status", "here")
+    assert status == 1 and "run.json: is no file of ours" in out
+
+
+def test_bad_arguments_are_one_line(run, tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thing").touch()
+    refused(run("run", "none"), "there is no experiment 'none'", "measured")
+    refused(run("run", "toys", "--seeds", "a,b"), "--seeds is 'a,b'", "0,1,2")
+    refused(run("run", "toys", "--seeds", "1,1"), "each once")
+    refused(run("run", "toys", "--profile", "huge"), "there is no profile 'huge'", *profiles.PROFILES)
+    refused(run("run", "toys", "--out", "file"), "is a file")
+    refused(run("run", "toys", "--out", "other"), "holds other things (thing)")
+    refused(run("run", "toys", "--limit", "0"), "--limit")
+    refused(run("status", "missing"), "is not there")
+    refused(run("table", "missing"), "is not there")
+    refused(run("table", "file"), "not a record")
+    refused(run("table", "other"), "no run of anything")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "other", "out"]
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, sys.argv.pop())
+from toy_cells import Conditions, plan
+
+cells = plan(1, Conditions(Path(sys.argv.pop()), pause=1.0))
+toys = SimpleNamespace(plan=lambda base, profile, seeds: cells)
+base = SimpleNamespace(id="toy", digest="01")
+# The real ones import torch, which takes longer than all the rest.
+sys.modules["llm_experiments.experiments"] = SimpleNamespace(EXPERIMENTS={"toys": toys})
+sys.modules["llm_experiments.profiles"] = SimpleNamespace(PROFILES={"p": SimpleNamespace(name="p")})
+from llm_experiments import __main__ as command
+
+command.chosen = lambda **model: command.Chosen(base, None)
+command.main()
+"""
+
+
+def test_a_killed_command_goes_on(tmp_path):
+    """The real thing: a process of the command line's own code, ended by SIGTERM while a cell is computed."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    line = [sys.executable, "program.py", "run", "toys", "--out", "out", "log", str(Path(__file__).parent)]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert "make 0" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate()
+    assert process.returncode == 143, err
+    assert err == "stopped: 1 of 2 cells are finished; the same command goes on\n" and out == ""
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "2 of 2 cells finished, 1 of them now" in done.stdout
+
+
+# ---- models ----
+
+
+@pytest.mark.parametrize(
+    "options, suffix",
+    [
+        ({}, ""),
+        ({"dtype": "bfloat16"}, "-bfloat16"),
+        ({"dtype": "bfloat16", "four_bit": True}, "-bfloat16-nf4"),
+    ],
+)
+def test_what_a_model_computes_in_is_part_of_its_digest(monkeypatch, tmp_path, options, suffix):
+    found = sources.Source("toy", "folder", tmp_path, "0123456789abcdef")
+    monkeypatch.setattr(sources, "find", lambda name, revision: found)
+    given = {"dtype": "float32", "device": "cpu", "four_bit": False, "revision": None, **options}
+    base = command.chosen(model="toy", **given).base
+    assert (base.id, base.digest, base.world) == ("toy", f"0123456789abcdef{suffix}", None)
+
+
+def test_a_missing_model_is_refused_before_anything_runs(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(
+        sys, "argv", ["x", "run", "quick", "--model", "./nowhere", "--out", str(tmp_path / "new")]
+    )
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    refused((ended.value.code, *capsys.readouterr()), "nowhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- adapters, data, pretraining ----
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two adapters that fit together, one of another rank, one that is a DoRA."""
+    torch.manual_seed(0)
+    ranks = {"one": 2, "two": 2, "three": 3, "dora": 2}
+    for name, rank in ranks.items():
+        modules = {f"layers.{i}.up_proj": LoRA(torch.randn(6, rank), torch.randn(4, rank)) for i in range(2)}
+        adapters.write(tmp_path / name, name, modules, "base")
+    config = json.loads((tmp_path / "dora" / "adapter_config.json").read_text())
+    (tmp_path / "dora" / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
+    return [tmp_path / name for name in ranks]
+
+
+def test_check_refuses_by_name(run, folders):
+    one, two, three, dora = folders
+    status, out, _ = run("check", one, two)
+    assert status == 0 and out.count("fine") == 3 and "rank 2, 2 modules, base base" in out
+    status, out, _ = run("check", one, dora, three, one / "nothing")
+    assert status == 1
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == ["fine", "refused", "fine", "refused", "refused"]
+    assert "DoRA" in lines[1] and "nothing" in lines[3] and lines[4].startswith("refused  together: ")
+
+
+def test_merge_writes_the_merge_as_one_adapter(run, folders, tmp_path):
+    one, two, _, dora = folders
+    status, out, _ = run("merge", one, two, "--rule", "sum", "--weights", "0.5,2", "--out", "merged")
+    assert status == 0 and "rank 4" in out
+    parts = [adapters.read(folder).modules["layers.0.up_proj"] for folder in (one, two, tmp_path / "merged")]
+    first, second, merged = (part.write @ part.read.T for part in parts)
+    assert torch.allclose(merged, 0.5 * first + 2 * second, atol=1e-5)
+    refused(run("merge", one, two, "--out", "merged"), "is there already")
+    refused(run("merge", one, two, "--out", "new", "--rule", "arrow-products"), "arrow-products")
+    refused(run("merge", one, two, "--out", "new", "--weights", "1"), "weights")
+    refused(run("merge", one, dora, "--out", "new"), "DoRA")
+    assert not (tmp_path / "new").exists()
+
+
+def test_export_writes_a_data_set(run, tmp_path):
+    status, _, _ = run("export", "data", "--triplets", "3", "--dataset", "F")
+    assert status == 0 and "manifest.json" in {path.name for path in (tmp_path / "data").iterdir()}
+    assert json.loads((tmp_path / "data" / "manifest.json").read_text())["triplets"] == 3
+    refused(run("export", "data"), "not an empty folder")
+
+
+def test_pretrain_writes_where_the_embedded_model_is_looked_for(run, monkeypatch):
+    pretrain = pytest.importorskip("llm_experiments.embedded.pretrain")
+    asked = []
+    monkeypatch.setattr(pretrain, "main", lambda out, seed: asked.append((out, seed)) or out)
+    assert run("pretrain")[0] == run("pretrain", "--out", "new", "--seed", "3")[0] == 0
+    assert asked == [(sources.EMBEDDED, 0), (Path("new"), 3)]
