@@ -216,6 +216,11 @@ class Shift:
     def holds(self) -> bool:
         return self.ratio <= 1
 
+    def row(self) -> dict[str, Any]:
+        """Everything but the coefficients, as plain data."""
+        kept = ("layer", "error", "ratio", "holds", "moved", "size")
+        return {name: getattr(self, name) for name in kept}
+
 
 def check_shift(
     loaded: LoadedModel,

@@ -34,6 +34,11 @@ class Values:
     size: tuple[float, ...]
     steps: int
 
+    def rows(self) -> list[dict[str, float]]:
+        """One row of plain data for each fact."""
+        each = zip(self.start, self.nll, self.size, strict=True)
+        return [{"nll_before": a, "nll": b, "size": c, "steps": self.steps} for a, b, c in each]
+
 
 def value_vectors(
     loaded: LoadedModel,
@@ -66,6 +71,7 @@ def value_vectors(
     rows = _taught(loaded, questions, answers, begun)
     size = np.linalg.norm(observe(loaded, questions, [layer], begun=begun)[layer].base.astype(float), axis=1)
     device, hidden = down.linear.weight.device, down.linear.out_features
+    device = loaded.device if device.type == "meta" else device  # weights that are moved in for each pass
     scale = torch.tensor(size / np.sqrt(hidden), dtype=torch.float32, device=device)[:, None]
     direction = None if read is None else torch.tensor(read, dtype=torch.float32, device=device)
     free = torch.zeros(len(rows), hidden, device=device, requires_grad=True)

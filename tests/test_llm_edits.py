@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 import math
+import os
 import types
 
 import numpy as np
@@ -347,6 +348,8 @@ def test_an_edit_makes_the_model_write_the_answer(taught, layer):
     assert not taught.model.training
     (shift,) = edits.check_shift(taught, [edit], [HOMES[0][0], question], begun=["", start])
     assert shift.holds
+    assert shift.row().keys() == {"layer", "error", "ratio", "holds", "moved", "size"}
+    assert edit.values.rows()[0]["nll"] == edit.values.nll[0]
     size = np.linalg.norm(edit.lora.write[:, 0])
     base = features.observe(taught, [question], [layer], begun=[start])[layer].base
     assert edit.values.size[0] == pytest.approx(size / np.linalg.norm(base), rel=1e-5)
@@ -676,3 +679,31 @@ def test_lora_of_an_edit_is_the_theorys(qwen2):
     assert isinstance(edit.lora, LoRA)
     v, w = edit.keys[0], edit.lora.write[:, 0]
     assert np.allclose(edit.lora.delta(), np.outer(w, v) / (v @ v), rtol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("LLM_MODEL" not in os.environ, reason="LLM_MODEL names no model (folder, file, hub id)")
+def test_a_real_model_is_edited_and_the_right_y_is_not_singled_out():
+    """Recall, the identity and eq. 25 on a real model, in the upper half of its layers."""
+    loaded = load(os.environ["LLM_MODEL"], dtype="float32", device="cpu")
+    composition = catalogue.build("two-hop", facts=12, known=False)
+    names = lexicon(composition, dataset="R", seed=0, base_world=loaded.base_world)
+    asked = chains.chains(composition, names, 0)
+    others = chains.unrelated(names, 40, seed=1, base_world=loaded.base_world)
+    layer = len(features.down_projections(loaded.model)) * 2 // 3
+    covariance = features.key_covariance(features.features(loaded, others[:30], layer))
+    pair = []
+    for taught in (asked.hop1[:3], asked.hop2[:3]):
+        questions = [example.question for example in taught]
+        answers = [example.answer for example in taught]
+        edit = edits.write_facts(loaded, questions, answers, layer, covariance=covariance)
+        with edits.applied(loaded, [edit]):
+            found = edits.recalled(loaded, questions, [example.entity for example in taught])
+        assert all(each.contains for each in found)
+        pair.append(edit)
+    for dtype in (torch.float64, torch.float32):
+        two_hop = [example.question for example in asked.two_hop]
+        assert all(each.holds for each in edits.check_shift(loaded, pair, two_hop, dtype=dtype))
+    layers = overlaps.measured(loaded, **asked.questions(), reference=others[:30], unrelated=others[30:])
+    row = overlaps.tests_over_layers(layers, metrics=["centred"], together=[False])[0]
+    assert row["c1_p"] < 0.001 < row["c2_p"]
