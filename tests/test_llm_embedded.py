@@ -215,6 +215,18 @@ def test_pretraining_learns_and_repeats_itself(small, tmp_path):
     assert loaded.base_world.exposures and loaded.info["license"] == "apache-2.0"
 
 
+def test_pretraining_never_sees_the_wordings_kept_for_tests(small, tmp_path, monkeypatch):
+    asked = []
+
+    def watched(*args, templates, **settings):
+        asked.append(set(templates))
+        return samples(*args, templates=templates, **settings)
+
+    monkeypatch.setattr(pretrain, "samples", watched)
+    pretrain.main(tmp_path / "new", log=lambda line: None, **small | {"examples": 20})
+    assert asked and not set().union(*asked) & set(measure.HELD_OUT)
+
+
 def test_pretraining_leaves_what_is_there_and_nothing_half_done(small, tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     with pytest.raises(pretrain.PretrainError, match="exists"):
