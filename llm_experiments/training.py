@@ -11,6 +11,7 @@ the paper is silent. Same seed, same adapter: bit for bit on a CPU with the same
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
 import os
@@ -107,7 +108,7 @@ class Training:
         rising = math.ceil(self.warmup * steps)
         if step < rising:
             return (step + 1) / (rising + 1)
-        return (steps - step) / (steps - rising) if self.schedule == "linear" else 1.0
+        return (steps - step) / max(1, steps - rising) if self.schedule == "linear" else 1.0
 
 
 _CHOICES = {
@@ -505,4 +506,8 @@ def run(peft_model, loaded: LoadedModel, job: Job, training: Training, trained, 
             callbacks=[_Watch(trained, training.clip, latest, seen)],
         )
         trainer.remove_callback(transformers.PrinterCallback)
-        trainer.train()
+        gc.freeze()  # Trainer collects garbage first, which takes seconds among a large program's objects
+        try:
+            trainer.train()
+        finally:
+            gc.unfreeze()
