@@ -731,6 +731,17 @@ def test_coefficients_fitted_by_gradient(loaded, library, taught, spec):
     assert not any(module._forward_hooks for module in loaded.model.modules())
 
 
+@pytest.mark.parametrize("rule", ["cat-fitted", "lorahub"])
+def test_a_fit_leaves_the_model_as_it_was(loaded, library, taught, rule):
+    loaded.model.train()
+    loaded.model.model.norm.eval()
+    weight = loaded.model.model.norm.weight.requires_grad_(True)
+    fit(loaded, library, Merge(rule), taught, fitting=Fitting(steps=1, evaluations=2))
+    assert loaded.model.training and not loaded.model.model.norm.training
+    assert weight.requires_grad and weight.grad is None
+    assert sum(parameter.requires_grad for parameter in loaded.model.parameters()) == 1
+
+
 def test_the_gradient_is_that_of_the_loss(loaded, library, taught):
     """One step of plain size: Adam's first step moves every logit by the rate against the slope's sign."""
     pair, rate = library[:2], 1e-3
