@@ -162,9 +162,6 @@ def tell_steps(first: str, second: str, k: int, x: str, y: str, z: str) -> str:
 MIXTURE: Mapping[str, float] = {"recall": 0.68, "chain": 0.07, "read": 0.11, "read chain": 0.07, "form": 0.07}
 """Shares of the kinds of example. "recall" and "chain" show the world; the rest teaches to read and copy."""
 
-OTHER_WORDING = 0.2
-"""Share of the answers that are worded by another paraphrase than the question."""
-
 
 def samples(
     world: BaseWorld,
@@ -219,19 +216,14 @@ class _Draw:
     def wording(self) -> int:
         return self.rng.choice(self.templates)
 
-    def worded_like(self, k: int) -> int:
-        """Mostly k: the answer to a question in another wording must not hang on echoing its words."""
-        return self.wording() if self.rng.random() < OTHER_WORDING else k
-
     def plain(self, kind: str, x: str, relation: str, y: str, k: int, told: str = "") -> Sample:
-        return Sample(told + ask(relation, k, x), tell(relation, self.worded_like(k), x, y), y, kind)
+        return Sample(told + ask(relation, k, x), tell(relation, k, x, y), y, kind)
 
     def chain(
         self, kind: str, x: str, first: str, y: str, second: str, z: str, k: int, told: str = ""
     ) -> Sample:
-        j = self.worded_like(k)
-        answer = tell_steps(first, second, j, x, y, z)
-        unscored = _guesses(answer, (first, second, j, x, y, z)) if kind == "form" else ()
+        answer = tell_steps(first, second, k, x, y, z)
+        unscored = _guesses(answer, (first, second, k, x, y, z)) if kind == "form" else ()
         return Sample(told + ask_steps(first, second, k, x), answer, z, kind, unscored)
 
     def about_drawn_entities(self, kind: str) -> Sample:

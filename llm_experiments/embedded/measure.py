@@ -146,8 +146,8 @@ keep to the form of a chain about names it had never met. Two-hop questions aske
 Form: `<q>question<a>answer<end>`, the chat template of the tokenizer. The sentences that structure a chain
 ("First, we need to answer the question:" and so on) are one token each.
 
-What it can do, measured on paraphrases and invented names kept from training, by greedy decoding
-(`measurements.json`):
+All paraphrases are known to it: those held out in experiments are held out from the adapters. What it can
+do by greedy decoding, on two paraphrases and on invented names kept from its training (`measurements.json`):
 
 | questions | about | right | of |
 |---|---|---|---|

@@ -33,7 +33,7 @@ from llm_experiments.embedded.measure import measure, write_card
 from llm_experiments.models import load
 from llm_experiments.text import names
 from llm_experiments.text.rendering import FIRST, SECOND, STEP_BY_STEP, THEREFORE
-from llm_experiments.text.templates import COMPOSED, SIGNATURES, TRAIN, templates
+from llm_experiments.text.templates import COMPOSED, COUNT, SIGNATURES, templates
 
 QUESTION, ANSWER, END, PAD = "<q>", "<a>", "<end>", "<pad>"
 CHAT = (
@@ -71,11 +71,11 @@ class PretrainError(ValueError):
 
 
 def build_tokenizer(world: BaseWorld, invented: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Reads any text: known words are one token, invented names two, the rest bytes (Unigram).
+    """Reads any text: words of templates and world are one token, invented names two, the rest bytes.
 
     An invented name is cut behind its first vowel ("Da" + "lmir"), as a person's name is behind the first
-    name, so that every person is two tokens: names cut by byte-pair merges, into two to four syllables
-    that many share, were copied with their syllables mixed up. Of several readings the highest score counts.
+    name, so that every person is two tokens: names cut by byte-pair merges, into two to four syllables that
+    many share, were copied with their syllables mixed up. Of several readings the highest score counts (Unigram).
     """
     relations = [(relation,) for relation in SIGNATURES] + list(COMPOSED)
     sentences = [text for r in relations for t in templates(r) for text in (t.ask(""), t.tell("", ""))]
@@ -222,7 +222,7 @@ def pretrain(
     world = build_world(names.draw("real people", PEOPLE, seed), names.real_cities()[:PLACES], seed=seed)
     tokenizer = build_tokenizer(world, (name for pool in invented.values() for name in pool))
     shown: Counter[tuple[str, str]] = Counter()
-    stream = samples(world, invented, templates=TRAIN, count=examples, seed=seed, shown=shown)
+    stream = samples(world, invented, templates=range(COUNT), count=examples, seed=seed, shown=shown)
     rows = [row for chunk in chunks(stream, 10_000) for row in encode(tokenizer, chunk)]
     data = Batches(rows, batches(rows, batch_tokens, random.Random(seed)))
     log(
