@@ -151,6 +151,21 @@ def test_seeds_give_other_names(kind):
     assert set(draw(kind, 100, 0)) != set(draw(kind, 100, 1))
 
 
+@pytest.mark.parametrize("kind", SOURCES)
+def test_names_follow_from_the_seed_alone(kind):
+    found = []
+    for state in (1, 2):
+        random.seed(state)
+        name_lists._shuffled.cache_clear()
+        found.append(pool(kind, 0))
+    assert found[0] == found[1]
+
+
+def test_invented_names_are_the_same_on_every_machine():
+    assert draw("invented people", 3, 0) == ("Dandit", "Kondex", "Plegit")
+    assert draw("invented places", 3, 0) == ("Nibari", "Vosora", "Rurora")
+
+
 @pytest.mark.parametrize("kind", ["invented people", "invented places"])
 def test_invented_names_can_be_said_and_are_nobodys(kind):
     taken = name_lists._real_words()
