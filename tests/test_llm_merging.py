@@ -717,6 +717,7 @@ def test_coefficients_fitted_by_gradient(loaded, library, taught, spec):
     shared = [Merge("sum", (a, 1 - a)) for a in np.linspace(0.1, 0.9, 5)]
     best = min(loss_under(loaded, pair, given, taught) for given in shared)
     assert details["loss"] < best < details["loss_start"]
+    assert len(details["loss_curve"]) == QUICK.steps
     weights = np.array(list(details["weights"].values()))
     assert weights.shape == (len(pair[0].modules), 2) and weights[:, 0].mean() > weights[:, 1].mean() + 0.3
     form = spec.option_dict.get("f") or spec.option_dict.get("form", "softmax")
@@ -786,6 +787,15 @@ def test_lorahub_searches_without_gradients(loaded, library, taught):
     assert all(given == Merge("linear", w) for given in merge.merges.values())
     narrow = fit(loaded, pair, Merge("lorahub", options={"bound": 0.2}), taught)
     assert max(map(abs, narrow.details["weights"])) <= 0.2
+
+
+def test_lorahub_returns_the_twin_with_the_larger_sum(loaded, library, taught, monkeypatch):
+    """L(w) = L(-w): whichever of the two a search ends at."""
+    monkeypatch.setattr(fitted, "minimize", lambda objective, *_, **__: objective(np.array([-0.9, 0.2])))
+    details = fit(loaded, library[:2], Merge("lorahub"), taught).details
+    assert details["weights"] == (0.9, -0.2)
+    twins = [loss_under(loaded, library[:2], Merge("linear", w), taught) for w in ((0.9, -0.2), (-0.9, 0.2))]
+    assert details["loss"] == pytest.approx(twins[0], abs=1e-4) == pytest.approx(twins[1], abs=1e-4)
 
 
 def test_the_random_control_has_the_adapters_singular_values_only(loaded, library, taught):
