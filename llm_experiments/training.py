@@ -37,7 +37,6 @@ from llm_experiments.devices import explain_memory
 from llm_experiments.grouped import Factors, Pass, adapted, can_share_prefix, losses
 from llm_experiments.models import target_modules
 from toytransformer.adapters import LoRA
-from toytransformer.merging.static import keep_largest
 
 if TYPE_CHECKING:
     from llm_experiments.models import LoadedModel
@@ -164,8 +163,17 @@ def train(
 
 
 def sparse_masks(factors: Mapping[str, tuple[Tensor, Tensor]], training: Training) -> dict[str, Tensor]:
-    """Which entries of B the variant "sparse-b" trains: of each module the largest, by magnitude."""
-    return {name: keep_largest(b, training.density) != 0 for name, (_, b) in factors.items()}
+    """Which entries of B the variant "sparse-b" trains: int(density size) of each module, the largest first.
+
+    Of equal ones the first, so that there are never more than the merge rule lori-s keeps.
+    """
+    masks = {}
+    for name, (_, b) in factors.items():
+        order = b.abs().flatten().sort(descending=True, stable=True).indices
+        mask = torch.zeros(b.numel(), dtype=torch.bool)
+        mask[order[: int(training.density * b.numel())]] = True
+        masks[name] = mask.view(b.shape)
+    return masks
 
 
 def random_like(folder: str | os.PathLike, *, seed: int, out: str | os.PathLike) -> None:
