@@ -148,8 +148,9 @@ class Scene:
     def label(self) -> str:
         names = "+".join(adapter.name for adapter in self.composition.adapters)
         more = ", ".join(f"{key} {value}" for key, value in self.regime.items())
-        rule = self.composition.merge.rule
-        return f"{self.composition.name} {self.lexicon.dataset} {names} by {rule} ({more})"
+        merge = self.composition.merge
+        weights = "" if merge.weights is None else f" {merge.weights}"
+        return f"{self.composition.name} {self.lexicon.dataset} {names} by {merge.rule}{weights} ({more})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,8 +188,7 @@ class TemperatureCell(Cell):
                 "hops": _accuracy(row for row in rows if row.decode == "direct" and row.group != "two-hop"),
             }
             sweep.append({"temperature": temperature, **shares})
-        chosen = max(sweep, key=lambda row: (row["steps"], row["hops"], row["temperature"]))
-        written = {"chosen": chosen["temperature"], "sweep": sweep}
+        written = {"chosen": best_temperature(sweep), "sweep": sweep}
         replace_file(folder / "sweep.json", [json.dumps(written, indent=1), "\n"])
 
 
@@ -263,6 +263,11 @@ def read_library(context: Context, scene: Scene, library: Iterable[Cell]) -> lis
         replace(adapters.read(context.results(cell) / "adapter"), name=name)
         for name, cell in zip(names, library, strict=False)
     ]
+
+
+def best_temperature(sweep: Iterable[Mapping[str, float]]) -> float:
+    """Of rows with temperature, steps and hops (shares right) the best, as TemperatureCell says."""
+    return max(sweep, key=lambda row: (row["steps"], row["hops"], row["temperature"]))["temperature"]
 
 
 def with_temperature(merge: Merge, temperature: float) -> Merge:

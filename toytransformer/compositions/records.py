@@ -149,13 +149,13 @@ def read_jsonl(path: str | os.PathLike) -> list[Record]:
 
 
 def provenance() -> dict[str, Any]:
-    """Where a result comes from: git commit, whether the package differs from it, Python, package versions.
+    """Where a result comes from: git commit, whether the code differs from it, Python, package versions.
 
     git is "unknown" and modified None where no git work tree tracks the package.
     """
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     commit = _git("rev-parse", "HEAD") if tracked else None
-    changes = _git("status", "--porcelain", "--", "..") if commit else None
+    changes = _git("status", "--porcelain", "--", "..", "../../llm_experiments/*.py") if commit else None
     return {
         "git": commit or "unknown",
         "modified": None if changes is None else bool(changes),

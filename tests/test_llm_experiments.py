@@ -1,0 +1,265 @@
+"""The named experiments: what they plan, and one of each kind of cell computed on a tiny random model."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llm_experiments import models
+from llm_experiments.adapters import read
+from llm_experiments.cells import (
+    AdapterCell,
+    AnswersCell,
+    RandomAdapterCell,
+    TemperatureCell,
+    best_temperature,
+    regauged,
+)
+from llm_experiments.edit_cells import EditsCell
+from llm_experiments.experiments import ARROW, EXPERIMENTS, UNIFORM, Base, Plan
+from llm_experiments.profiles import PROFILES
+from llm_experiments.runner import Context, in_order, run
+from llm_experiments.store import Store
+from llm_experiments.text.rendering import FIRST, SECOND, STEP_BY_STEP, THEREFORE
+from llm_experiments.text.templates import SIGNATURES, templates
+from tests.tiny_models import tiny_qwen2
+from toytransformer.compositions import SpecError, read_jsonl
+from toytransformer.prediction import predict
+from toytransformer.regimes import FullLimit
+
+BASE = Base("tiny", "0" * 16)
+TINY = replace(
+    PROFILES["small"],
+    facts=2,
+    bridge_facts=2,
+    library_facts=2,
+    train=(0, 1),
+    dev_facts=1,
+    temperatures=(1.0, 0.1),
+    fit_facts=1,
+    fit_templates=2,
+    relabellings=1,
+    edited_facts=2,
+    training=replace(PROFILES["small"].training, steps=2, batch=4, rank=2, base_dtype=None),
+)
+
+
+def planned(name, seeds=(0,)):
+    return EXPERIMENTS[name].plan(BASE, TINY, seeds)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A model to which the words of the templates are single tokens, so that chains are short."""
+    texts = [text for word in SIGNATURES for t in templates((word,)) for text in (t.question, t.answer)]
+    lines = [*texts, FIRST, SECOND, STEP_BY_STEP, THEREFORE] * 5
+    return models.load(str(tiny_qwen2(tmp_path_factory.mktemp("model"), lines, vocabulary=900)))
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """Some cells of every kind, computed into one store."""
+    store = Store(tmp_path_factory.mktemp("run"))
+    cells = {
+        "quick": planned("quick"),
+        "table2": [cell for cell in planned("table2") if cell.fit][:1],
+        "gauge": [
+            cell for cell in planned("gauge") if cell.scene.composition.merge.rule in ("mean", "linear")
+        ],
+        "edits": planned("edits")[:1],
+        "random": [c for c in planned("bridge") if c.scene.regime.get("control") == "random"],
+    }
+    wanted = [cell for group in cells.values() for cell in group]
+    summary = run(wanted, store, Context(store, lambda: tiny), progress=False)
+    assert not summary.failed, summary.failed
+    return store, cells
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_plan_is_the_same_every_time_and_names_each_cell_once(name):
+    first, again = planned(name), planned(name)
+    addresses = [cell.address for cell in first]
+    assert addresses == [cell.address for cell in again]
+    assert len(set(addresses)) == len(addresses) > 0
+    labels = [cell.label for cell in first]
+    assert len(set(labels)) == len(labels), "two cells that differ would print the same line"
+
+
+def test_seeds_add_cells_and_change_none():
+    one, two = ({cell.address for cell in in_order(planned("quick", seeds))} for seeds in ((0,), (0, 1)))
+    assert one <= two
+    one, two = ({cell.address for cell in in_order(planned("bridge", seeds))} for seeds in ((0,), (0, 1)))
+    assert one < two
+    for seeds in ((), (0, 0)):
+        with pytest.raises(SpecError, match="seeds"):
+            planned("quick", seeds)
+
+
+def test_another_model_or_recipe_shares_no_result():
+    here = {cell.address for cell in in_order(planned("bridge"))}
+    other_model = EXPERIMENTS["bridge"].plan(replace(BASE, digest="1" * 16), TINY, (0,))
+    assert not here & {cell.address for cell in in_order(other_model)}
+    longer = replace(TINY, training=replace(TINY.training, steps=3))
+    retrained = in_order(EXPERIMENTS["bridge"].plan(BASE, longer, (0,)))
+    shared = {cell.scene.regime["control"] for cell in retrained if cell.address in here}
+    assert shared == {"base"}
+
+
+def test_experiments_share_the_adapters_they_have_in_common():
+    plan = Plan(BASE, TINY, (0,))
+    hop1, hop2 = plan.library(plan.setup(0, "R"), 0)
+    assert plan.library(plan.setup(4, "R"), 0)[1].address == hop2.address
+    assert plan.library(plan.setup(5, "R"), 0)[0].address == hop1.address
+    assert plan.library(plan.setup(4, "R"), 0)[0].address != hop1.address
+    fake, half = (plan.library(plan.setup(0, dataset), 0) for dataset in "FH")
+    assert fake[0].address == half[0].address  # H differs from F in its places only
+    assert fake[1].address != half[1].address
+    table7 = {cell.address for cell in in_order(planned("table7"))}
+    assert {cell.address for cell in in_order(planned("fig1"))} <= table7
+
+
+def test_controls_stand_beside_every_claim():
+    for name in ("table1", "table2", "table7"):
+        controls = {cell.scene.regime.get("control") for cell in planned(name) if cell.kind == "answers"}
+        assert controls >= {"base", "hop1", "hop2", "oracle", "mixed", "joint", "random"}, name
+
+
+def test_table1_has_every_setup_under_both_forms_of_both_routings():
+    cells = [cell for cell in planned("table1") if "control" not in cell.scene.regime]
+    found = {(cell.scene.composition.name, cell.scene.composition.merge.rule) for cell in cells}
+    assert found == {(f"setup-{k}", rule) for k in range(9) for rule in UNIFORM + ARROW}
+    datasets = {cell.scene.composition.name: cell.scene.lexicon.dataset for cell in cells}
+    assert datasets.pop("setup-1") == "F" and set(datasets.values()) == {"R"}
+    for cell in cells:
+        assert (cell.temperature is not None) == (cell.scene.composition.merge.rule in ARROW)
+
+
+def test_relabellings_retrain_adapter_1_alone():
+    cells = [cell for cell in planned("relabel") if len(cell.library) == 2]
+    by_draw = {}
+    for cell in cells:
+        key = (cell.scene.lexicon.dataset, cell.scene.regime["relabelling"])
+        by_draw.setdefault(key, set()).add(tuple(adapter.address for adapter in cell.library))
+    assert all(len(libraries) == 1 for libraries in by_draw.values())
+    for dataset in "FR":
+        ((plain,), (other,)) = (by_draw[dataset, draw] for draw in (0, 1))
+        assert plain[1] == other[1]
+    assert any(by_draw[dataset, 0] != by_draw[dataset, 1] for dataset in "FR")
+
+
+def test_every_measured_composition_can_be_predicted_under_the_same_hash(finished):
+    store, cells = finished
+    for cell in (*cells["quick"], *cells["gauge"]):
+        rows = read_jsonl(store.results(cell.address) / "rows.jsonl")
+        composition = cell.scene.composition
+        predicted = predict(composition, FullLimit()).records() if cell.library else ()
+        assert {row.spec_hash for row in rows} == {composition.spec_hash}
+        asked = {(row.prompt, row.decode, row.group, row.correct, row.bridge) for row in rows}
+        for row in predicted:
+            assert (row.prompt, row.decode, row.group, row.correct, row.bridge) in asked
+        assert len(rows) == len(composition.questions) * len(cell.scene.templates)
+
+
+def test_rows_say_what_was_merged_how_and_on_what(finished, tiny):
+    store, cells = finished
+    for cell in cells["quick"]:
+        rule = cell.scene.composition.merge.rule
+        for row in read_jsonl(store.results(cell.address) / "rows.jsonl"):
+            assert row.rule == rule and row.source == tiny.id and row.regime["model"] == tiny.digest
+            assert len(row.adapters) == len(cell.library)
+            assert row.text is not None and row.question
+            assert ("temperature" in row.regime) == (rule in ARROW)
+            if rule in ARROW:
+                sweep = json.loads((store.results(cell.temperature.address) / "sweep.json").read_text())
+                assert row.regime["temperature"] == sweep["chosen"] == best_temperature(sweep["sweep"])
+                assert [r["temperature"] for r in sweep["sweep"]] == list(TINY.temperatures)
+                assert row.spectral_gap is not None
+            if row.group == "two-hop" and row.decode == "direct":
+                assert row.logprobs
+
+
+def test_an_adapter_cell_is_an_ordinary_adapter_checked_on_its_own_task(finished):
+    store, cells = finished
+    trained = [cell for cell in in_order(cells["quick"]) if isinstance(cell, AdapterCell)]
+    assert trained
+    for cell in trained:
+        folder = store.results(cell.address)
+        assert read(folder / "adapter").modules
+        own = json.loads((folder / "metrics.json").read_text())["own_task"]
+        assert own["items"] == len(cell.checks) > 0
+        assert {example.template for example in cell.checks}.isdisjoint(e.template for e in cell.examples)
+
+
+def test_random_controls_have_the_norms_of_the_experts(finished):
+    store, cells = finished
+    controls = [cell for cell in in_order(cells["random"]) if isinstance(cell, RandomAdapterCell)]
+    assert controls
+    for control in controls:
+        pair = [read(store.results(cell.address) / "adapter").modules for cell in (control.of, control)]
+        for name, lora in pair[0].items():
+            norms = [torch.linalg.norm(each.delta().double()) for each in (lora, pair[1][name])]
+            # float32 factors of rank r: the product's norm is exact to a few roundings
+            assert torch.isclose(*norms, rtol=16 * torch.finfo(torch.float32).eps, atol=0)
+            assert not torch.allclose(lora.delta(), pair[1][name].delta())
+
+
+@pytest.mark.parametrize("gauge", ["flipped", "svd", "random:0"])
+def test_a_gauge_moves_the_factors_and_not_the_product(finished, gauge):
+    store, cells = finished
+    adapter = next(c for c in in_order(cells["gauge"]) if isinstance(c, AdapterCell))
+    weights = read(store.results(adapter.address) / "adapter")
+    turned = regauged(weights, gauge)
+    for name, lora in weights.modules.items():
+        other = turned.modules[name]
+        scale = torch.linalg.norm(lora.write.double()) * torch.linalg.norm(lora.read.double())
+        error = torch.linalg.norm((other.delta() - lora.delta()).double())
+        assert error <= 64 * torch.finfo(lora.write.dtype).eps * scale
+        if torch.linalg.norm(lora.write) > 0:
+            assert not torch.equal(other.write, lora.write)
+    assert regauged(weights, "as trained") == weights
+    for wrong in ("", "random", "random:x", "mirror"):
+        with pytest.raises(ValueError, match="gauge"):
+            regauged(weights, wrong)
+
+
+def test_fitted_rules_see_chains_that_are_never_asked(finished):
+    store, cells = finished
+    for cell in cells["table2"]:
+        asked = {str(question.prompt) for question in cell.scene.composition.questions}
+        assert cell.fit and not asked & {str(example.fact.prompt) for example in cell.fit}
+        details = json.loads((store.results(cell.address) / "details.json").read_text())
+        assert details["loss_base"] >= 0
+
+
+def test_edit_rows_put_the_toy_beside_every_layer(finished):
+    store, cells = finished
+    (cell,) = cells["edits"]
+    assert isinstance(cell, EditsCell)
+    rows = [json.loads(line) for line in (store.results(cell.address) / "edits.jsonl").open()]
+    overlaps = [row for row in rows if row["kind"] == "overlap"]
+    assert {row["layer"] for row in overlaps} == {0, 1}
+    assert all("toy_c1_own" in row and "toy_c2_own" in row for row in overlaps)
+    edits = [row for row in rows if row["kind"] == "edit"]
+    assert {row["whitened"] for row in edits} == {False, True}
+    assert all(row["shift_over_bound"] <= 1 for row in edits)
+
+
+def test_temperature_prefers_chains_then_hops_then_heat():
+    def row(temperature, steps, hops):
+        return {"temperature": temperature, "steps": steps, "hops": hops}
+
+    assert best_temperature([row(1.0, 0.2, 0.9), row(0.1, 0.3, 0.1)]) == 0.1
+    assert best_temperature([row(1.0, 0.2, 0.5), row(0.1, 0.2, 0.6)]) == 0.1
+    assert best_temperature([row(0.1, 0.0, 0.0), row(1.0, 0.0, 0.0)]) == 1.0
+
+
+def test_temperature_is_chosen_on_templates_and_chains_kept_from_the_test():
+    for cell in in_order(planned("quick")):
+        if isinstance(cell, TemperatureCell):
+            assert set(cell.scene.templates).isdisjoint(TINY.test)
+            assert set(cell.scene.templates).isdisjoint(TINY.train)
+            assert {q.prompt.entity for q in cell.scene.composition.questions} <= {"x1", "y1"}
+            assert all(isinstance(need, AdapterCell) for need in cell.library)
+        if isinstance(cell, AnswersCell):
+            assert cell.scene.templates == TINY.test
