@@ -159,7 +159,7 @@ def tell_steps(first: str, second: str, k: int, x: str, y: str, z: str) -> str:
     )
 
 
-MIXTURE: Mapping[str, float] = {"recall": 0.68, "chain": 0.07, "read": 0.11, "read chain": 0.07, "form": 0.07}
+MIXTURE: Mapping[str, float] = {"recall": 0.5, "chain": 0.07, "read": 0.2, "read chain": 0.13, "form": 0.1}
 """Shares of the kinds of example. "recall" and "chain" show the world; the rest teaches to read and copy."""
 
 

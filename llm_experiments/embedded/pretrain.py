@@ -75,7 +75,7 @@ def build_tokenizer(world: BaseWorld, invented: Iterable[str]) -> PreTrainedToke
 
     An invented name is cut behind its first vowel ("Da" + "lmir"), as a person's name is behind the first
     name, so that every person is two tokens: names cut by byte-pair merges, into two to four syllables that
-    many share, were copied with their syllables mixed up. Of several readings the highest score counts (Unigram).
+    many share, were copied with their syllables mixed up. Of several readings (Unigram) the best counts.
     """
     relations = [(relation,) for relation in SIGNATURES] + list(COMPOSED)
     sentences = [text for r in relations for t in templates(r) for text in (t.ask(""), t.tell("", ""))]
@@ -191,8 +191,13 @@ class AnswerTrainer(Trainer):
 
 
 def invented_names(seed: int) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
-    """Invented people and places to train on, and the tenth of them that is kept for the measurement."""
-    pools = {kind: names.pool(f"invented {plural}", seed) for kind, plural in PLURALS.items()}
+    """Invented people and places to train on, and the tenth of them that is kept for the measurement.
+
+    None of them is ever a name of a dataset.
+    """
+    pools = {
+        kind: names.pool(f"invented {plural}", seed, part="pretraining") for kind, plural in PLURALS.items()
+    }
     cut = {kind: len(pool) * 9 // 10 for kind, pool in pools.items()}
     return (
         {kind: pool[: cut[kind]] for kind, pool in pools.items()},
@@ -204,7 +209,7 @@ def pretrain(
     out: Path,
     *,
     seed: int = 0,
-    examples: int = 150_000,
+    examples: int = 220_000,
     batch_tokens: int = 1536,
     learning_rate: float = 3e-3,
     questions: int = 300,
