@@ -198,7 +198,8 @@ class AnswersCell(Cell):
 
     library: adapters in merge order, none for the base itself. temperature: where Arrow's comes from. base:
     the base's answers, which count as the old ones where the world it knows is not known to us. fit: target
-    examples for rules that need data. gauge: factors the library is rewritten in before it is merged.
+    examples for rules that need data, training: the recipe of a new adapter among them. gauge: factors the
+    library is rewritten in before it is merged.
     """
 
     kind = "answers"
@@ -210,6 +211,7 @@ class AnswersCell(Cell):
     temperature: TemperatureCell | None = None
     base: AnswersCell | None = None
     fit: tuple[Example, ...] = field(default=(), repr=False)
+    training: Training | None = None
     gauge: str = "as trained"
 
     @property
@@ -222,6 +224,7 @@ class AnswersCell(Cell):
             "scene": self.scene.spec(),
             "seed": self.seed,
             "fit": _texts(self.fit),
+            "training": None if self.training is None else asdict(self.training),
             "gauge": self.gauge,
         }
 
@@ -234,7 +237,9 @@ class AnswersCell(Cell):
             regime["temperature"] = found["chosen"]
             merge = with_temperature(merge, found["chosen"])
         if self.fit:
-            merge = fitted.fit(context.model, library, merge, self.fit, seed=self.seed)
+            merge = fitted.fit(
+                context.model, library, merge, self.fit, seed=self.seed, training=self.training
+            )
         routed = self.temperature is not None
         with merging.apply(context.model, library, merge, seed=self.seed, statistics=routed) as applied:
             rows = scene.records(

@@ -227,7 +227,8 @@ def table2(plan: Plan) -> Iterable[Cell]:
             plan.profile.train[: plan.profile.fit_templates],
         )
         for rule in fitted:
-            yield replace(plan.answers(with_data, library, rule, seed), fit=examples)
+            cell = plan.answers(with_data, library, rule, seed)
+            yield replace(cell, fit=examples, training=plan.profile.training)
         yield from plan.controls(scene, seed)
 
 
