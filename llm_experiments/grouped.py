@@ -60,7 +60,7 @@ class Pass:
             return None
         groups, _, length, width = x.shape
         drawn = [
-            self._draw((rows, tokens, width), self.generators[adapter], x.device).to(x.dtype)
+            self._draw((rows, tokens, width), self.generators[adapter]).to(x)
             for adapter, rows, tokens in zip(self.active, self.rows, self.lengths, strict=True)
         ]
         if groups == 1 and drawn[0].shape == x.shape[1:]:
@@ -70,9 +70,9 @@ class Pass:
             padded[group, : len(mask), length - mask.shape[1] :] = mask
         return padded
 
-    def _draw(self, shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
+    def _draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         count = shape[0] * shape[1] * shape[2]
-        bits = torch.empty(-(-count // 4), dtype=torch.int64, device=device)
+        bits = torch.empty(-(-count // 4), dtype=torch.int64, device=generator.device)
         bits.random_(-(2**63), None, generator=generator)
         threshold = round(self.dropout * BITS) - BITS // 2
         return bits.view(torch.int16)[:count].view(shape) >= threshold

@@ -21,16 +21,11 @@ from torch import Tensor, nn
 
 from llm_experiments import batches
 from llm_experiments.grouped import Factors, Pass, adapted, losses
+from llm_experiments.jobs import Job, Progress, prepared
 from llm_experiments.models import target_modules
-from llm_experiments.training import (
-    Job,
-    Progress,
-    Training,
-    TrainingError,
-    optimizer_of,
-    prepared,
-    sparse_masks,
-)
+from llm_experiments.recipe import Training, TrainingError
+from llm_experiments.trainer import optimizer_of
+from llm_experiments.training import sparse_masks
 
 if TYPE_CHECKING:
     from llm_experiments.models import LoadedModel

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from benchmarks import together
-from llm_experiments import adapters, batches, grouped, models, training
+from llm_experiments import adapters, batches, grouped, jobs, models, training
 from llm_experiments.adapters import AdapterError, AdapterWeights
 from llm_experiments.prompts import prompt_ids, target_ids
 from llm_experiments.together import train_together
@@ -441,6 +442,35 @@ def test_dropout_hits_its_share_and_depends_on_the_adapters_own_rows_only():
     assert draw(dropout=0.0)[1] is None
 
 
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "quantised"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_layer_adds_each_adapter_to_its_own_rows(dropout, plain):
+    """Values and gradients are the formula's; a layer that is no plain Linear keeps its own forward."""
+    linear = (nn.Linear if plain else type("Quantised", (nn.Linear,), {}))(7, 5).requires_grad_(False)
+    factors = [pair(seed=k, rank=3) for k in range(3)]
+    a, b = (
+        [f.clone().requires_grad_() for f in fs]
+        for fs in zip(*((f.read.T, f.write) for f in factors), strict=True)
+    )
+    x = torch.randn(3 * 2, 4, 7, requires_grad=True)
+
+    def seen():
+        generators = [torch.Generator().manual_seed(k) for k in range(3)]
+        return grouped.Pass(generators, dropout, active=(0, 1, 2), rows=(2, 2, 2), lengths=(4, 4, 4))
+
+    rows, masks = seen(), seen().masks(x.detach().view(3, 2, 4, 7))
+    kept = x.view(3, 2, 4, 7) * (1 if masks is None else masks / rows.kept)
+    added = [2.5 * kept[k] @ a[k].T @ b[k].T for k in range(3)]
+    wanted = linear(x) + torch.cat(added)
+    with grouped.adapted({"layer": (linear, linear, grouped.Factors(a, b, 2.5))}, rows):
+        found = linear(x)
+    assert "forward" not in vars(linear)
+    weights = torch.randn(found.shape)
+    gradients = [torch.autograd.grad((y * weights).sum(), [x, *a, *b]) for y in (found, wanted)]
+    for ours, theirs in zip((found, *gradients[0]), (wanted, *gradients[1]), strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=ROUNDING * float(theirs.detach().abs().max()))
+
+
 # --- training -----------------------------------------------------------------------------------------------
 
 
@@ -477,7 +507,7 @@ def test_a_training_is_a_loop_over_pefts_layers(tiny, tmp_path):
     loaded = copied(tiny("qwen2", "system"))
     recipe = replace(SMALL, dropout=0.0, weight_decay=0.1, learning_rate=5e-3)
     train(loaded, FACTS, recipe, seed=3, adapter_index=1, out=tmp_path / "a")
-    job = training.Job(loaded, FACTS, recipe, 3, 1)
+    job = jobs.Job(loaded, FACTS, recipe, 3, 1)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["gate_proj", "up_proj", "down_proj"])
     peft_model = get_peft_model(loaded.model, config).train()
     trained = {name: p for name, p in peft_model.named_parameters() if p.requires_grad}
