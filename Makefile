@@ -23,11 +23,13 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 # A failed claim must not hide the report: every step runs, and the first bad status is the target's.
-reproduce: setup  ## check every claim, draw the figures, write out/report.html (fails if a claim does)
+reproduce: setup  ## check every claim, measure a small model, write out/report.html (fails if a claim does)
 	@rm -rf out/ledger.json out/report.html out/figures && mkdir -p out/figures
 	@status=0; \
 	step() { echo "==> $$*"; "$$@" || { bad=$$?; [ $$status -ne 0 ] || status=$$bad; }; }; \
 	step $(PY) -m toytransformer verify --json out/ledger.json; \
+	step $(PY) -m llm_experiments run quick --seeds 0 --out out/llm; \
+	step $(PY) -m llm_experiments table out/llm; \
 	step $(PY) -m figures theory --out out/figures; \
 	step $(PY) -m figures report --ledger out/ledger.json --figures out/figures --out out/report.html; \
 	exit $$status

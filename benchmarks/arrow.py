@@ -1,7 +1,7 @@
 """Arrow's prototypes at the size of Qwen2.5-7B's down projections: thin QRs against the other routes.
 
 The top right singular vector p of Delta W = B A of rank 16. Ours is `routing.prototype` in float64, as
-`llm_experiments.merging` calls it; PEFT runs 15 power iterations in float32 from a random start; a dense SVD
+`llm_experiments.merges` calls it; PEFT runs 15 power iterations in float32 from a random start; a dense SVD
 forms Delta W. How far PEFT's vector is off depends on the spectrum: an error along the k-th direction shrinks
 by (s_k / s_1)^30.
 """

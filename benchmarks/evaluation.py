@@ -18,7 +18,7 @@ FLIPPED = 0.02
 
 
 def ours(model: str, decode: str, count: int, most: int, batch: int):
-    from llm_experiments.decoding import answers
+    from llm_experiments.asking.decoding import answers
 
     loaded, questions = prepared(model, decode, count)
     return lambda: codes(answers(loaded, questions, max_new_tokens=most, batch=batch))
@@ -27,7 +27,7 @@ def ours(model: str, decode: str, count: int, most: int, batch: int):
 def generated(model: str, decode: str, count: int, most: int, batch: int):
     import torch
 
-    from llm_experiments.prompts import prompt_text
+    from llm_experiments.loading.prompts import prompt_text
 
     loaded, questions = prepared(model, decode, count)
     tokenizer = loaded.tokenizer
@@ -51,7 +51,7 @@ def prepared(model: str, decode: str, count: int):
     """The model, and two-hop questions of the bridge setup in held-out paraphrases."""
     import torch
 
-    from llm_experiments.models import load
+    from llm_experiments.loading.models import load
     from llm_experiments.text.lexicon import lexicon
     from llm_experiments.text.rendering import asked
     from llm_experiments.text.templates import TEST

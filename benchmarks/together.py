@@ -25,7 +25,7 @@ MODELS = {
 
 
 def at_once(model: str, adapters: int, steps: int):
-    from llm_experiments.together import train_together
+    from llm_experiments.lora.together import train_together
 
     loaded, sets, recipe = prepared(model, adapters, steps)
 
@@ -38,7 +38,7 @@ def at_once(model: str, adapters: int, steps: int):
 
 
 def one_by_one(model: str, adapters: int, steps: int):
-    from llm_experiments.training import train
+    from llm_experiments.lora.training import train
 
     loaded, sets, recipe = prepared(model, adapters, steps)
 
@@ -60,8 +60,8 @@ def prepared(name: str, adapters: int, steps: int):
     """A random model of that size, examples for each adapter, and the recipe."""
     import torch
 
-    from llm_experiments.models import load
-    from llm_experiments.training import Training
+    from llm_experiments.loading.models import load
+    from llm_experiments.lora.training import Training
 
     torch.set_num_threads(1)
     hidden, inner, layers, words = MODELS[name]

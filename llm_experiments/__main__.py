@@ -18,10 +18,10 @@ from rich.table import Table
 from toytransformer.command_line import run as run_command
 
 if TYPE_CHECKING:
-    from llm_experiments.experiments import Base
-    from llm_experiments.models import LoadedModel
-    from llm_experiments.profiles import Profile
-    from llm_experiments.store import Store
+    from llm_experiments.loading.models import LoadedModel
+    from llm_experiments.running.experiments import Base
+    from llm_experiments.running.profiles import Profile
+    from llm_experiments.running.store import Store
 
 #: Where results go unless --out says otherwise; experiments that share cells share them there.
 OUT = Path("out") / "llm"
@@ -80,9 +80,9 @@ def chosen(model: str, revision: str | None, dtype: str, device: str, four_bit: 
     What it computes in changes its answers, and so is part of the digest that keys are made of, unless it is
     float32.
     """
-    from llm_experiments import devices, models, sources
     from llm_experiments.embedded.corpus import BaseWorld
-    from llm_experiments.experiments import Base
+    from llm_experiments.loading import devices, models, sources
+    from llm_experiments.running.experiments import Base
 
     gpus = devices.gpus_for(device, devices.free_memory())
     if dtype == "auto":
@@ -108,10 +108,10 @@ def chosen(model: str, revision: str | None, dtype: str, device: str, four_bit: 
 @click.option("--count", is_flag=True, help="Count the cells of each experiment; takes some seconds.")
 def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) -> None:
     """Show the named experiments, the profiles and the models by hub id."""
-    from llm_experiments.experiments import EXPERIMENTS
-    from llm_experiments.models import PAPER_MODELS, SMALL_MODELS
-    from llm_experiments.profiles import PROFILES
-    from llm_experiments.runner import in_order
+    from llm_experiments.loading.models import PAPER_MODELS, SMALL_MODELS
+    from llm_experiments.running.experiments import EXPERIMENTS
+    from llm_experiments.running.profiles import PROFILES
+    from llm_experiments.running.runner import in_order
 
     console = Console(highlight=False)
     console.print("[bold]Experiments[/bold]: run NAME")
@@ -156,10 +156,10 @@ def run_experiment(
     Finished cells are kept whatever happens, and never computed twice. Several processes may run into one
     folder at once.
     """
-    from llm_experiments.experiments import EXPERIMENTS
-    from llm_experiments.runner import Context, Stopped, in_order
-    from llm_experiments.runner import run as run_cells
-    from llm_experiments.store import Store
+    from llm_experiments.running.experiments import EXPERIMENTS
+    from llm_experiments.running.runner import Context, Stopped, in_order
+    from llm_experiments.running.runner import run as run_cells
+    from llm_experiments.running.store import Store
 
     if name not in EXPERIMENTS:
         raise click.UsageError(f"there is no experiment {name!r}: choose {', '.join(EXPERIMENTS)}")
@@ -206,8 +206,8 @@ def status(folder: Path) -> int:
 
     Every byte of every result is read. Exit status 1 if something is missing, damaged or foreign.
     """
-    from llm_experiments.progress import Estimate, duration
-    from llm_experiments.store import Store
+    from llm_experiments.running.progress import Estimate, duration
+    from llm_experiments.running.store import Store
 
     store = Store(folder, write=False)
     console = Console(highlight=False, soft_wrap=True)
@@ -256,7 +256,7 @@ class Planned:
 
 def _runs(store: Store) -> list[dict[str, Any]]:
     """The runs of a folder; none where run.json is damaged, which problems() says."""
-    from llm_experiments.sealing import StoreError
+    from llm_experiments.running.sealing import StoreError
 
     try:
         return store.runs()
@@ -283,8 +283,8 @@ def _print_some(console: Console, lines: list[str]) -> None:
 @click.option("--compare/--no-compare", default=True, help="Paired tests on the same questions.")
 def table(source: Path, experiment: str | None, form: str, compare: bool) -> None:
     """Print tables of the rows in SOURCE, a run's folder or a rows.jsonl.gz."""
-    from llm_experiments import layout, tables
-    from llm_experiments.store import Store
+    from llm_experiments.running import layout, tables
+    from llm_experiments.running.store import Store
 
     others: list[dict[str, Any]] = []
     if source.is_file():
@@ -322,7 +322,7 @@ def table(source: Path, experiment: str | None, form: str, compare: bool) -> Non
 def pretrain(out: Path | None, seed: int) -> None:
     """Train the embedded model from nothing on a synthetic world."""
     from llm_experiments.embedded.pretrain import main as train_embedded
-    from llm_experiments.sources import EMBEDDED
+    from llm_experiments.loading.sources import EMBEDDED
 
     click.echo(f"{train_embedded(EMBEDDED if out is None else out, seed=seed)}")
 
@@ -363,8 +363,8 @@ def merge(
     seed: int,
 ) -> None:
     """Merge PEFT adapters into one that plain PEFT loads."""
-    from llm_experiments.adapters import read
-    from llm_experiments.merging import save_static
+    from llm_experiments.lora.adapters import read
+    from llm_experiments.merges.merging import save_static
     from toytransformer.__main__ import _option, _weights
     from toytransformer.compositions import Merge
 
@@ -384,7 +384,7 @@ def check(adapters: tuple[Path, ...]) -> int:
 
     Exit status 1 if one is refused.
     """
-    from llm_experiments.adapters import check_library, read
+    from llm_experiments.lora.adapters import check_library, read
     from toytransformer.adapters import AdapterError
 
     library, refused = [], False
@@ -417,7 +417,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def _profile(name: str | None) -> Profile:
     """The profile of that name; without one, the first."""
-    from llm_experiments.profiles import PROFILES
+    from llm_experiments.running.profiles import PROFILES
 
     if name is None:
         return next(iter(PROFILES.values()))

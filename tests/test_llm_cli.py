@@ -15,11 +15,13 @@ from test_llm_tables import rows
 from toy_cells import plan
 
 from llm_experiments import __main__ as command
-from llm_experiments import adapters, experiments, profiles, runner, sources
-from llm_experiments.experiments import Base, Experiment
-from llm_experiments.runner import Cell
-from llm_experiments.sources import ModelError
-from llm_experiments.store import Store
+from llm_experiments.loading import sources
+from llm_experiments.loading.sources import ModelError
+from llm_experiments.lora import adapters
+from llm_experiments.running import experiments, profiles, runner
+from llm_experiments.running.experiments import Base, Experiment
+from llm_experiments.running.runner import Cell
+from llm_experiments.running.store import Store
 from toytransformer.adapters import LoRA
 from toytransformer.compositions import write_jsonl
 
@@ -114,7 +116,10 @@ def test_list_names_experiments_profiles_and_models(run):
 
 
 def test_nothing_heavy_is_imported_for_what_needs_no_model():
-    code = "import sys; from llm_experiments import __main__, runner, store; print('torch' in sys.modules)"
+    code = (
+        "import sys; from llm_experiments import __main__; from llm_experiments.running import runner, store; "
+        "print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
@@ -236,8 +241,8 @@ cells = plan(1, Conditions(Path(sys.argv.pop()), pause=1.0))
 toys = SimpleNamespace(plan=lambda base, profile, seeds: cells)
 base = SimpleNamespace(id="toy", digest="01")
 # The real ones import torch, which takes longer than all the rest.
-sys.modules["llm_experiments.experiments"] = SimpleNamespace(EXPERIMENTS={"toys": toys})
-sys.modules["llm_experiments.profiles"] = SimpleNamespace(PROFILES={"p": SimpleNamespace(name="p")})
+sys.modules["llm_experiments.running.experiments"] = SimpleNamespace(EXPERIMENTS={"toys": toys})
+sys.modules["llm_experiments.running.profiles"] = SimpleNamespace(PROFILES={"p": SimpleNamespace(name="p")})
 from llm_experiments import __main__ as command
 
 command.chosen = lambda **model: command.Chosen(base, None)

@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import tiny_llama, tiny_qwen2
 
-from llm_experiments import adapters, chains, edits, features, overlaps, survival, values
-from llm_experiments.features import EditError, KeyCovariance
-from llm_experiments.models import load, prompt_ids, target_ids
+from llm_experiments.editing import chains, edits, features, overlaps, survival, values
+from llm_experiments.editing.features import EditError, KeyCovariance
+from llm_experiments.loading.models import load, prompt_ids, target_ids
+from llm_experiments.lora import adapters
 from llm_experiments.text.lexicon import lexicon
 from toytransformer import kernel
 from toytransformer.adapters import AdapterError, LoRA, closed_form, whitened

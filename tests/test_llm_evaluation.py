@@ -15,8 +15,9 @@ from scipy import stats
 from tiny_models import tiny_llama, tiny_qwen2
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from llm_experiments import decoding, evaluation, models, reading, statistics
-from llm_experiments.prompts import prompt_ids, target_ids
+from llm_experiments.asking import decoding, evaluation, reading, statistics
+from llm_experiments.loading import models
+from llm_experiments.loading.prompts import prompt_ids, target_ids
 from llm_experiments.text.lexicon import lexicon
 from llm_experiments.text.rendering import render
 from llm_experiments.text.templates import COMPOSED, COUNT, SIGNATURES, template

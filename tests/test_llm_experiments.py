@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llm_experiments import models
-from llm_experiments.adapters import read
-from llm_experiments.cells import (
+from llm_experiments.loading import models
+from llm_experiments.lora.adapters import read
+from llm_experiments.running.cells import (
     AdapterCell,
     AnswersCell,
     RandomAdapterCell,
@@ -16,11 +16,11 @@ from llm_experiments.cells import (
     best_temperature,
     regauged,
 )
-from llm_experiments.edit_cells import EditsCell
-from llm_experiments.experiments import ARROW, EXPERIMENTS, UNIFORM, Base, Plan
-from llm_experiments.profiles import PROFILES
-from llm_experiments.runner import Context, in_order, run
-from llm_experiments.store import Store
+from llm_experiments.running.edit_cells import EditsCell
+from llm_experiments.running.experiments import ARROW, EXPERIMENTS, UNIFORM, Base, Plan
+from llm_experiments.running.profiles import PROFILES
+from llm_experiments.running.runner import Context, in_order, run
+from llm_experiments.running.store import Store
 from llm_experiments.text.rendering import FIRST, SECOND, STEP_BY_STEP, THEREFORE
 from llm_experiments.text.templates import SIGNATURES, templates
 from tests.tiny_models import tiny_qwen2

@@ -14,17 +14,19 @@ from peft.tuners.lora.arrow import ArrowLoraLinearLayer
 from tiny_models import tiny_llama, tiny_qwen2
 
 from benchmarks import arrow
-from llm_experiments import adapters, fitted, models
-from llm_experiments.adapters import AdapterError, AdapterWeights
-from llm_experiments.fitted import FORMS, Fitting, fit
-from llm_experiments.merging import (
+from llm_experiments.loading import models
+from llm_experiments.lora import adapters
+from llm_experiments.lora.adapters import AdapterError, AdapterWeights
+from llm_experiments.lora.training import Training
+from llm_experiments.merges import fitted
+from llm_experiments.merges.fitted import FORMS, Fitting, fit
+from llm_experiments.merges.merging import (
     apply,
     describe,
     merge_modules,
     module_seed,
     save_static,
 )
-from llm_experiments.training import Training
 from toytransformer.adapters import LoRA
 from toytransformer.compositions.spec import Merge
 from toytransformer.merging import RULES, MergeContext, RuleError, merge

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from llm_experiments import layout, tables
-from llm_experiments.statistics import mcnemar_exact, wilson
-from llm_experiments.tables import TableError, comparisons, entries, paper
+from llm_experiments.asking.statistics import mcnemar_exact, wilson
+from llm_experiments.running import layout, tables
+from llm_experiments.running.tables import TableError, comparisons, entries, paper
 from toytransformer.compositions import Record, write_jsonl
 
 HERE = Path(__file__).parent

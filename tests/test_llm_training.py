@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks import together
-from llm_experiments import adapters, batches, grouped, jobs, models, training
-from llm_experiments.adapters import AdapterError, AdapterWeights
-from llm_experiments.prompts import prompt_ids, target_ids
-from llm_experiments.together import train_together
-from llm_experiments.training import Training, TrainingError, random_like, train
+from llm_experiments.loading import models
+from llm_experiments.loading.prompts import prompt_ids, target_ids
+from llm_experiments.lora import adapters, batches, grouped, jobs, training
+from llm_experiments.lora.adapters import AdapterError, AdapterWeights
+from llm_experiments.lora.together import train_together
+from llm_experiments.lora.training import Training, TrainingError, random_like, train
 from toytransformer.adapters import LoRA
 from toytransformer.merging.static import keep_largest
 

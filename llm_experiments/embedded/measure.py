@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_experiments.decoding import answers
+from llm_experiments.asking.decoding import answers
+from llm_experiments.asking.reading import contains, final_answer
 from llm_experiments.embedded.corpus import BaseWorld, ask, ask_steps, samples
-from llm_experiments.models import LoadedModel
-from llm_experiments.reading import contains, final_answer
+from llm_experiments.loading.models import LoadedModel
 from llm_experiments.text.templates import DEV, TEST, template
 
 HELD_OUT = (*DEV, *TEST)

@@ -30,7 +30,7 @@ from transformers import (
 
 from llm_experiments.embedded.corpus import BaseWorld, Sample, build_world, samples
 from llm_experiments.embedded.measure import measure, write_card
-from llm_experiments.models import load
+from llm_experiments.loading.models import load
 from llm_experiments.text import names
 from llm_experiments.text.rendering import FIRST, SECOND, STEP_BY_STEP, THEREFORE
 from llm_experiments.text.templates import COMPOSED, COUNT, SIGNATURES, templates

@@ -1,0 +1,1 @@
+"""Base models: found, loaded, put on a device, spoken to."""

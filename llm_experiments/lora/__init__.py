@@ -1,0 +1,1 @@
+"""LoRA adapters: trained, read, written, drawn at random."""

@@ -1,0 +1,1 @@
+"""Libraries of adapters merged or routed inside a model."""

@@ -1,0 +1,387 @@
+"""The rules of `toytransformer.merging` inside a language model: per linear layer, per token.
+
+    with apply(loaded, library, Merge("arrow-products", options={"temperature": 0.1})) as applied:
+        ...  # every target layer adds merge(its adapters).shift(x) to its output
+
+There are no formulas here: each target layer's factors (torch tensors) go through the rule that the theory
+uses, and a forward hook adds the shift. The base's weights are not touched, so the base may be bf16, float32
+or 4-bit. Static merges can also be saved as PEFT adapters (`save_static`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from llm_experiments.lora.adapters import AdapterWeights, check_library, write
+from llm_experiments.merges.hooks import Padding, Routing, Tally, adding, shifter
+from toytransformer.adapters import LoRA
+from toytransformer.compositions import replace_file
+from toytransformer.compositions.spec import Merge
+from toytransformer.memory import require_memory
+from toytransformer.merging import (
+    MergeContext,
+    Merged,
+    RoutedMerge,
+    RuleError,
+    StaticMerge,
+    check,
+)
+from toytransformer.merging import merge as merge_factors
+
+#: Updates and prototypes are computed in this precision; shifts in the `dtype` of `apply`.
+PRECISION = torch.float64
+#: Similarities closer than so many units of rounding, times |x|, are a tie. The theory leaves more room, as
+#: its ties are exact; among the small cosines of real activations many are as close as that and no tie.
+TIED = 16
+
+
+@dataclass(frozen=True)
+class FittedMerge:
+    """A merge fitted on examples (`llm_experiments.merges.fitted`): what is merged, and how in each layer.
+
+    merge: the rule asked for. names: the library it was fitted on. library: the adapters to merge, which for
+    the controls are other ones. merges: layer -> a rule without data and its fitted weights.
+    """
+
+    merge: Merge
+    names: tuple[str, ...]
+    library: tuple[AdapterWeights, ...]
+    merges: Mapping[str, Merge]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class AppliedMerge:
+    """A merge in force.
+
+    details: rule, options, seed, adapters; `modules`, what the rule says of each layer; `warnings`; for
+    Arrow `spectral_gap` with the smallest, its layer, and the quartiles over layers and adapters.
+    """
+
+    modules: Mapping[str, Merged]
+    details: Mapping[str, Any]
+    _tallies: dict[str, Tally] = field(default_factory=dict)
+
+    def routing(self) -> dict[str, Routing]:
+        """The routing of every layer since the start or the last `reset`; needs `statistics=True`."""
+        return {name: tally.result() for name, tally in self._tallies.items() if tally.sums is not None}
+
+    def reset(self) -> None:
+        """Forget the statistics gathered so far."""
+        for tally in self._tallies.values():
+            tally.sums = None
+
+
+@contextmanager
+def apply(
+    loaded: Any,
+    library: Sequence[AdapterWeights],
+    merge: Merge | FittedMerge,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    statistics: bool = False,
+) -> Iterator[AppliedMerge]:
+    """Add the merged library to `loaded.model` for the duration of the context.
+
+    Each target layer computes base(x) + shift(x), the shift in `dtype` (sum and rounding as in PEFT), Arrow's
+    routing in float32 at least. An empty library is the base. statistics: gather `AppliedMerge.routing`. The
+    model is as it was afterwards, also after an exception. Errors: RuleError and AdapterError, before any
+    change.
+    """
+    if not dtype.is_floating_point:
+        raise RuleError(f"dtype is {dtype}; give a floating point one such as torch.float32")
+    if isinstance(merge, Merge):
+        check(merge)
+    layers = target_layers(loaded, merge.library if isinstance(merge, FittedMerge) else library)
+    devices = {name: _device(layer) for name, layer in layers.items()}
+    merged = merge_modules(library, merge, seed, dtype=dtype, devices=devices) if layers else {}
+    applied = AppliedMerge(merged, describe(library, merge, seed, merged))
+    padding = Padding()
+    with ExitStack() as stack:
+        if statistics:
+            before = loaded.model.register_forward_pre_hook(padding.remember, with_kwargs=True)
+            stack.callback(before.remove)
+        for name, layer in layers.items():
+            tally = None
+            if statistics and isinstance(merged[name], RoutedMerge):
+                tally = applied._tallies[name] = Tally(padding)
+            stack.callback(layer.register_forward_hook(adding(shifter(merged[name], dtype, tally))).remove)
+        yield applied
+
+
+def merge_modules(
+    library: Sequence[AdapterWeights],
+    merge: Merge | FittedMerge,
+    seed: int = 0,
+    *,
+    dtype: torch.dtype = PRECISION,
+    devices: Mapping[str, torch.device] | None = None,
+) -> dict[str, Merged]:
+    """The rule applied to each layer's factors: layer -> Merged, in `dtype`, on the layer's device.
+
+    Every layer has its own random numbers, made from `seed` (or the rule's option of that name) and the name
+    of the layer. Raw activations are the features, so Arrow's logits are |p . x| / T, and temperature scaling
+    "sqrt-width" divides them by sqrt(in) too. Prototypes are kept in float32 at least. Each adapter's own
+    scale s is in its write factor, which factor-wise rules see where the scales of a library differ.
+    """
+    merges: Mapping[str, Merge] | None = None
+    if isinstance(merge, FittedMerge):
+        if library and tuple(adapter.name for adapter in library) != merge.names:
+            raise RuleError(
+                f"the merge was fitted on the adapters {merge.names}, given were "
+                f"{tuple(adapter.name for adapter in library)}; fit it again"
+            )
+        library, merges = merge.library, merge.merges
+    else:
+        rule, _ = check(merge)
+        if rule.needs_data:
+            raise RuleError(
+                f"rule {rule.name!r} has to be fitted on examples first: apply what "
+                "llm_experiments.merges.fitted.fit returns"
+            )
+    result: dict[str, Merged] = {}
+    names = check_library(library, equal_ranks=False)
+    for name in names:
+        spec = merge if merges is None else merges[name]
+        drawn = spec.option_dict.get("seed")
+        options = {key: value for key, value in spec.option_dict.items() if key != "seed"}
+        device = (devices or {}).get(name, torch.device("cpu"))
+        work = torch.device("cpu") if device.type == "mps" else device  # it has no float64
+        factors = [converted(adapter.modules[name], PRECISION, work) for adapter in library]
+        context = MergeContext(
+            rng_seed=module_seed(seed if drawn is None else drawn, name),
+            logit_scale=1.0,
+            width_scale=math.sqrt(len(factors[0].read)),
+        )
+        try:
+            outcome = merge_factors(factors, replace(spec, options=options), context)
+        except RuleError as error:
+            raise RuleError(f"{name}: {error}") from error
+        if not result and isinstance(outcome, StaticMerge) and not isinstance(outcome.update, LoRA):
+            _require_room(library[0], names, dtype, device, merge)
+        result[name] = _converted(outcome, dtype, device)
+    return result
+
+
+def module_seed(seed: int, name: str) -> int:
+    """A seed for one layer, unrelated to those of the others."""
+    return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1, np.uint32)[0])
+
+
+def describe(
+    library: Sequence[AdapterWeights],
+    merge: Merge | FittedMerge,
+    seed: int,
+    merged: Mapping[str, Merged],
+) -> dict[str, Any]:
+    """What was merged and what the rule says about it, as plain data."""
+    spec = merge.merge if isinstance(merge, FittedMerge) else merge
+    rule, options = check(spec)
+    modules = {name: dict(outcome.details) for name, outcome in merged.items()}
+    gaps = [(gap, name) for name, found in modules.items() for gap in found.get("spectral_gaps", ())]
+    details: dict[str, Any] = {
+        "rule": rule.name,
+        "formula": rule.formula,
+        "weights": spec.weights,
+        "options": options,
+        "seed": seed,
+        "adapters": [adapter.name for adapter in library],
+        "modules": modules,
+        "warnings": [f"{name}: {found['warning']}" for name, found in modules.items() if "warning" in found],
+    }
+    if isinstance(merge, FittedMerge):
+        details["fitted"] = dict(merge.details)
+    if gaps:
+        values = sorted(gap for gap, _ in gaps)
+        smallest, where = min(gaps)
+        quarter, three = (float(np.quantile(values, q)) for q in (0.25, 0.75))
+        details["spectral_gap"] = {
+            "smallest": smallest,
+            "module": where,
+            "quartiles": [quarter, median(values), three],
+        }
+    return details
+
+
+def target_layers(loaded: Any, library: Sequence[AdapterWeights]) -> dict[str, torch.nn.Module]:
+    """The layers of the model that the library changes, by name; refuse a library that does not fit it."""
+    if not library:
+        return {}
+    names = check_library(library, equal_ranks=False)
+    digest, wanted = getattr(loaded, "digest", None), library[0].details.get("base_digest")
+    if digest and wanted and digest != wanted:
+        raise RuleError(
+            f"the adapters were trained on the base {wanted}, the model {getattr(loaded, 'id', '')!r} is "
+            f"{digest}; load the base they belong to"
+        )
+    layers = {}
+    for name in names:
+        try:
+            layer = loaded.model.get_submodule(name)
+        except AttributeError:
+            raise RuleError(
+                f"the model {getattr(loaded, 'id', '')!r} has no layer {name!r}, which the adapters change; "
+                "load the base they were trained on, without adapters around it"
+            ) from None
+        if isinstance(layer, BaseTunerLayer):
+            raise RuleError(f"layer {name!r} still carries PEFT's adapters; unload them from the model first")
+        lora = library[0].modules[name]
+        shape = (len(lora.write), len(lora.read))
+        found = (getattr(layer, "out_features", None), getattr(layer, "in_features", None))
+        if found != shape:
+            raise RuleError(
+                f"layer {name!r} of the model has (out, in) {found} ({type(layer).__name__}), the adapters "
+                f"{shape}; they have to belong to one linear layer"
+            )
+        layers[name] = layer
+    return layers
+
+
+def save_static(
+    library: Sequence[AdapterWeights],
+    merge: Merge | FittedMerge,
+    folder: str | os.PathLike,
+    *,
+    seed: int = 0,
+    rank: int | None = None,
+    name: str = "merged",
+) -> dict[str, Any]:
+    """Write a static merge as one PEFT adapter that plain PEFT loads; returns (and keeps) the details.
+
+    Factored updates are written as they are, dense ones by SVD down to rounding, so the product is exact up
+    to float32. rank: keep that many singular directions instead, the best approximation of that rank.
+    details["relative_error"]: |Delta - written|_F / |Delta|_F over all layers. Errors: RuleError for a routed
+    rule, whose update differs from token to token, so that no single LoRA has it.
+    """
+    spec = merge.merge if isinstance(merge, FittedMerge) else merge
+    rule, _ = check(spec)
+    if rule.routed:
+        raise RuleError(
+            f"rule {rule.name!r} gives every token its own update, which no single LoRA can hold; "
+            "keep the adapters and use `apply`, or choose a static rule"
+        )
+    merged = merge_modules(library, merge, seed)
+    written, lost, total = {}, 0.0, 0.0
+    for layer, outcome in merged.items():
+        factors = _factors(outcome.update, rank)
+        written[layer] = converted(factors, torch.float32)
+        lost += _distance(outcome.update, converted(written[layer], PRECISION)) ** 2
+        total += _distance(outcome.update, None) ** 2
+    details = describe(library, merge, seed, merged)
+    details["rank"] = max(lora.rank for lora in written.values())
+    details["relative_error"] = math.sqrt(lost / total) if total else 0.0
+    first = (merge.library if isinstance(merge, FittedMerge) else library)[0]
+    kept = {"base_digest": first.details["base_digest"]} if "base_digest" in first.details else {}
+    base = str(first.config.get("base_model_name_or_path") or "")
+    write(folder, name, written, base, details={**kept, "merge": details})
+    replace_file(Path(folder) / "README.md", [card(name, base, details)])
+    return details
+
+
+def _factors(update: LoRA | torch.Tensor, rank: int | None) -> LoRA:
+    if isinstance(update, LoRA):
+        if rank is None or rank >= update.rank:
+            return update
+        left, values, right = update.svd()
+    else:
+        left, values, right_t = torch.linalg.svd(update, full_matrices=False)
+        right = right_t.T
+    noise = max(len(left), len(right)) * torch.finfo(values.dtype).eps * values[0]
+    kept = min(max(1, int((values > noise).sum())), rank or len(values))
+    root = values[:kept].sqrt()
+    return LoRA(left[:, :kept] * root, right[:, :kept] * root)
+
+
+def _distance(update: LoRA | torch.Tensor, other: LoRA | None) -> float:
+    """|update - other|_F, without forming products of factors where both are factored."""
+    if not isinstance(update, LoRA):
+        return float(torch.linalg.norm(update if other is None else update - other.delta()))
+    if other is None:
+        return float(torch.linalg.norm(update.svd()[1]))
+    difference = LoRA(
+        torch.cat([update.write, -other.write], dim=1), torch.cat([update.read, other.read], dim=1)
+    )
+    return float(torch.linalg.norm(difference.svd()[1]))
+
+
+def card(name: str, base: str, details: Mapping[str, Any]) -> str:
+    """A model card: how the adapter was made, and how far it is from the exact merge."""
+    weights = "the rule's own" if details["weights"] is None else list(details["weights"])
+    return f"""---
+library_name: peft
+base_model: {json.dumps(base)}
+tags:
+- lora
+- merged
+---
+
+# {name}
+
+A merge of the LoRA adapters {", ".join(details["adapters"])}.
+
+- rule: `{details["rule"]}`, {details["formula"]}
+- weights: {weights}
+- options: {details["options"]}
+- seed: {details["seed"]}
+- rank: {details["rank"]}
+- relative error against the exact merge (Frobenius norm, all layers): {details["relative_error"]:.1e}
+"""
+
+
+def converted(lora: LoRA, dtype: torch.dtype, device: torch.device | None = None) -> LoRA:
+    return LoRA(*(factor.to(device=device, dtype=dtype) for factor in (lora.write, lora.read)))
+
+
+def _converted(merged: Merged, dtype: torch.dtype, device: torch.device) -> Merged:
+    if isinstance(merged, StaticMerge):
+        update = merged.update
+        if isinstance(update, LoRA):
+            return replace(merged, update=converted(update, dtype, device))
+        return replace(merged, update=update.to(device=device, dtype=dtype))
+    routed = torch.promote_types(dtype, torch.float32)
+    return replace(
+        merged,
+        adapters=tuple(converted(lora, dtype, device) for lora in merged.adapters),
+        prototypes=merged.prototypes.to(device=device, dtype=routed),
+        slack=TIED * torch.finfo(routed).eps,
+    )
+
+
+def _device(layer: torch.nn.Module) -> torch.device:
+    """Where the layer's weight lies; the CPU for weights that are moved in for each pass."""
+    device = layer.weight.device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def _require_room(
+    adapter: AdapterWeights,
+    names: Sequence[str],
+    dtype: torch.dtype,
+    device: torch.device,
+    merge: Merge | FittedMerge,
+) -> None:
+    """Entry-wise rules leave one dense matrix per layer: refuse them where these cannot fit."""
+    entries = sum(len(adapter.modules[name].write) * len(adapter.modules[name].read) for name in names)
+    needed, rule = entries * dtype.itemsize, getattr(merge, "rule", "")
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if needed > free:
+            raise MemoryError(
+                f"the dense updates of rule {rule!r} need {needed / 2**30:.1f} GiB and the GPU has "
+                f"{free / 2**30:.1f} GiB free; give dtype=torch.bfloat16, or save_static(..., rank=...)"
+            )
+    else:
+        require_memory(needed, f"the dense updates of rule {rule!r}")

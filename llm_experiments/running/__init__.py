@@ -1,0 +1,1 @@
+"""Experiments as cells: planned, computed once, kept, tabulated."""

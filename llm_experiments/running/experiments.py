@@ -1,0 +1,359 @@
+"""The named experiments: which adapters each trains on which base model, how it merges them, what it asks.
+
+Each is a function from (base model, profile, seeds) to cells; cells that two experiments share are computed
+once. The compositions are those the toy model predicts, so that measured rows have the spec hash of predicted
+ones.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from llm_experiments.running.cells import (
+    AdapterCell,
+    AnswersCell,
+    RandomAdapterCell,
+    Scene,
+    TemperatureCell,
+)
+from llm_experiments.running.edit_cells import EditsCell
+from llm_experiments.running.profiles import Profile
+from llm_experiments.running.runner import Cell
+from llm_experiments.text.lexicon import lexicon
+from llm_experiments.text.rendering import training_examples
+from toytransformer.compositions import Adapter, Composition, Merge, SpecError, catalogue
+from toytransformer.compositions.setups import setup
+
+#: The paper's two routings, each in the form its text defines (factor-wise) and as PEFT has it (products).
+UNIFORM = ("linear", "mean")
+ARROW = ("arrow-factors", "arrow-products")
+PAIR = ("hop1", "hop2")
+TRIPLE = ("hop1", "hop2", "oracle")
+#: Which of a library's adapters each is: its initial factors and the order of its data differ by it.
+INDEX = {name: i for i, name in enumerate((*TRIPLE, "mixed", "joint"))}
+
+
+@dataclass(frozen=True)
+class Base:
+    """What planning has to know of a base model: its id, the hash of its content, and the world it knows."""
+
+    id: str
+    digest: str
+    world: Any = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cells for one base model under one profile."""
+
+    base: Base
+    profile: Profile
+    seeds: tuple[int, ...]
+
+    def setup(
+        self,
+        number: int,
+        dataset: str,
+        library: tuple[str, ...] = PAIR,
+        *,
+        sigma: tuple[int, ...] | None = None,
+        examples: int = 0,
+        **regime: Any,
+    ) -> Scene:
+        """Setup `number` of Table 1 on a dataset; its bridge has invented names where the tested are real."""
+        bridge = "F" if dataset == "R" else "R"
+        composition = setup(
+            number,
+            facts=self.profile.facts,
+            known=self._known(dataset),
+            bridge_facts=self.profile.bridge_facts,
+            bridge_known=self._known(bridge),
+            library=library,
+            sigma=sigma,
+            examples=examples,
+        )
+        return self._scene(composition, dataset, bridge, regime)
+
+    def relations(self, name: str, dataset: str) -> Scene:
+        """Ten adapters on five relations, a pair of them held out (appendix A.3); asked both ways."""
+        facts = self.profile.library_facts
+        plain = catalogue.build(name, facts=facts, known=self._known(dataset), seed=self.profile.items)
+        steps = tuple(replace(question, decode="steps") for question in plain.questions)
+        composition = replace(plain, questions=(*plain.questions, *steps))
+        return self._scene(composition, dataset, None, {})
+
+    def expert(self, scene: Scene, name: str, seed: int, **changes: Any) -> AdapterCell:
+        """The adapter of that name in the scene's library, trained by the profile's recipe with `changes`."""
+        composition = scene.composition
+        adapter = next(adapter for adapter in composition.adapters if adapter.name == name)
+
+        def texts(templates: Iterable[int]):
+            return training_examples(adapter, composition.world, scene.lexicon, tuple(templates))
+
+        return AdapterCell(
+            title=f"{name} of {composition.name} on {scene.lexicon.dataset}",
+            model_digest=self.base.digest,
+            examples=texts(self.profile.train),
+            checks=texts(self.profile.test),
+            training=replace(self.profile.training, **changes),
+            seed=seed,
+            index=INDEX.get(name, [a.name for a in composition.adapters].index(name)),
+        )
+
+    def library(self, scene: Scene, seed: int, **changes: Any) -> tuple[AdapterCell, ...]:
+        """Every adapter of the scene, in merge order."""
+        return tuple(
+            self.expert(scene, adapter.name, seed, **changes) for adapter in scene.composition.adapters
+        )
+
+    def answers(
+        self, scene: Scene, library: Sequence[Cell], rule: str | Merge, seed: int, **regime: Any
+    ) -> AnswersCell:
+        """The scene's questions put to the base with this library merged; Arrow's T is chosen beforehand."""
+        merge = Merge(rule) if isinstance(rule, str) else rule
+        asked = replace(scene, regime={**scene.regime, "seed": seed, **regime}).with_merge(merge)
+        temperature = None
+        if merge.rule in ARROW and "temperature" not in merge.option_dict:
+            dev = self._dev(scene).with_merge(merge)
+            temperature = TemperatureCell(dev, tuple(library), self.profile.temperatures, self.base.digest)
+        return AnswersCell(
+            asked, tuple(library), self.base.digest, seed, temperature, base=self.base_answers(scene)
+        )
+
+    def base_answers(self, scene: Scene) -> AnswersCell:
+        """What the base model says without adapters: a control, and the old answers of an unknown world."""
+        if scene.composition.name.startswith("setup"):
+            scene = self.setup(0, scene.lexicon.dataset)  # all setups ask the same
+        regime = {"control": "base"}
+        return AnswersCell(replace(scene, regime=regime).with_merge(Merge("sum")), (), self.base.digest)
+
+    def controls(
+        self,
+        scene: Scene,
+        seed: int,
+        alone: Sequence[str] = (*TRIPLE, "mixed", "joint"),
+        rules: Sequence[str] = ("sum", "mean"),
+    ) -> list[Cell]:
+        """The base, single adapters by name, and random adapters of the experts' norms under these rules."""
+        dataset = scene.lexicon.dataset
+        cells: list[Cell] = [self.base_answers(scene)]
+        for name in alone:
+            single = self.setup(0, dataset, (name,))
+            cells.append(self.answers(single, self.library(single, seed), "sum", seed, control=name))
+        randoms = [RandomAdapterCell(expert, seed) for expert in self.library(scene, seed)]
+        cells += [self.answers(scene, randoms, rule, seed, control="random") for rule in rules]
+        return cells
+
+    def _known(self, dataset: str) -> bool:
+        """Whether the base has old answers: it is known to only where the project made its world."""
+        return dataset == "R" and self.base.world is not None
+
+    def _dev(self, scene: Scene) -> Scene:
+        """The scene in development templates, about its first chains only."""
+        regime = {k: v for k, v in scene.regime.items() if k == "layers"}
+        return replace(scene, templates=self.profile.dev, regime=regime).first(self.profile.dev_facts)
+
+    def _scene(self, composition: Composition, dataset: str, bridge: str | None, regime: dict) -> Scene:
+        names = lexicon(
+            composition,
+            dataset=dataset,
+            bridge_dataset=bridge,
+            seed=self.profile.items,
+            base_world=self.base.world,
+        )
+        return Scene(composition, names, self.profile.test, {"layers": "mlp", **regime})
+
+
+def _merged(plan: Plan, scene: Scene, seed: int, rules: Iterable[str | Merge], **changes: Any) -> list[Cell]:
+    library = plan.library(scene, seed, **changes)
+    return [plan.answers(scene, library, rule, seed) for rule in rules]
+
+
+def fig1(plan: Plan) -> Iterable[Cell]:
+    for seed in plan.seeds:
+        for dataset in "FHR":
+            for library in (PAIR, TRIPLE):
+                yield from _merged(plan, plan.setup(0, dataset, library), seed, UNIFORM + ARROW)
+            for name in ("oracle", "mixed"):
+                alone = plan.setup(0, dataset, (name,))
+                yield plan.answers(alone, plan.library(alone, seed), "sum", seed, control=name)
+
+
+def table7(plan: Plan) -> Iterable[Cell]:
+    yield from fig1(plan)
+    for seed in plan.seeds:
+        for dataset in "FHR":
+            scene = plan.setup(0, dataset)
+            yield from _merged(plan, scene, seed, ("sum",))
+            yield from plan.controls(scene, seed)
+
+
+def table1(plan: Plan) -> Iterable[Cell]:
+    for seed in plan.seeds:
+        for number in range(9):
+            scene = plan.setup(number, "F" if number == 1 else "R")
+            yield from _merged(plan, scene, seed, UNIFORM + ARROW)
+        yield from plan.controls(plan.setup(0, "R"), seed)
+
+
+def bridge(plan: Plan) -> Iterable[Cell]:
+    for seed in plan.seeds:
+        for number in (0, 2, 5, 4):
+            yield from _merged(plan, plan.setup(number, "R"), seed, ("mean", "arrow-products"))
+        yield from plan.controls(plan.setup(0, "R"), seed, ("hop1", "hop2", "oracle", "joint"), ("mean",))
+
+
+def table2(plan: Plan) -> Iterable[Cell]:
+    """Rules on setup 0's adapters; those that need data get it on chains that are not asked."""
+    rules = ("linear", "linear-peft", "mean", "ties", "dare", "knots", "magnitude-prune", *ARROW)
+    fitted = ("cat-fitted", "lorahub", "adaptive", "adaptive-random", "new-adapter")
+    for seed in plan.seeds:
+        scene = plan.setup(0, "R")
+        yield from _merged(plan, scene, seed, rules)
+        for variant, label in (("frozen-a", "LoRI-D"), ("sparse-b", "LoRI-S")):
+            library = plan.library(scene, seed, variant=variant)
+            for rule, form in (("sum", "cat"), ("mean", "mean"), ("linear", "linear")):
+                yield plan.answers(scene, library, rule, seed, adapters=label, form=form)
+        with_data = plan.setup(0, "R", examples=plan.profile.fit_facts)
+        library = plan.library(with_data, seed)
+        shown = Adapter("shown", with_data.composition.examples)
+        examples = training_examples(
+            shown,
+            with_data.composition.world,
+            with_data.lexicon,
+            plan.profile.train[: plan.profile.fit_templates],
+        )
+        for rule in fitted:
+            cell = plan.answers(with_data, library, rule, seed)
+            yield replace(cell, fit=examples, training=plan.profile.training)
+        yield from plan.controls(scene, seed)
+
+
+def table8(plan: Plan) -> Iterable[Cell]:
+    for seed in plan.seeds:
+        for layers in ("mlp", "attention", "both"):
+            for library in (PAIR, TRIPLE, ("oracle",), ("mixed",)):
+                scene = plan.setup(0, "F", library, layers=layers)
+                rules = ("linear", "arrow-factors", "arrow-products") if len(library) > 1 else ("sum",)
+                yield from _merged(plan, scene, seed, rules, layers=layers)
+
+
+def table9(plan: Plan) -> Iterable[Cell]:
+    for seed in plan.seeds:
+        for layers in ("mlp", "attention", "both"):
+            for number, dataset in ((1, "F"), (2, "R")):
+                scene = plan.setup(number, dataset, layers=layers)
+                rules = ("linear", "arrow-factors", "arrow-products")
+                yield from _merged(plan, scene, seed, rules, layers=layers)
+
+
+def table12(plan: Plan) -> Iterable[Cell]:
+    for seed in plan.seeds:
+        for name in ("library-disjoint", "library-shared"):
+            scene = plan.relations(name, "F")
+            yield from _merged(plan, scene, seed, ("sum", *UNIFORM, *ARROW))
+            yield plan.base_answers(scene)
+
+
+def edits(plan: Plan) -> Iterable[Cell]:
+    for dataset in "FR":
+        scene = plan.setup(0, dataset).first(plan.profile.edited_facts)
+        yield EditsCell(scene, plan.base.digest, plan.base.world)
+
+
+def survival(plan: Plan) -> Iterable[Cell]:
+    """Weight a on hop 1's adapter and 1 - a on hop 2's, known (R) and fresh (F) facts."""
+    for seed in plan.seeds:
+        for dataset in "FR":
+            scene = plan.setup(0, dataset)
+            library = plan.library(scene, seed)
+            for tenths in range(11):
+                weights = (tenths / 10, 1 - tenths / 10)
+                yield plan.answers(scene, library, Merge("sum", weights), seed)
+
+
+def relabel(plan: Plan) -> Iterable[Cell]:
+    """Adapter 1 trained anew under random relabellings of its answers; adapter 2 is the same."""
+    for seed in plan.seeds:
+        for dataset in "FR":
+            for draw in range(plan.profile.relabellings + 1):
+                sigma = list(range(plan.profile.facts))
+                if draw:
+                    random.Random(draw).shuffle(sigma)
+                scene = plan.setup(0, dataset, sigma=tuple(sigma), relabelling=draw)
+                yield from _merged(plan, scene, seed, ("sum", "mean", "linear", "arrow-products"))
+                alone = plan.setup(0, dataset, ("mixed",), sigma=tuple(sigma), relabelling=draw)
+                yield from _merged(plan, alone, seed, ("sum",))
+
+
+def gauge(plan: Plan) -> Iterable[Cell]:
+    """Factor-wise and product-wise rules on adapters from one initial A or several, in several gauges."""
+    for seed in plan.seeds:
+        scene = plan.setup(0, "F")
+        for start in ("independent", "shared"):
+            library = plan.library(scene, seed, initial_a=start)
+            for form in ("as trained", "flipped", "random:0", "svd"):
+                for rule in ("mean", "linear", "linear-peft", "arrow-factors"):
+                    cell = plan.answers(scene, library, rule, seed, initial_a=start, gauge=form)
+                    yield replace(cell, gauge=form)
+
+
+def quick(plan: Plan) -> Iterable[Cell]:
+    for seed in plan.seeds[:1]:
+        for number in (0, 2):
+            yield from _merged(plan, plan.setup(number, "R"), seed, ("mean", "arrow-products"))
+        yield plan.base_answers(plan.setup(0, "R"))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A named experiment: how its cells are planned, one line about it, its place in the paper."""
+
+    cells: Callable[[Plan], Iterable[Cell]] = field(repr=False)
+    about: str
+    source: str
+
+    def plan(self, base: Base, profile: Profile, seeds: Sequence[int]) -> list[Cell]:
+        """The cells whose results are wanted, each once, in a fixed order; what they need is not listed."""
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise SpecError(f"seeds {list(seeds)}: give at least one, each once")
+        cells = self.cells(Plan(base, profile, tuple(seeds)))
+        return list({cell.address: cell for cell in cells}.values())
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "fig1": Experiment(
+        fig1, "libraries of two and three adapters against single experts, datasets F, H, R", "Figure 1"
+    ),
+    "table1": Experiment(table1, "bridge setups 0 to 8 under uniform and Arrow routing", "Tables 1 and 10"),
+    "bridge": Experiment(
+        bridge,
+        "setups 0, 2, 4 and 5 with controls, product-wise rules only: table1 at a third of its cost",
+        "Table 1",
+    ),
+    "table2": Experiment(
+        table2, "other merge rules on the adapters of setup 0, data-free and fitted", "Table 2"
+    ),
+    "table7": Experiment(table7, "as fig1, with every control beside it", "Table 7"),
+    "table8": Experiment(table8, "adapters on MLP layers, attention layers or both", "Table 8"),
+    "table9": Experiment(table9, "the same for bridge setups 1 and 2", "Table 9"),
+    "table12": Experiment(
+        table12, "ten adapters on five relations, one pair held out", "appendix A.3, Table 12"
+    ),
+    "edits": Experiment(
+        edits, "closed-form edits of one MLP: coefficients and leaks, layer by layer", "Prop. 1, eq. 24-25"
+    ),
+    "survival": Experiment(
+        survival, "does one hop survive as its adapter's weight goes from 0 to 1?", "theory.md, section 6"
+    ),
+    "relabel": Experiment(
+        relabel, "adapter 1 trained anew under random relabellings", "theory.md, section 5"
+    ),
+    "gauge": Experiment(
+        gauge, "factor-wise merging under other initial factors and gauges", "eq. 27-28; theory.md, 5a"
+    ),
+    "quick": Experiment(quick, "setups 0 and 2 under mean and Arrow, one seed", "Table 1"),
+}
