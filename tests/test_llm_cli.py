@@ -117,8 +117,8 @@ def test_list_names_experiments_profiles_and_models(run):
 
 def test_nothing_heavy_is_imported_for_what_needs_no_model():
     code = (
-        "import sys; from llm_experiments import __main__; from llm_experiments.running import runner, store; "
-        "print('torch' in sys.modules)"
+        "import sys; from llm_experiments import __main__; from llm_experiments.running import runner, store"
+        "; print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
