@@ -1,5 +1,6 @@
 """The embedded model: its world, how it is pretrained, and what the weights that are shipped can do."""
 
+import json
 import random
 from collections import Counter
 from dataclasses import replace
@@ -261,10 +262,24 @@ def shipped():
     return total
 
 
-@pytest.mark.parametrize("what", ["known one-hop", "known chain of thought", "fresh chain of thought"])
+@pytest.mark.parametrize("what", ["known one-hop", "known chain of thought"])
 def test_the_shipped_model_answers(shipped, what):
     right, of = shipped[what]
     assert of >= 25 and right >= 0.95 * of, (right, of)
+
+
+def test_the_card_says_what_is_measured(shipped):
+    """On other questions than the card's: two binomial shares differ by less than five standard errors."""
+    card: dict[str, tuple[int, int]] = {}
+    for row in json.loads((sources.EMBEDDED / "measurements.json").read_text()):
+        right, of = card.get(row["what"], (0, 0))
+        card[row["what"]] = right + row["right"], of + row["of"]
+    assert set(card) == set(shipped)
+    for what, (right, of) in shipped.items():
+        stated, asked = card[what]
+        share = (right + stated + 1) / (of + asked + 2)
+        error = (share * (1 - share) * (1 / of + 1 / asked)) ** 0.5
+        assert abs(right / of - stated / asked) <= 5 * error, (what, right, of, stated, asked)
 
 
 def test_the_shipped_model_has_no_two_hops_without_steps(shipped):
