@@ -22,7 +22,7 @@ class Training:
     each makes the merge rule lori-s leave such an adapter as it is). initial_a: "independent" draws A for
     each adapter of a library, "shared" once for all. warmup: share of the steps. clip: largest norm of an
     adapter's gradient, 0 for any. base_dtype: None for the model's own; "bfloat16" computes with rounded
-    base weights during training only (two to four times as fast on CPUs with bfloat16 matrix products); the
+    base weights during training only (1.5 times as fast on a CPU that multiplies bfloat16 matrices); the
     factors are float32 in either case.
     """
 
