@@ -1,8 +1,10 @@
-"""Training the adapters of a library at once on one frozen model, against one after another.
+"""Training the adapters of a library: at once on one frozen model, one after another, and as PEFT comes.
 
-The same examples in the same order, batches of 16, dropout off; both sides go through `llm_experiments`, and
-both answer with the loss of every step of every adapter. The models are random, float32, on the CPU, with one
-thread; on a GPU, which one small batch leaves idle, the gain is larger.
+The same examples in the same order, batches of 16, the same initial factors, dropout off; every side answers
+with the loss of each step of each adapter. "As PEFT comes" is Trainer over PEFT's own layers, rows padded,
+logits of all tokens, the prompts' common beginning computed for every row. The models are random, float32, on
+the CPU, with one thread, which one batch of 16 keeps busy: what training at once saves there is the overhead
+of small operations. A GPU has more to gain.
 """
 
 from __future__ import annotations
@@ -52,6 +54,77 @@ def one_by_one(model: str, adapters: int, steps: int):
     return work
 
 
+def as_peft_comes(model: str, adapters: int, steps: int):
+    import torch
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    from llm_experiments.lora.jobs import Job
+    from llm_experiments.lora.trainer import optimizer_of
+
+    loaded, sets, recipe = prepared(model, adapters, steps)
+
+    def padded(rows):
+        length = max(map(len, rows))
+        ids, mask, labels = (np.full((len(rows), length), fill) for fill in (0, 0, -100))
+        for i, row in enumerate(rows):
+            ids[i, : len(row)], mask[i, : len(row)] = row.prompt + row.answer, 1
+            labels[i, len(row.prompt) : len(row)] = row.answer
+        arrays = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    class Losses(transformers.TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **_):
+            seen[-1] += [logs["loss"]] if "loss" in logs else []
+
+    def trained(examples, adapter):
+        job = Job(loaded, examples, recipe, 0, adapter)
+        rows = [type(row)(job.prefix + row.prompt, row.answer) for row in job.rows]
+        config = LoraConfig(
+            r=recipe.rank, lora_alpha=recipe.alpha, target_modules=["gate_proj", "up_proj", "down_proj"]
+        )
+        peft_model = get_peft_model(loaded.model, config)
+        factors = [(name, f) for name, f in peft_model.named_parameters() if f.requires_grad]
+        for name, factor in factors:
+            module = name.removeprefix("base_model.model.").removesuffix(".lora_A.default.weight")
+            if module != name.removeprefix("base_model.model."):
+                factor.data.copy_(job.initial_a(recipe, module, *factor.shape))
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = transformers.TrainingArguments(
+                folder,
+                per_device_train_batch_size=recipe.batch,
+                num_train_epochs=1,
+                train_sampling_strategy="sequential",
+                logging_steps=1,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                use_cpu=True,
+            )
+            trainer = transformers.Trainer(
+                peft_model,
+                arguments,
+                padded,
+                [rows[i] for batch in job.order for i in batch],
+                optimizers=optimizer_of([factor for _, factor in factors], recipe, job.steps),
+                callbacks=[Losses()],
+            )
+            trainer.remove_callback(transformers.PrinterCallback)
+            trainer.train()
+        peft_model.unload()
+
+    seen = []
+
+    def work():
+        seen.clear()
+        for adapter, examples in enumerate(sets):
+            seen.append([])
+            trained(examples, adapter)
+        return np.array(seen)
+
+    return work
+
+
 def curves(metrics) -> np.ndarray:
     return np.array([[loss for _, loss in one["loss_curve"]] for one in metrics])
 
@@ -82,19 +155,26 @@ def example(rng: np.random.Generator, words: int) -> SimpleNamespace:
 
 
 def write_model(folder: Path, hidden: int, inner: int, layers: int, words: int) -> None:
-    """A random Qwen2 and a tokenizer of whole words."""
+    """A random Qwen2 and a tokenizer of whole words, with a system message of 20 before every question."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
     from transformers.utils import logging
 
-    special = ["<end>", "<unknown>", "Question", ":", "Answer"]
+    special = ["<end>", "<unknown>", "<user>", "<answer>"]
     tokens = special + [f"w{word}" for word in range(words)]
     bare = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unknown>"))
     bare.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
+    bare.add_special_tokens(special)
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bare, eos_token="<end>", pad_token="<end>", unk_token="<unknown>"
-    ).save_pretrained(folder)
+    )
+    tokenizer.chat_template = (
+        " ".join(f"w{word}" for word in range(20))
+        + "{% for message in messages %}{{ (' <user> ' if message['role'] == 'user' else '') "
+        "+ message['content'] + (' <end>' if message['role'] != 'user' else ' <answer> ') }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=len(tokens),
@@ -114,18 +194,23 @@ def write_model(folder: Path, hidden: int, inner: int, layers: int, words: int) 
 def same_losses(ours, plain) -> tuple[float, float]:
     """Roundings of some hundred products in a row, which the steps before let grow."""
     steps = ours.shape[1]
-    return float(np.abs(ours - plain).max()), float(200 * steps * np.finfo(np.float32).eps * plain.max())
+    return float(np.abs(ours - plain).max()), float(20 * steps * np.finfo(np.float32).eps * plain.max())
 
 
 def cases(small: bool = False) -> Iterator[Case]:
-    sizes = (("small", 2, 3),) if small else (("tiny", 2, 20), ("tiny", 8, 20), ("middling", 4, 5))
-    for model, adapters, steps in sizes:
-        hidden, inner, layers, _ = MODELS[model]
-        yield Case(
-            "together",
-            f"{adapters} adapters at once on one model ({layers} layers, {hidden} x {inner}), {steps} steps "
-            "of 16 short questions each; plain trains one after another",
-            Side(at_once, (model, adapters, steps), repeats=3),
-            Side(one_by_one, (model, adapters, steps), repeats=3),
-            same_losses,
-        )
+    at_once_or_not = (("small", 2, 3),) if small else (("tiny", 2, 20), ("tiny", 8, 20), ("middling", 4, 5))
+    ours_or_pefts = (("small", 1, 3),) if small else (("tiny", 1, 20), ("middling", 1, 5))
+    for sizes, about, ours, plain in (
+        (at_once_or_not, "at once; plain trains one after another", at_once, one_by_one),
+        (ours_or_pefts, "by `train`; plain is Trainer on PEFT's layers", one_by_one, as_peft_comes),
+    ):
+        for model, adapters, steps in sizes:
+            hidden, inner, layers, _ = MODELS[model]
+            yield Case(
+                "together",
+                f"{adapters} adapter(s), {steps} steps of 16 short questions each, model of {layers} layers, "
+                f"{hidden} x {inner}, {about}",
+                Side(ours, (model, adapters, steps), repeats=3),
+                Side(plain, (model, adapters, steps), repeats=3),
+                same_losses,
+            )
