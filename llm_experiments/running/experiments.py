@@ -271,7 +271,7 @@ def survival(plan: Plan) -> Iterable[Cell]:
             scene = plan.setup(0, dataset)
             library = plan.library(scene, seed)
             for tenths in range(11):
-                weights = (tenths / 10, 1 - tenths / 10)
+                weights = (tenths / 10, (10 - tenths) / 10)
                 yield plan.answers(scene, library, Merge("sum", weights), seed)
 
 
