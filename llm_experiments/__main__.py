@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,10 +96,17 @@ def chosen(model: str, revision: str | None, dtype: str, device: str, four_bit: 
         "-".join([source.digest, *precision]),
         BaseWorld.read(world) if world.is_file() else None,
     )
-    return Chosen(
-        base,
-        lambda: models.load(model, dtype=dtype, device=device, four_bit=four_bit, revision=revision),
-    )
+
+    def load() -> LoadedModel:
+        if source.kind == "embedded" and not gpus:
+            # Its matrices are small: a second thread costs more than it saves, and one gives the same sums
+            # whatever the number of cores.
+            import torch
+
+            torch.set_num_threads(1)
+        return models.load(model, dtype=dtype, device=device, four_bit=four_bit, revision=revision)
+
+    return Chosen(base, load)
 
 
 @cli.command("list")
@@ -428,6 +436,9 @@ def _profile(name: str | None) -> Profile:
 
 def main() -> None:
     """Run the command line; a bad argument is one line on stderr and status 2."""
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # read when torch is loaded: do not spin on shared cores
     run_command(cli, "python -m llm_experiments")
 
 
