@@ -233,7 +233,8 @@ class AnswersCell(Cell):
 
     def compute(self, context: Context, folder: Path) -> None:
         scene, regime = self.scene, dict(self.scene.regime)
-        library = [regauged(adapter, self.gauge) for adapter in read_library(context, scene, self.library)]
+        trained = read_library(context, scene, self.library)
+        library = [regauged(adapter, self.gauge, place) for place, adapter in enumerate(trained)]
         merge = scene.composition.merge
         if self.temperature is not None:
             found = json.loads((context.results(self.temperature) / "sweep.json").read_text())
@@ -282,19 +283,20 @@ def with_temperature(merge: Merge, temperature: float) -> Merge:
     return replace(merge, options={**merge.option_dict, "temperature": temperature})
 
 
-def regauged(adapter: adapters.AdapterWeights, gauge: str) -> adapters.AdapterWeights:
-    """The adapter with the same Delta W in other factors.
+def regauged(adapter: adapters.AdapterWeights, gauge: str, place: int) -> adapters.AdapterWeights:
+    """The adapter with the same Delta W in other factors; place: its number in the library.
 
-    gauge: "as trained"; "flipped", every sign turned; "svd", U sqrt(s) and V sqrt(s), the strongest direction
+    What all adapters share cancels in the cross terms, so each is turned by its own matrix. gauge: "as
+    trained"; "flipped", the signs of every second adapter turned; "svd", U sqrt(s) and V sqrt(s), the strongest direction
     first; "random:<seed>", turned by random orthogonal matrices.
     """
     kind, _, seed = gauge.partition(":")
     if gauge not in ("as trained", "flipped", "svd") and not (kind == "random" and seed.isdecimal()):
         raise ValueError(f'gauge {gauge!r} is unknown: use "as trained", "flipped", "svd" or "random:<seed>"')
-    generator = torch.Generator().manual_seed(int(seed or 0))
+    generator = torch.Generator().manual_seed(1000 * int(seed or 0) + place)
 
     def rewritten(lora: LoRA) -> LoRA:
-        if kind == "as trained":
+        if kind == "as trained" or (kind == "flipped" and place % 2 == 0):
             return lora
         if kind == "flipped":
             return LoRA(-lora.write, -lora.read)
