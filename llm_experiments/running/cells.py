@@ -287,8 +287,8 @@ def regauged(adapter: adapters.AdapterWeights, gauge: str, place: int) -> adapte
     """The adapter with the same Delta W in other factors; place: its number in the library.
 
     What all adapters share cancels in the cross terms, so each is turned by its own matrix. gauge: "as
-    trained"; "flipped", the signs of every second adapter turned; "svd", U sqrt(s) and V sqrt(s), the strongest direction
-    first; "random:<seed>", turned by random orthogonal matrices.
+    trained"; "flipped", the signs of every second adapter turned; "svd", U sqrt(s) and V sqrt(s), the
+    strongest direction first; "random:<seed>", turned by random orthogonal matrices.
     """
     kind, _, seed = gauge.partition(":")
     if gauge not in ("as trained", "flipped", "svd") and not (kind == "random" and seed.isdecimal()):
