@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import integrate
 from strategies import seeds
@@ -123,6 +123,8 @@ def test_moments_against_quadrature(moment, f, rho):
 
 
 @given(angles)
+@example(1e-4)
+@example(1e-8)
 def test_moments_agree_with_the_kernel_and_are_bounded(angle):
     t = np.float64(angle)
     assert abs(2 * kernel.moment_11(t) - kernel.kappa(np.cos(t))) <= TOL

@@ -23,7 +23,8 @@ def kappa(cosine):
     """kappa(c) = (sqrt(1 - c^2) + (pi - arccos c) c) / pi, the arc-cosine kernel of degree 1."""
     xp = array_namespace(cosine)
     cosine = xp.clip(cosine, -1.0, 1.0)
-    return (xp.sqrt(1.0 - cosine**2) + (math.pi - xp.acos(cosine)) * cosine) / math.pi
+    sine = xp.sqrt((1.0 - cosine) * (1.0 + cosine))  # 1 - c^2 would round to sqrt(eps) near c = 1
+    return (sine + (math.pi - xp.acos(cosine)) * cosine) / math.pi
 
 
 def relu_kernel(inner, norm, other_norm):
