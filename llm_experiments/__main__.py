@@ -130,7 +130,7 @@ def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) 
     for name, experiment in EXPERIMENTS.items():
         row = [name, escape(experiment.about), escape(experiment.source)]
         if base is not None:
-            planned = experiment.plan(base, _profile(profile_name), _seeds(seeds))
+            planned = experiment.plan(base, _profile(profile_name, base), _seeds(seeds))
             row.append(str(len(in_order(planned))))
         table.add_row(*row)
     console.print(table)
@@ -171,9 +171,10 @@ def run_experiment(
 
     if name not in EXPERIMENTS:
         raise click.UsageError(f"there is no experiment {name!r}: choose {', '.join(EXPERIMENTS)}")
-    profile, training_seeds = _profile(profile_name), _seeds(seeds)
+    training_seeds = _seeds(seeds)
     model_chosen = chosen(**model)
-    base, store = model_chosen.base, Store(out)
+    base = model_chosen.base
+    profile, store = _profile(profile_name, base), Store(out)
     cells = EXPERIMENTS[name].plan(base, profile, training_seeds)
     order = in_order(cells)
     entry = {
@@ -325,14 +326,19 @@ def table(source: Path, experiment: str | None, form: str, compare: bool) -> Non
 
 
 @cli.command()
-@click.option("--out", type=FOLDER, help="New folder for the model [where `--model embedded` looks].")
+@click.option(
+    "--out",
+    type=FOLDER,
+    default=Path("out") / "embedded",
+    show_default=True,
+    help="New folder for the model.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
-def pretrain(out: Path | None, seed: int) -> None:
-    """Train the embedded model from nothing on a synthetic world."""
+def pretrain(out: Path, seed: int) -> None:
+    """Train a model like the embedded one from nothing on a synthetic world; use it by --model FOLDER."""
     from llm_experiments.embedded.pretrain import main as train_embedded
-    from llm_experiments.loading.sources import EMBEDDED
 
-    click.echo(f"{train_embedded(EMBEDDED if out is None else out, seed=seed)}")
+    click.echo(f"{train_embedded(out, seed=seed)}")
 
 
 @cli.command()
@@ -423,12 +429,12 @@ def _seeds(text: str) -> tuple[int, ...]:
         raise click.UsageError(f"--seeds is {text!r}: give whole numbers by comma, such as 0,1,2") from None
 
 
-def _profile(name: str | None) -> Profile:
-    """The profile of that name; without one, the first."""
+def _profile(name: str | None, base: Base) -> Profile:
+    """The profile of that name; without one "embedded" where the base's world is known, else "paper"."""
     from llm_experiments.running.profiles import PROFILES
 
     if name is None:
-        return next(iter(PROFILES.values()))
+        name = "paper" if base.world is None else "embedded"
     if name not in PROFILES:
         raise click.UsageError(f"there is no profile {name!r}: choose {', '.join(PROFILES)}")
     return PROFILES[name]

@@ -138,7 +138,7 @@ def test_run_then_status_then_table(run, tmp_path):
     assert (
         status == 0 and "measured on toy/model (0123456789abcdef)" in out and "4 of 4 cells finished" in out
     )
-    assert f"profile {next(iter(profiles.PROFILES))}, seeds 0, 1" in out
+    assert "profile paper, seeds 0, 1" in out
 
     status, out, err = run("table", "here")
     assert status == 0 and "75 to 75" not in out and "50 [" in out and "paper" in out and "p = 0.5" in out
@@ -239,10 +239,10 @@ from toy_cells import Conditions, plan
 
 cells = plan(1, Conditions(Path(sys.argv.pop()), pause=1.0))
 toys = SimpleNamespace(plan=lambda base, profile, seeds: cells)
-base = SimpleNamespace(id="toy", digest="01")
+base = SimpleNamespace(id="toy", digest="01", world={})
 # The real ones import torch, which takes longer than all the rest.
 sys.modules["llm_experiments.running.experiments"] = SimpleNamespace(EXPERIMENTS={"toys": toys})
-sys.modules["llm_experiments.running.profiles"] = SimpleNamespace(PROFILES={"p": SimpleNamespace(name="p")})
+sys.modules["llm_experiments.running.profiles"] = SimpleNamespace(PROFILES={"embedded": SimpleNamespace(name="embedded")})
 from llm_experiments import __main__ as command
 
 command.chosen = lambda **model: command.Chosen(base, None)
@@ -341,9 +341,9 @@ def test_export_writes_a_data_set(run, tmp_path):
     refused(run("export", "data"), "not an empty folder")
 
 
-def test_pretrain_writes_where_the_embedded_model_is_looked_for(run, monkeypatch):
+def test_pretrain_writes_a_new_folder_and_never_over_the_embedded_model(run, monkeypatch):
     pretrain = pytest.importorskip("llm_experiments.embedded.pretrain")
     asked = []
     monkeypatch.setattr(pretrain, "main", lambda out, seed: asked.append((out, seed)) or out)
     assert run("pretrain")[0] == run("pretrain", "--out", "new", "--seed", "3")[0] == 0
-    assert asked == [(sources.EMBEDDED, 0), (Path("new"), 3)]
+    assert asked == [(Path("out/embedded"), 0), (Path("new"), 3)]

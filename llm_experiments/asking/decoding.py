@@ -51,7 +51,7 @@ def answers(
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     written: dict[int, list[int]] = {}
     doing = f"answering {len(prompts)} questions, {batch} at once"
-    with _quiet(loaded.model), explain_memory(doing, "take a smaller batch"):
+    with quiet(loaded.model), explain_memory(doing, "take a smaller batch"):
         prefix = _shared_prefix(loaded, prompts) if share_prefix else None
         stops = end_tokens(loaded)
         for rows in _chunks(order, batch):
@@ -93,7 +93,7 @@ def candidate_logprobs(
     order = sorted(range(len(jobs)), key=lambda job: (len(jobs[job][1]), len(jobs[job][0])))
     scored: dict[int, list[float]] = {}
     doing = f"scoring candidates of {len(jobs)} questions, {batch} rows at once"
-    with _quiet(loaded.model), explain_memory(doing, "take a smaller batch"):
+    with quiet(loaded.model), explain_memory(doing, "take a smaller batch"):
         prefix = _shared_prefix(loaded, [context for context, _ in jobs]) if share_prefix else None
         most = max((len(tails) for _, tails in jobs), default=1)
         _check_count(batch, "batch")
@@ -300,7 +300,7 @@ def _check_count(value: object, what: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet(model: torch.nn.Module) -> Iterator[None]:
+def quiet(model: torch.nn.Module) -> Iterator[None]:
     """No gradients and no dropout inside; the model's mode is as before behind it.
 
     no_grad and not inference_mode: what hooks keep from here may later be trained through.

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
+from llm_experiments.asking.decoding import quiet
 from llm_experiments.loading.models import LoadedModel, prompt_ids, target_ids
 
 Array = np.ndarray
@@ -182,18 +183,6 @@ def recorded(downs: Mapping[int, Down]) -> Iterator[dict[int, dict[str, torch.Te
             stack.callback(first.remove)
             stack.callback(down.module.register_forward_hook(after).remove)
         yield seen
-
-
-@contextlib.contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
-    """No gradients and no dropout inside; the model's mode is as before behind it."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
 
 
 def _rows(tensor: torch.Tensor, last: Sequence[int]) -> Array:

@@ -1,7 +1,8 @@
 """What the embedded model can do: the questions behind its model card, answered greedily.
 
-Paraphrases and invented names are those kept from pretraining. An answer counts as right when it names the
-expected entity: a chain in its last sentence, a plain answer anywhere.
+Asked in the paraphrases that experiments develop and test on, which the model knows; invented names are kept
+from pretraining. An answer counts as right when it names the expected entity: a chain in its last sentence, a
+plain answer anywhere.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from llm_experiments.embedded.corpus import BaseWorld, ask, ask_steps, samples
 from llm_experiments.loading.models import LoadedModel
 from llm_experiments.text.templates import DEV, TEST, template
 
-HELD_OUT = (*DEV, *TEST)
+ASKED = (*DEV, *TEST)
 
 
 def measure(
@@ -60,7 +61,7 @@ def measure(
         asked = [
             (ask(r, k, x), y)
             for (x, r), y in world.facts.items()
-            for k in HELD_OUT
+            for k in ASKED
             if world.frequency[x] == frequency
         ]
         add("known one-hop", asked, 24, about=f"people of frequency {frequency}")
@@ -68,7 +69,7 @@ def measure(
         chains = [
             (x, first, second, k, world.facts[world.facts[x, first], second])
             for x, first, second in world.chains(chained)
-            for k in HELD_OUT
+            for k in ASKED
         ]
         people = "people shown in chains" if chained else "people never shown in chains"
         add(
@@ -84,7 +85,7 @@ def measure(
         samples(
             world,
             invented,
-            templates=HELD_OUT,
+            templates=ASKED,
             count=2 * count,
             seed=seed,
             known=0.0,
@@ -147,7 +148,7 @@ Form: `<q>question<a>answer<end>`, the chat template of the tokenizer. The sente
 ("First, we need to answer the question:" and so on) are one token each.
 
 All paraphrases are known to it: those held out in experiments are held out from the adapters. What it can
-do by greedy decoding, on two paraphrases and on invented names kept from its training (`measurements.json`):
+do by greedy decoding, on four paraphrases and on invented names kept from its training (`measurements.json`):
 
 | questions | about | right | of |
 |---|---|---|---|
