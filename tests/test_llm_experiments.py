@@ -2,18 +2,21 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from llm_experiments.loading import models
 from llm_experiments.lora.adapters import read
+from llm_experiments.running import experiments
 from llm_experiments.running.cells import (
     AdapterCell,
     AnswersCell,
     RandomAdapterCell,
     TemperatureCell,
     best_temperature,
+    read_library,
     regauged,
 )
 from llm_experiments.running.edit_cells import EditsCell
@@ -21,13 +24,16 @@ from llm_experiments.running.experiments import ARROW, EXPERIMENTS, UNIFORM, Bas
 from llm_experiments.running.profiles import PROFILES
 from llm_experiments.running.runner import Context, in_order, run
 from llm_experiments.running.store import Store
+from llm_experiments.running.tables import read_file
 from llm_experiments.text.rendering import FIRST, SECOND, STEP_BY_STEP, THEREFORE
 from llm_experiments.text.templates import SIGNATURES, templates
 from tests.tiny_models import tiny_qwen2
-from toytransformer.compositions import SpecError, read_jsonl
+from toytransformer.compositions import Merge, SpecError, read_jsonl
+from toytransformer.compositions.setups import setup
 from toytransformer.prediction import predict
 from toytransformer.regimes import FullLimit
 
+DATA = Path(experiments.__file__).parents[1] / "data"
 BASE = Base("tiny", "0" * 16)
 TINY = replace(
     PROFILES["small"],
@@ -120,7 +126,7 @@ def test_experiments_share_the_adapters_they_have_in_common():
 
 
 def test_controls_stand_beside_every_claim():
-    for name in ("table1", "table2", "table7"):
+    for name in ("table1", "table2", "table7", "table8", "table9", "survival", "relabel", "gauge"):
         controls = {cell.scene.regime.get("control") for cell in planned(name) if cell.kind == "answers"}
         assert controls >= {"base", "hop1", "hop2", "oracle", "mixed", "joint", "random"}, name
 
@@ -136,7 +142,8 @@ def test_table1_has_every_setup_under_both_forms_of_both_routings():
 
 
 def test_relabellings_retrain_adapter_1_alone():
-    cells = [cell for cell in planned("relabel") if len(cell.library) == 2]
+    relabelled = [cell for cell in planned("relabel") if "relabelling" in cell.scene.regime]
+    cells = [cell for cell in relabelled if len(cell.library) == 2]
     by_draw = {}
     for cell in cells:
         key = (cell.scene.lexicon.dataset, cell.scene.regime["relabelling"])
@@ -242,6 +249,8 @@ def test_edit_rows_put_the_toy_beside_every_layer(finished):
     overlaps = [row for row in rows if row["kind"] == "overlap"]
     assert {row["layer"] for row in overlaps} == {0, 1}
     assert all("toy_c1_own" in row and "toy_c2_own" in row for row in overlaps)
+    tests = [row for row in rows if row["kind"] == "over layers"]
+    assert {row["metric"] for row in tests} == {row["metric"] for row in overlaps}
     edits = [row for row in rows if row["kind"] == "edit"]
     assert {row["whitened"] for row in edits} == {False, True}
     assert all(row["shift_over_bound"] <= 1 for row in edits)
@@ -265,3 +274,43 @@ def test_temperature_is_chosen_on_templates_and_chains_kept_from_the_test():
             assert all(isinstance(need, AdapterCell) for need in cell.library)
         if isinstance(cell, AnswersCell):
             assert cell.scene.templates == TINY.test
+
+
+@pytest.mark.parametrize("file", sorted(DATA.glob("*.jsonl.gz")), ids=lambda path: path.name)
+def test_committed_rows_are_rows_of_compositions_that_are_predicted_here(file):
+    """What is committed joins with a prediction made now, row by row."""
+    rows = read_file(file)
+    for row in {row.spec_hash: row for row in rows}.values():
+        known = {key: row.setting[key] for key in ("known", "facts", "seed")}
+        bridge = {key: row.setting[key] for key in ("bridge_facts", "bridge_known") if key in row.setting}
+        library = ("hop1", "hop2") if not row.adapters else row.adapters
+        merge = Merge(row.rule, row.weights, row.options)
+        number = int(row.composition.removeprefix("setup-"))
+        composition = setup(number, library=tuple(library), merge=merge, **known, **bridge)
+        assert composition.spec_hash == row.spec_hash
+        predicted = {(r.prompt, r.decode): r for r in predict(composition, FullLimit()).records()}
+        for measured in (other for other in rows if other.spec_hash == row.spec_hash):
+            twin = predicted[measured.prompt, measured.decode]
+            for role in ("correct", "bridge", "group"):
+                assert getattr(twin, role) == getattr(measured, role)
+            assert measured.provenance["modified"] is False
+
+
+def test_how_arrow_routed_is_kept(finished):
+    store, cells = finished
+    routed = [cell for cell in cells["quick"] if cell.temperature is not None]
+    assert routed
+    for cell in routed:
+        layers = json.loads((store.results(cell.address) / "details.json").read_text())["routing"]
+        assert layers
+        for layer in layers.values():
+            # two weights of each token, float64 sums: their means add up to one
+            assert sum(layer["weights"]) == pytest.approx(1, abs=1e-6) and layer["tokens"] > 0
+
+
+def test_a_library_of_another_size_than_the_compositions_is_refused(finished):
+    store, cells = finished
+    cell = next(cell for cell in cells["quick"] if len(cell.library) == 2)
+    with pytest.raises(ValueError, match="argument"):
+        read_library(Context(store), cell.scene, cell.library[:1])
+    assert read_library(Context(store), cell.scene, ()) == []

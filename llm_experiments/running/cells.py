@@ -197,7 +197,8 @@ class TemperatureCell(Cell):
 
 @dataclass(frozen=True, eq=False)
 class AnswersCell(Cell):
-    """A scene's questions put to the base model under a merge of a library. Writes rows and details.json.
+    """A scene's questions put to the base model under a merge of a library. Writes rows and details.json,
+    which has what the rule says of every layer: spectral gaps, fitted weights, how Arrow routed.
 
     library: adapters in merge order, none for the base itself. temperature: where Arrow's comes from. base:
     the base's answers, which count as the old ones where the world it knows is not known to us. fit: target
@@ -255,7 +256,8 @@ class AnswersCell(Cell):
                 old_answers=self._old_answers(context),
             )
         write_jsonl(folder / "rows.jsonl", rows)
-        replace_file(folder / "details.json", [json.dumps(applied.details, indent=1, default=str), "\n"])
+        details = {**applied.details, "routing": {name: asdict(r) for name, r in applied.routing().items()}}
+        replace_file(folder / "details.json", [json.dumps(details, indent=1, default=str), "\n"])
 
     def _old_answers(self, context: Context) -> dict[str, str]:
         """What the base answers, where nobody said what it knows."""
@@ -266,11 +268,12 @@ class AnswersCell(Cell):
 
 
 def read_library(context: Context, scene: Scene, library: Iterable[Cell]) -> list[adapters.AdapterWeights]:
-    """The adapters that cells trained, under the names they have in the composition."""
-    names = (adapter.name for adapter in scene.composition.adapters)
+    """The adapters that cells trained, under the names they have in the composition; none for the base."""
+    if not (library := tuple(library)):
+        return []
     return [
-        replace(adapters.read(context.results(cell) / "adapter"), name=name)
-        for name, cell in zip(names, library, strict=False)
+        replace(adapters.read(context.results(cell) / "adapter"), name=adapter.name)
+        for adapter, cell in zip(scene.composition.adapters, library, strict=True)
     ]
 
 

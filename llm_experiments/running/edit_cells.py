@@ -26,9 +26,10 @@ class EditsCell(Cell):
     """Closed-form edits of a base model, one adapter for each hop. Writes edits.jsonl.
 
     Rows of kind "overlap": c1, c2 and the leak layer by layer, own entity against others, raw, centred and
-    whitened, the toy's prediction beside each. Rows of kind "edit": hops 1 and 2 written into one layer,
-    plain (eq. 23) or whitened: is each recalled alone and merged, what do two-hop questions answer then, and
-    by how much is the shift off sum_j c_j w_j, in units of the rounding bound.
+    whitened, the toy's prediction beside each. Rows of kind "over layers": does a layer single out the right
+    entity? Rows of kind "edit": hops 1 and 2 written into one layer, plain (eq. 23) or whitened: is each
+    recalled alone and merged, what do two-hop questions answer then, and by how much is the shift off
+    sum_j c_j w_j, in units of the rounding bound.
 
     depth: which layers are edited, as shares of the model's depth. seed: draws the other prompts.
     """
@@ -62,6 +63,8 @@ class EditsCell(Cell):
             "spec_hash": scene.composition.spec_hash,
         }
         rows = [{"kind": "overlap", **fixed, **row} for row in overlaps.table(seen, seed=self.seed)]
+        tests = overlaps.tests_over_layers(seen, seed=self.seed)
+        rows += ({"kind": "over layers", **fixed, **row} for row in tests)
         last = max(down_projections(context.model.model))
         for layer in sorted({round(share * last) for share in self.depth}):
             rows += ({"kind": "edit", **fixed, **row} for row in _edited(context, asked, reference, layer))

@@ -77,10 +77,15 @@ class Plan:
         )
         return self._scene(composition, dataset, bridge, regime)
 
-    def relations(self, name: str, dataset: str) -> Scene:
-        """Ten adapters on five relations, a pair of them held out (appendix A.3); asked both ways."""
+    def relations(self, name: str, dataset: str, library: tuple[str, ...] | None = None) -> Scene:
+        """Ten adapters on five relations, a pair of them held out (appendix A.3); asked both ways.
+
+        library: other adapters by name, "Rel1Rel2" being the oracle.
+        """
         facts = self.profile.library_facts
-        plain = catalogue.build(name, facts=facts, known=self._known(dataset), seed=self.profile.items)
+        plain = catalogue.build(
+            name, facts=facts, known=self._known(dataset), library=library, seed=self.profile.items
+        )
         steps = tuple(replace(question, decode="steps") for question in plain.questions)
         composition = replace(plain, questions=(*plain.questions, *steps))
         return self._scene(composition, dataset, None, {})
@@ -136,14 +141,16 @@ class Plan:
         seed: int,
         alone: Sequence[str] = (*TRIPLE, "mixed", "joint"),
         rules: Sequence[str] = ("sum", "mean"),
+        layers: str = "mlp",
     ) -> list[Cell]:
         """The base, single adapters by name, and random adapters of the experts' norms under these rules."""
         dataset = scene.lexicon.dataset
         cells: list[Cell] = [self.base_answers(scene)]
         for name in alone:
-            single = self.setup(0, dataset, (name,))
-            cells.append(self.answers(single, self.library(single, seed), "sum", seed, control=name))
-        randoms = [RandomAdapterCell(expert, seed) for expert in self.library(scene, seed)]
+            single = self.setup(0, dataset, (name,), layers=layers)
+            library = self.library(single, seed, layers=layers)
+            cells.append(self.answers(single, library, "sum", seed, control=name))
+        randoms = [RandomAdapterCell(expert, seed) for expert in self.library(scene, seed, layers=layers)]
         cells += [self.answers(scene, randoms, rule, seed, control="random") for rule in rules]
         return cells
 
@@ -235,10 +242,10 @@ def table2(plan: Plan) -> Iterable[Cell]:
 def table8(plan: Plan) -> Iterable[Cell]:
     for seed in plan.seeds:
         for layers in ("mlp", "attention", "both"):
-            for library in (PAIR, TRIPLE, ("oracle",), ("mixed",)):
+            for library in (PAIR, TRIPLE):
                 scene = plan.setup(0, "F", library, layers=layers)
-                rules = ("linear", "arrow-factors", "arrow-products") if len(library) > 1 else ("sum",)
-                yield from _merged(plan, scene, seed, rules, layers=layers)
+                yield from _merged(plan, scene, seed, ("linear", *ARROW), layers=layers)
+            yield from plan.controls(plan.setup(0, "F", layers=layers), seed, layers=layers)
 
 
 def table9(plan: Plan) -> Iterable[Cell]:
@@ -246,16 +253,23 @@ def table9(plan: Plan) -> Iterable[Cell]:
         for layers in ("mlp", "attention", "both"):
             for number, dataset in ((1, "F"), (2, "R")):
                 scene = plan.setup(number, dataset, layers=layers)
-                rules = ("linear", "arrow-factors", "arrow-products")
-                yield from _merged(plan, scene, seed, rules, layers=layers)
+                yield from _merged(plan, scene, seed, ("linear", *ARROW), layers=layers)
+                yield from plan.controls(plan.setup(0, dataset, layers=layers), seed, layers=layers)
 
 
 def table12(plan: Plan) -> Iterable[Cell]:
     for seed in plan.seeds:
         for name in ("library-disjoint", "library-shared"):
             scene = plan.relations(name, "F")
-            yield from _merged(plan, scene, seed, ("sum", *UNIFORM, *ARROW))
+            library = plan.library(scene, seed)
+            for rule in ("sum", *UNIFORM, *ARROW):
+                yield plan.answers(scene, library, rule, seed)
             yield plan.base_answers(scene)
+            for single in ("Rel1", "Rel2", "Rel1Rel2"):
+                alone = plan.relations(name, "F", (single,))
+                yield plan.answers(alone, plan.library(alone, seed), "sum", seed, control=single)
+            randoms = [RandomAdapterCell(expert, seed) for expert in library]
+            yield plan.answers(scene, randoms, "mean", seed, control="random")
 
 
 def edits(plan: Plan) -> Iterable[Cell]:
@@ -273,6 +287,7 @@ def survival(plan: Plan) -> Iterable[Cell]:
             for tenths in range(11):
                 weights = (tenths / 10, (10 - tenths) / 10)
                 yield plan.answers(scene, library, Merge("sum", weights), seed)
+            yield from plan.controls(scene, seed)
 
 
 def relabel(plan: Plan) -> Iterable[Cell]:
@@ -287,6 +302,7 @@ def relabel(plan: Plan) -> Iterable[Cell]:
                 yield from _merged(plan, scene, seed, ("sum", "mean", "linear", "arrow-products"))
                 alone = plan.setup(0, dataset, ("mixed",), sigma=tuple(sigma), relabelling=draw)
                 yield from _merged(plan, alone, seed, ("sum",))
+            yield from plan.controls(plan.setup(0, dataset), seed)
 
 
 def gauge(plan: Plan) -> Iterable[Cell]:
@@ -299,6 +315,7 @@ def gauge(plan: Plan) -> Iterable[Cell]:
                 for rule in ("mean", "linear", "linear-peft", "arrow-factors"):
                     cell = plan.answers(scene, library, rule, seed, initial_a=start, gauge=form)
                     yield replace(cell, gauge=form)
+        yield from plan.controls(scene, seed)
 
 
 def quick(plan: Plan) -> Iterable[Cell]:
