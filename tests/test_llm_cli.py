@@ -242,7 +242,9 @@ toys = SimpleNamespace(plan=lambda base, profile, seeds: cells)
 base = SimpleNamespace(id="toy", digest="01", world={})
 # The real ones import torch, which takes longer than all the rest.
 sys.modules["llm_experiments.running.experiments"] = SimpleNamespace(EXPERIMENTS={"toys": toys})
-sys.modules["llm_experiments.running.profiles"] = SimpleNamespace(PROFILES={"embedded": SimpleNamespace(name="embedded")})
+sys.modules["llm_experiments.running.profiles"] = SimpleNamespace(
+    PROFILES={"embedded": SimpleNamespace(name="embedded")}
+)
 from llm_experiments import __main__ as command
 
 command.chosen = lambda **model: command.Chosen(base, None)
