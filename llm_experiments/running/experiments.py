@@ -34,6 +34,8 @@ PAIR = ("hop1", "hop2")
 TRIPLE = ("hop1", "hop2", "oracle")
 #: Which of a library's adapters each is: its initial factors and the order of its data differ by it.
 INDEX = {name: i for i, name in enumerate((*TRIPLE, "mixed", "joint"))}
+#: One adapter in place of several is trained for as many steps as they are together.
+IN_PLACE_OF = {"mixed": 2, "joint": 3}
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,15 @@ class Plan:
         def texts(templates: Iterable[int]):
             return training_examples(adapter, composition.world, scene.lexicon, tuple(templates))
 
+        training = replace(self.profile.training, **changes)
+        if training.steps is not None:
+            training = replace(training, steps=training.steps * IN_PLACE_OF.get(name, 1))
         return AdapterCell(
             title=f"{name} of {composition.name} on {scene.lexicon.dataset}",
             model_digest=self.base.digest,
             examples=texts(self.profile.train),
             checks=texts(self.profile.test),
-            training=replace(self.profile.training, **changes),
+            training=training,
             seed=seed,
             index=INDEX.get(name, [a.name for a in composition.adapters].index(name)),
         )

@@ -58,7 +58,7 @@ PROFILES: dict[str, Profile] = {
             fit_templates=12,
             relabellings=2,
             edited_facts=20,
-            training=Training(learning_rate=2e-3, steps=400),
+            training=Training(learning_rate=4e-3, steps=400),
         ),
         Profile(
             name="paper",
