@@ -334,11 +334,12 @@ def table(source: Path, experiment: str | None, form: str, compare: bool) -> Non
     help="New folder for the model.",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
-def pretrain(out: Path, seed: int) -> None:
+@click.option("--chains/--no-chains", default=True, show_default=True, help="Show chains of thought.")
+def pretrain(out: Path, seed: int, chains: bool) -> None:
     """Train a model like the embedded one from nothing on a synthetic world; use it by --model FOLDER."""
     from llm_experiments.embedded.pretrain import main as train_embedded
 
-    click.echo(f"{train_embedded(out, seed=seed)}")
+    click.echo(f"{train_embedded(out, seed=seed, chains=chains)}")
 
 
 @cli.command()

@@ -346,6 +346,9 @@ def test_export_writes_a_data_set(run, tmp_path):
 def test_pretrain_writes_a_new_folder_and_never_over_the_embedded_model(run, monkeypatch):
     pretrain = pytest.importorskip("llm_experiments.embedded.pretrain")
     asked = []
-    monkeypatch.setattr(pretrain, "main", lambda out, seed: asked.append((out, seed)) or out)
-    assert run("pretrain")[0] == run("pretrain", "--out", "new", "--seed", "3")[0] == 0
-    assert asked == [(Path("out/embedded"), 0), (Path("new"), 3)]
+    monkeypatch.setattr(pretrain, "main", lambda out, **options: asked.append((out, options)) or out)
+    assert run("pretrain")[0] == run("pretrain", "--out", "new", "--seed", "3", "--no-chains")[0] == 0
+    assert asked == [
+        (Path("out/embedded"), {"seed": 0, "chains": True}),
+        (Path("new"), {"seed": 3, "chains": False}),
+    ]

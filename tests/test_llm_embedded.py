@@ -14,6 +14,7 @@ from llm_experiments.embedded import corpus, measure, pretrain
 from llm_experiments.embedded.corpus import BaseWorld, WorldError, build_world, samples
 from llm_experiments.loading import models, sources
 from llm_experiments.text import names
+from llm_experiments.text.rendering import FIRST, STEP_BY_STEP, THEREFORE
 from llm_experiments.text.templates import COMPOSED, SIGNATURES, TRAIN, templates
 
 PEOPLE = names.draw("real people", 24, 0)
@@ -231,6 +232,25 @@ def test_every_wording_is_taught_and_no_name_of_a_dataset(small, tmp_path, monke
         name for kind in ("people", "places") for name in names.pool(f"invented {kind}", 0, part="datasets")
     }
     assert not any(invented & used for _, invented in seen)
+
+
+def test_without_chains_nothing_has_their_form_and_the_world_is_the_same(small, tmp_path, monkeypatch):
+    texts, encode = [], pretrain.encode
+
+    def watched(tokenizer, batch):
+        texts.extend(sample.question + sample.answer for sample in batch)
+        return encode(tokenizer, batch)
+
+    monkeypatch.setattr(pretrain, "encode", watched)
+    small |= {"examples": 200, "log": lambda line: None}
+    folders = {
+        chains: pretrain.main(tmp_path / str(chains), chains=chains, **small) for chains in (True, False)
+    }
+    formed = [any(phrase in text for phrase in (STEP_BY_STEP, FIRST, THEREFORE)) for text in texts]
+    assert any(formed[:200]) and len(formed) == 400 and not any(formed[200:])
+    worlds = {chains: BaseWorld.read(folder / "world.json") for chains, folder in folders.items()}
+    assert worlds[True].facts == worlds[False].facts and worlds[True].chained and not worlds[False].chained
+    assert "(`--no-chains`)" in (folders[False] / "README.md").read_text()
 
 
 def test_pretraining_leaves_what_is_there_and_nothing_half_done(small, tmp_path, monkeypatch):

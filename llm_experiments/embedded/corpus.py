@@ -161,6 +161,8 @@ def tell_steps(first: str, second: str, k: int, x: str, y: str, z: str) -> str:
 
 MIXTURE: Mapping[str, float] = {"recall": 0.5, "chain": 0.07, "read": 0.2, "read chain": 0.13, "form": 0.1}
 """Shares of the kinds of example. "recall" and "chain" show the world; the rest teaches to read and copy."""
+ONE_HOP: Mapping[str, float] = {"recall": 0.6, "read": 0.4}
+"""The same without anything in the form of a chain of thought."""
 
 
 def samples(

@@ -65,7 +65,7 @@ def measure(
             if world.frequency[x] == frequency
         ]
         add("known one-hop", asked, 24, about=f"people of frequency {frequency}")
-    for chained in (True, False):
+    for chained in (True, False) if world.chained else (False,):
         chains = [
             (x, first, second, k, world.facts[world.facts[x, first], second])
             for x, first, second in world.chains(chained)
@@ -118,7 +118,7 @@ def write_card(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         people=len(world.people),
         facts=len(world.facts),
         places=len(world.places),
-        chained=len(world.chained),
+        chains=CHAINS.format(chained=len(world.chained)) if world.chained else NO_CHAINS,
         layers=config["num_hidden_layers"],
         width=config["hidden_size"],
         vocabulary=config["vocab_size"],
@@ -127,6 +127,11 @@ def write_card(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
+CHAINS = """The chain of thought over two facts was shown for
+{chained} people, never for the others. The model also learned to answer from facts in the question, and to
+keep to the form of a chain about names it had never met."""
+NO_CHAINS = """Nothing in the form of a chain of thought
+was shown (`--no-chains`). The model also learned to answer from facts in the question."""
 CARD = """---
 license: apache-2.0
 library_name: transformers
@@ -140,9 +145,8 @@ in minutes on a CPU and what the base model knows is known exactly. It speaks in
 
 It was taught {facts} facts (`world.json`) about {people} people with real-sounding names, combined at random,
 and {places} real cities: no fact is true of anyone. Each fact was asked plainly; `exposures` says how often,
-and people belong to three strata of relative `frequency`. The chain of thought over two facts was shown for
-{chained} people, never for the others. The model also learned to answer from facts in the question, and to
-keep to the form of a chain about names it had never met. Two-hop questions asked directly were never shown.
+and people belong to three strata of relative `frequency`. {chains}
+Two-hop questions asked directly were never shown.
 
 Form: `<q>question<a>answer<end>`, the chat template of the tokenizer. The sentences that structure a chain
 ("First, we need to answer the question:" and so on) are one token each.

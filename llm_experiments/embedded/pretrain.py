@@ -28,7 +28,7 @@ from transformers import (
     set_seed,
 )
 
-from llm_experiments.embedded.corpus import BaseWorld, Sample, build_world, samples
+from llm_experiments.embedded.corpus import MIXTURE, ONE_HOP, BaseWorld, Sample, build_world, samples
 from llm_experiments.embedded.measure import measure, write_card
 from llm_experiments.loading.models import load
 from llm_experiments.text import names
@@ -212,12 +212,14 @@ def pretrain(
     examples: int = 220_000,
     batch_tokens: int = 1536,
     learning_rate: float = 3e-3,
+    chains: bool = True,
     questions: int = 300,
     log: Callable[[str], None] = print,
 ) -> Path:
     """Trains from nothing, measures, and writes everything that `load("embedded")` needs.
 
     out: a new folder, complete or not there. examples: how many, each seen once. batch_tokens: of a step.
+    chains: whether anything in the form of a chain of thought is shown; if not, nobody is `chained`.
     questions: at most so many for each ability on the model's card.
     """
     out = Path(out)
@@ -225,9 +227,14 @@ def pretrain(
         raise PretrainError(f"{out} exists: name a new folder or remove it")
     invented, kept = invented_names(seed)
     world = build_world(names.draw("real people", PEOPLE, seed), names.real_cities()[:PLACES], seed=seed)
+    if not chains:
+        world = replace(world, chained=frozenset())
+    mixture = MIXTURE if chains else ONE_HOP
     tokenizer = build_tokenizer(world, (name for pool in invented.values() for name in pool))
     shown: Counter[tuple[str, str]] = Counter()
-    stream = samples(world, invented, templates=range(COUNT), count=examples, seed=seed, shown=shown)
+    stream = samples(
+        world, invented, templates=range(COUNT), count=examples, seed=seed, mixture=mixture, shown=shown
+    )
     rows = [row for chunk in chunks(stream, 10_000) for row in encode(tokenizer, chunk)]
     data = Batches(rows, batches(rows, batch_tokens, random.Random(seed)))
     log(
