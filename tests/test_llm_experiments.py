@@ -141,6 +141,18 @@ def test_table1_has_every_setup_under_both_forms_of_both_routings():
         assert (cell.temperature is not None) == (cell.scene.composition.merge.rule in ARROW)
 
 
+def test_contrast_changes_one_thing_at_a_time():
+    """Libraries are those of the other experiments, or differ from them in what their rows say."""
+    shared = {cell.address for cell in in_order(planned("bridge"))}
+    asked = [cell for cell in planned("contrast") if "control" not in cell.scene.regime]
+    for cell in asked:
+        changed = {key: cell.scene.regime[key] for key in ("initial_a", "steps") if key in cell.scene.regime}
+        for adapter in cell.library:
+            assert {key: getattr(adapter.training, key) for key in changed} == changed
+            assert changed or adapter.address in shared
+    assert len({repr(sorted(cell.scene.regime.items())) for cell in asked}) == 4
+
+
 def test_relabellings_retrain_adapter_1_alone():
     relabelled = [cell for cell in planned("relabel") if "relabelling" in cell.scene.regime]
     cells = [cell for cell in relabelled if len(cell.library) == 2]
