@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,45 @@ def test_rules_and_setups_are_compared_on_the_same_items():
         test.p,
     )
     assert told["setup-0: hop1+hop2 mean", "setup-2: hop1+hop2 mean"] == (0, 4, pytest.approx(2 * 0.5**4))
+
+
+def test_p_values_are_adjusted_within_a_model_and_kind():
+    """Two tests of one kind: the smaller p counts twice (Holm), another kind's is left alone."""
+    plain, better, best = "..........", "1111......", "11111111.."
+    found = comparisons(
+        rows(plain) + rows(better, rule="ties") + rows(best, rule="knots")
+        + rows(plain, decode="direct") + rows(best, decode="direct", rule="knots")
+    )  # fmt: skip
+    adjusted = {(c.kind, c.second): c.holm["0"] for c in found}
+    steps, direct = "two hops, step by step", "two hops, directly"
+    assert adjusted == {
+        (steps, "setup-2: hop1+hop2 ties"): pytest.approx(2 * 0.5**4),
+        (steps, "setup-2: hop1+hop2 knots"): pytest.approx(2 * 2 * 0.5**8),
+        (direct, "setup-2: hop1+hop2 knots"): pytest.approx(2 * 0.5**8),
+    }
+
+
+def test_right_answers_are_set_against_the_same_answers_shuffled():
+    def scored(own: float) -> list[Record]:
+        """Question i gives its own answer log p = `own` and the others' -1; the text is wrong throughout."""
+        labels = [
+            {f"{'correct' if j == i else 'shuffled'}:z{j}": own if j == i else -1.0 for j in range(4)}
+            for i in range(4)
+        ]
+        return [
+            replace(row, logprobs=p) for row, p in zip(rows("....", decode="direct"), labels, strict=True)
+        ]
+
+    (nothing,), (effect,) = entries(scored(-1.0)), entries(scored(-0.5))
+    assert nothing.shuffled.difference == pytest.approx(0) and nothing.shuffled.p == 1
+    assert effect.shuffled.difference == pytest.approx(0.5) and effect.share == 0
+    # of 24 dealings one is the true one
+    assert effect.shuffled.p == pytest.approx(1 / 24, abs=5 * math.sqrt(1 / 24 / 999))
+    grid = next(g for g in layout.grids([effect]) if "log p" in g.title)
+    assert "+0.50" in grid.rows[0]
+    (line,) = csv.DictReader(io.StringIO(layout.as_csv([effect])))
+    assert float(line["shuffled_difference"]) == pytest.approx(0.5)
+    assert entries(rows("11"))[0].shuffled is None
 
 
 # ---- the paper ----

@@ -48,6 +48,8 @@ def grids(entries: Sequence[Entry], compared: Sequence[Comparison] = ()) -> list
             found.append(_accuracy(f"{model} ({digest}), {kind}: right answers in %", asked))
             if kind.startswith("two hops"):
                 found.append(_outcomes(f"{model}, {kind}: outcomes in %", asked))
+            if scored := [entry for entry in asked if entry.shuffled]:
+                found.append(_shuffled(f"{model}, {kind}: log p of right answers", scored))
     found += [_compared(kind, compared) for kind in dict.fromkeys(c.kind for c in compared)]
     return found
 
@@ -89,13 +91,31 @@ def _outcomes(title: str, entries: Sequence[Entry]) -> Grid:
     return Grid(title, ("", "", *OUTCOMES), rows)
 
 
+def _shuffled(title: str, entries: Sequence[Entry]) -> Grid:
+    rows = tuple(
+        (e.line, e.column, f"{e.shuffled.difference:+.2f}", f"{e.shuffled.p:.2g}", str(e.shuffled.questions))
+        for e in entries
+    )
+    note = (
+        "nats above the mean log p of the same answers dealt to other questions; p: of random dealings, "
+        "not adjusted"
+    )
+    return Grid(title, ("", "", "above shuffled", "p", "questions"), rows, (note,))
+
+
 def _compared(kind: str, compared: Iterable[Comparison]) -> Grid:
     rows = []
     for test in compared:
         if test.kind == kind:
-            counts = "; ".join(f"{first} : {second}, p = {p:.2g}" for first, second, p in test.seeds.values())
+            counts = "; ".join(
+                f"{first} : {second}, p = {p:.2g} (Holm {test.holm[seed]:.2g})"
+                for seed, (first, second, p) in test.seeds.items()
+            )
             rows.append((test.first, test.second, test.column, counts))
-    notes = ("only the first right : only the second right, exact McNemar test, one for each training seed",)
+    notes = (
+        "only the first right : only the second right, exact McNemar test, one for each training seed; Holm: "
+        "adjusted for all tests of this table",
+    )
     return Grid(
         f"{kind}: compared on the same questions", ("first", "second", "", "seeds"), tuple(rows), notes
     )
@@ -177,11 +197,13 @@ def as_csv(entries: Iterable[Entry]) -> str:
 def _flat(entry: Entry) -> dict[str, Any]:
     row = asdict(entry)
     outcomes, printed = row.pop("outcomes"), row.pop("paper") or {}
+    shuffled = row.pop("shuffled") or {}
     row["adapters"] = "+".join(row["adapters"])
     row["temperatures"] = " ".join(f"{t:g}" for t in row["temperatures"])
     row["seeds"] = json.dumps(dict(row["seeds"]))
+    above = {f"shuffled_{key}": shuffled.get(key) for key in ("difference", "p")}
     paper = {f"paper_{key}": printed.get(key) for key in ("table", "low", "high")}
-    return {**row, **{f"outcome_{name}": outcomes[name] for name in OUTCOMES}, **paper}
+    return {**row, **{f"outcome_{name}": outcomes[name] for name in OUTCOMES}, **above, **paper}
 
 
 def as_json(entries: Iterable[Entry], compared: Iterable[Comparison], others: Sequence[Mapping]) -> str:

@@ -11,8 +11,8 @@ import json
 import math
 import tomllib
 import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,9 @@ class Entry:
 
     share, low, high: mean over seeds, and Wilson's interval over the items of one seed. seeds: share by seed.
     outcomes: shares of the five, over seeds. exact, contains: of the expected text and the right entity, None
-    where nothing is right. paper: {"table", "low", "high", "models", "note"}, in percent, or None.
+    where nothing is right. shuffled: log-probability of right answers above that of the same answers dealt to
+    other questions, None where candidates were not scored. paper: {"table", "low", "high", "models",
+    "note"}, in percent, or None.
     """
 
     model: str
@@ -79,6 +81,7 @@ class Entry:
     exact: float | None
     contains: float | None
     temperatures: tuple[float, ...]
+    shuffled: statistics.Shuffled | None
     paper: Mapping[str, Any] | None
 
 
@@ -87,6 +90,7 @@ class Comparison:
     """McNemar's exact test of two lines on the same items.
 
     seeds: by training seed, how many items only the first has right, how many only the second, and p.
+    holm: p by seed, adjusted for all tests of the same model and kind (Holm).
     """
 
     model: str
@@ -95,6 +99,7 @@ class Comparison:
     first: str
     second: str
     seeds: Mapping[str, tuple[int, int, float]]
+    holm: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_rows(lines: Iterable[bytes | str], where: str) -> list[Record]:
@@ -227,10 +232,18 @@ def entries(records: Iterable[Record], *, experiment: str | None = None, draws: 
                 exact=_mean(r.exact for r in rows),
                 contains=_mean(r.contains for r in rows),
                 temperatures=tuple(sorted(temperatures)),
+                shuffled=_shuffled(rows, draws),
                 paper=printed(features, experiment),
             )
         )
     return found
+
+
+def _shuffled(rows: Sequence[Record], draws: int) -> statistics.Shuffled | None:
+    scored = (label for row in rows for label in row.logprobs or ())
+    if not any(label.startswith("shuffled:") for label in scored):
+        return None
+    return statistics.shuffled_baseline(rows, seed=0, draws=draws)
 
 
 def _mean(values: Iterable[float | bool | None]) -> float | None:
@@ -265,7 +278,15 @@ def comparisons(records: Iterable[Record]) -> list[Comparison]:
                 seeds = {str(seed): (test.first, test.second, test.p) for seed, test in tests.items()}
                 where = (features["source"], _kind(features), _column(features))
                 found.append(Comparison(*where, first, second, seeds))
-    return list({(c.model, c.kind, c.column, c.first, c.second): c for c in found}.values())
+    distinct = list({(c.model, c.kind, c.column, c.first, c.second): c for c in found}.values())
+    families: dict[tuple[str, str], list[Comparison]] = {}
+    for comparison in distinct:
+        families.setdefault((comparison.model, comparison.kind), []).append(comparison)
+    adjusted = {
+        key: iter(statistics.holm([p for c in family for _, _, p in c.seeds.values()]))
+        for key, family in families.items()
+    }
+    return [replace(c, holm={seed: next(adjusted[c.model, c.kind]) for seed in c.seeds}) for c in distinct]
 
 
 def _items(rows: Iterable[Record]) -> set:
