@@ -6,7 +6,7 @@ READY := .venv/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test bench figures lint format clean
+.PHONY: help setup reproduce test proofs coq-packages bench figures lint format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,22 @@ test: setup  ## run the tests (more options: make test ARGS='-k merging')
 	$(PY) -m pytest $(ARGS)
 
 bench: setup  ## time the fast routes against plain NumPy
+COQ_PACKAGES := coq libcoq-mathcomp-algebra libcoq-mathcomp-algebra-tactics libcoq-interval libcoq-coquelicot \
+	libcoq-mathcomp-analysis
+COQ_LIBRARIES := mathcomp/algebra mathcomp/algebra_tactics mathcomp/analysis Interval Coquelicot
+
+# Coq alone: no .venv. `make -j2 proofs` builds two files at a time.
+proofs:  ## build the machine-checked proofs and print the axioms they rest on
+	@here=$$(coqc -where 2>/dev/null) && for library in $(COQ_LIBRARIES); do \
+		[ -d "$$here/user-contrib/$$library" ] || exit 1; done || \
+		{ echo "The proofs need Coq 8.16 and its libraries; on Debian 12: apt-get install $(COQ_PACKAGES)"; exit 1; }
+	@cd proofs && coq_makefile -f _CoqProject -o CoqMakefile
+	@$(MAKE) --no-print-directory -C proofs -f CoqMakefile
+	@$(PYTHON) proofs/check.py
+
+coq-packages:
+	@echo $(COQ_PACKAGES)
+
 	$(PY) -m benchmarks $(ARGS)
 
 figures: setup  ## draw the figures into out/figures and refresh the one in the README (anew: ARGS=--fresh)
@@ -54,4 +70,6 @@ format: setup  ## fix style and formatting
 
 clean:  ## remove the environment, caches and results
 	rm -rf .venv out dist build .pytest_cache .ruff_cache .hypothesis
+	@rm -f proofs/CoqMakefile* proofs/.CoqMakefile.d proofs/.*.cache
+	find proofs/theories \( -name '*.vo*' -o -name '*.glob' -o -name '.*.aux' \) -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
