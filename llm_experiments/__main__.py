@@ -326,6 +326,31 @@ def table(source: Path, experiment: str | None, form: str, compare: bool) -> Non
 
 
 @cli.command()
+@click.argument("folder", type=FOLDER)
+@click.argument("name")
+@click.option("--out", type=FOLDER, default=Path(__file__).parent / "data", help="Where to [data/ here].")
+def keep(folder: Path, name: str, out: Path) -> None:
+    """Keep the rows of FOLDER as NAME.jsonl.gz, and how its adapters came out as NAME-cells.jsonl.gz."""
+    from llm_experiments.running.keep import keep as keep_rows
+
+    for path in keep_rows(folder, name, out):
+        click.echo(f"{path} ({path.stat().st_size / 1e6:.2f} MB)")
+
+
+@cli.command()
+@click.option("--check", is_flag=True, help="Write nothing; exit status 1 if the page is not what rows say.")
+def results(check: bool) -> int:
+    """Write docs/results.md from its template and the kept rows."""
+    from llm_experiments.running import results as page
+
+    text = page.render()
+    if check:
+        return int(text != page.PAGE.read_text(encoding="utf-8"))
+    page.PAGE.write_text(text, encoding="utf-8")
+    return 0
+
+
+@cli.command()
 @click.option(
     "--out",
     type=FOLDER,

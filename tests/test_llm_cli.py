@@ -25,7 +25,7 @@ from llm_experiments.running.store import Store
 from toytransformer.adapters import LoRA
 from toytransformer.compositions import write_jsonl
 
-COMMANDS = ("list", "run", "status", "table", "pretrain", "export", "merge", "check")
+COMMANDS = ("list", "run", "status", "table", "keep", "results", "pretrain", "export", "merge", "check")
 
 
 @dataclass(frozen=True)

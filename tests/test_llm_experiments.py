@@ -1,5 +1,6 @@
 """The named experiments: what they plan, and one of each kind of cell computed on a tiny random model."""
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from llm_experiments.running.cells import (
 )
 from llm_experiments.running.edit_cells import EditsCell
 from llm_experiments.running.experiments import ARROW, EXPERIMENTS, UNIFORM, Base, Plan
+from llm_experiments.running.keep import keep
 from llm_experiments.running.profiles import PROFILES
 from llm_experiments.running.runner import Context, in_order, run
 from llm_experiments.running.store import Store
@@ -308,6 +310,29 @@ def test_committed_rows_are_rows_of_compositions_that_are_predicted_here(file):
             for role in ("correct", "bridge", "group"):
                 assert getattr(twin, role) == getattr(measured, role)
             assert measured.provenance["modified"] is False
+
+
+def test_kept_files_hold_every_row_adapter_and_sweep(finished, tmp_path):
+    store, cells = finished
+    everything = [cell for group in cells.values() for cell in group]
+    order = in_order(everything)
+    store.add_run({"experiment": "all"}, [{"name": cell.address, "label": cell.label} for cell in order])
+    paths = keep(store.folder, "tiny", tmp_path)
+    assert [path.name for path in paths] == [f"tiny{end}.jsonl.gz" for end in ("", "-edits", "-cells")]
+    rows = read_file(paths[0])
+    answered = [cell for cell in order if cell.kind == "answers"]
+    assert len(rows) == sum(
+        len(cell.scene.composition.questions) * len(cell.scene.templates) for cell in answered
+    )
+    kept = [json.loads(line) for line in gzip.decompress(paths[2].read_bytes()).splitlines()]
+    by_kind = {
+        kind: [row["cell"] for row in kept if row["kind"] == kind] for kind in ("adapter", "temperature")
+    }
+    for kind, found in by_kind.items():
+        assert found == [cell.address for cell in order if cell.kind == kind] and found
+    assert all(0 <= row["own_task"]["share"] <= 1 for row in kept if row["kind"] == "adapter")
+    again = keep(store.folder, "tiny", tmp_path)
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
 
 
 def test_how_arrow_routed_is_kept(finished):

@@ -171,16 +171,16 @@ def _line(features: Mapping[str, Any]) -> str:
     return f"{features['composition']}: {library} {rule}" + (f" [{', '.join(extras)}]" if extras else "")
 
 
-def _groups(records: Iterable[Record]) -> list[tuple[dict[str, Any], str, list[Record]]]:
+def groups(records: Iterable[Record]) -> list[tuple[dict[str, Any], str, list[Record]]]:
     """Rows by features, in order of first appearance, each with its line's name; names are made distinct."""
-    groups: dict[str, tuple[dict[str, Any], list[Record]]] = {}
+    found: dict[str, tuple[dict[str, Any], list[Record]]] = {}
     for record in records:
         features = _features(record)
         key = json.dumps(features, sort_keys=True, default=list)
-        groups.setdefault(key, (features, []))[1].append(record)
-    names = [_line(features) for features, _ in groups.values()]
+        found.setdefault(key, (features, []))[1].append(record)
+    names = [_line(features) for features, _ in found.values()]
     places: dict[tuple, list[int]] = {}
-    listed = list(groups.values())
+    listed = list(found.values())
     for index, (features, _) in enumerate(listed):
         place = (names[index], features["source"], _column(features), features["group"], features["decode"])
         places.setdefault(place, []).append(index)
@@ -211,7 +211,7 @@ def entries(records: Iterable[Record], *, experiment: str | None = None, draws: 
     experiment: its table of the paper is looked at first for a number to stand beside ours.
     """
     found = []
-    for features, line, rows in _groups(records):
+    for features, line, rows in groups(records):
         (row,) = statistics.summary(rows, by=(), draws=draws)
         temperatures = {t for r in rows if (t := r.regime.get("temperature")) is not None}
         found.append(
@@ -259,13 +259,13 @@ def comparisons(records: Iterable[Record]) -> list[Comparison]:
 
     Left out where the two lines do not have the same items and training seeds.
     """
-    groups = [
-        group for group in _groups(records) if group[0]["group"] == "two-hop" and group[0]["control"] is None
+    asked = [
+        group for group in groups(records) if group[0]["group"] == "two-hop" and group[0]["control"] is None
     ]
     found = []
     for against in (("rule", "weights"), ("composition",)):
         places: dict[str, list] = {}
-        for features, line, rows in groups:
+        for features, line, rows in asked:
             varying = [*against, *(key for key in features if key.startswith(("option ", "setting ")))]
             kept = {key: value for key, value in features.items() if key not in varying}
             key = json.dumps(kept, sort_keys=True, default=list)

@@ -1,0 +1,182 @@
+"""The page of results: prose whose every number is read off committed rows, and whose every claim is checked.
+
+The template is docs/results.md.jinja. `cell` gives one cell of a table; `claim` refuses to write a page whose
+rows do not say what the prose says.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+
+from llm_experiments.running import tables
+from llm_experiments.running.layout import percent
+from toytransformer.compositions import Record
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "llm_experiments" / "data"
+TEMPLATE = ROOT / "docs" / "results.md.jinja"
+PAGE = ROOT / "docs" / "results.md"
+
+ASKED = {
+    "steps": {"group": "two-hop", "decode": "steps"},
+    "direct": {"group": "two-hop", "decode": "direct"},
+    "hop1": {"group": "hop1", "decode": "direct"},
+    "hop2": {"group": "hop2", "decode": "direct"},
+}
+#: What tells a library or its training from the plain one; a cell has none of it unless it is asked for.
+SPECIAL = ("initial_a", "steps", "gauge", "relabelling", "adapters", "form")
+
+
+class ResultsError(ValueError):
+    """Rows do not hold a cell that the page needs, or contradict what it says."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: the rows of one library under one merge, asked one thing; as text the share right."""
+
+    rows: tuple[Record, ...]
+
+    @cached_property
+    def entry(self) -> tables.Entry:
+        (entry,) = tables.entries(self.rows, draws=99)
+        return entry
+
+    @property
+    def share(self) -> float:
+        return self.entry.share
+
+    @property
+    def low(self) -> float:
+        return self.entry.low
+
+    @property
+    def high(self) -> float:
+        return self.entry.high
+
+    @property
+    def seeds(self) -> Sequence[float]:
+        return tuple(self.entry.seeds.values())
+
+    @property
+    def items(self) -> int:
+        return self.entry.items
+
+    def outcome(self, name: str) -> str:
+        return f"{percent(self.entry.outcomes[name])}%"
+
+    def __str__(self) -> str:
+        return f"{percent(self.share)}% [{percent(self.low)}, {percent(self.high)}]"
+
+
+class Rows:
+    """The rows of one model, and its cells."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.records = tables.read_file(path)
+        self.groups = tables.groups(self.records)
+
+    def cell(
+        self,
+        number: int,
+        rule: str,
+        asked: str = "steps",
+        dataset: str = "R",
+        library: Iterable[str] = ("hop1", "hop2"),
+        control: str | None = None,
+        weights: Sequence[float] | None = None,
+        layers: str = "mlp",
+        **special: Any,
+    ) -> Cell:
+        """The cell of setup `number`. Errors: ResultsError unless there is exactly one."""
+        wanted = {
+            "composition": f"setup-{number}",
+            "rule": rule,
+            **ASKED[asked],
+            "dataset": dataset,
+            "library": tuple(library),
+            "control": control,
+            "weights": None if weights is None else tuple(weights),
+            "layers": layers,
+            **{f"regime {name}": special.get(name) for name in SPECIAL},
+        }
+        found = [
+            rows for features, _, rows in self.groups if all(features.get(k) == v for k, v in wanted.items())
+        ]
+        if len(found) != 1:
+            raise ResultsError(f"{self.path.name} has {len(found)} cells with {wanted}: the page needs one")
+        return Cell(tuple(found[0]))
+
+    def base(self, asked: str = "steps", dataset: str = "R") -> Cell:
+        """What the base model answers."""
+        found = [
+            rows
+            for features, _, rows in self.groups
+            if features["control"] == "base"
+            and features["dataset"] == dataset
+            and (features["group"], features["decode"]) == tuple(ASKED[asked].values())
+        ]
+        if len(found) != 1:
+            raise ResultsError(f"{self.path.name} has {len(found)} times the base on {dataset}, {asked}")
+        return Cell(tuple(found[0]))
+
+    def alone(self, name: str, asked: str = "steps", dataset: str = "R") -> Cell:
+        """One adapter of setup 0 on its own."""
+        return self.cell(0, "sum", asked, dataset, library=(name,), control=name)
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({s for r in self.records if (s := r.regime.get("seed")) is not None})
+
+    @property
+    def commits(self) -> Mapping[str, int]:
+        """Rows by the commit they were measured at."""
+        return Counter(record.provenance["git"][:12] for record in self.records)
+
+
+def edits(path: Path) -> list[dict[str, Any]]:
+    """Rows of edits, which are no records."""
+    import gzip
+
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def claim(holds: object) -> str:
+    """Nothing, if what the prose says holds. Errors: ResultsError if not."""
+    if not holds:
+        raise ResultsError("a claim of the page does not hold on the rows; reword it")
+    return ""
+
+
+def render(template: Path = TEMPLATE, data: Path = DATA) -> str:
+    """The page as Markdown. Errors: ResultsError naming the template's line."""
+    environment = Environment(
+        loader=FileSystemLoader(template.parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["percent"] = lambda share: f"{percent(share)}%"
+    functions: dict[str, Callable] = {
+        "rows": lambda name: Rows(data / f"{name}.jsonl.gz"),
+        "edits": lambda name: edits(data / f"{name}.jsonl.gz"),
+        "claim": claim,
+        "median": lambda values: sorted(values)[len(list(values)) // 2],
+        "isclose": math.isclose,
+    }
+    try:
+        return environment.get_template(template.name).render(**functions)
+    except TemplateError as error:
+        raise ResultsError(f"{template}: {error}") from error
