@@ -228,11 +228,11 @@ def contrast(plan: Plan) -> Iterable[Cell]:
     """
     steps = plan.profile.training.steps
     for seed in plan.seeds:
-        for start in ({}, {"initial_a": "shared"}):
-            for number, longer in ((0, 1), (2, 1), (2, 3)):
-                if longer > 1 and steps is None:
-                    continue  # trained by epochs already
-                more = {} if longer == 1 else {"steps": longer * steps}
+        for number, longer in ((2, 1), (0, 1), (2, 3)):
+            if longer > 1 and steps is None:
+                continue  # trained by epochs already
+            more = {} if longer == 1 else {"steps": longer * steps}
+            for start in ({}, {"initial_a": "shared"}):
                 library = plan.library(plan.setup(number, "R"), seed, **start, **more)
                 scene = plan.setup(number, "R", **start, **more)
                 for rule in ("sum", "mean", "arrow-products"):
