@@ -1,4 +1,4 @@
-"""`python -m figures theory` draws; `python -m figures report` puts ledger and figures on one page."""
+"""`python -m figures NAME` draws one figure, `all` draws every one, `report` puts them on one page."""
 
 import os
 from pathlib import Path
@@ -13,14 +13,62 @@ def main() -> None:
     """Draw the figures and write the report."""
 
 
-@main.command()
-@click.option(
+#: Drawings of theory beside measurement, by name: the modules of figures.measured.
+MEASURED = {
+    "answers": "What is answered, toy against language model, by library, merge rule and knowledge.",
+    "agreement": "Predicted margin against measured share, one dot a cell.",
+    "tables": "The paper's tables beside the toy's prediction and our measurement.",
+    "weights": "Survival of one hop against its merge weight.",
+    "mixture": "Log-probability of z, y and the old answer as weight moves to the second adapter.",
+    "layers": "A language model's own c1, c2 and leak, layer by layer.",
+    "factors": "Factor-wise merging by gauge and initial factors.",
+    "bridges": "Bridge setups 0 to 8, models side by side.",
+}
+#: Drawings of the theory alone.
+THEORY = ("convergence", "outcomes", "survival", "gauge", "leak")
+
+
+def _formats(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
+    kinds = tuple(text.split(","))
+    if unknown := set(kinds) - set(KINDS):
+        raise click.BadParameter(f"{sorted(unknown)[0]!r} is not among {', '.join(KINDS)}")
+    return kinds
+
+
+KINDS = ("png", "svg", "pdf")
+OUT = click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("out/figures"),
     show_default=True,
     help="Folder for the drawings.",
 )
+FORMATS = click.option(
+    "--format",
+    "formats",
+    default="png,svg",
+    show_default=True,
+    callback=_formats,
+    help="Some of png, svg and pdf, by comma.",
+)
+RUNS = click.option(
+    "--from",
+    "runs",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Measured rows: a run's folder or its rows.jsonl.gz; give several. Default: those committed.",
+)
+TOY = click.option(
+    "--toy",
+    "toy_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File of the toy's predictions to read, or with --fresh to write. Default: those committed.",
+)
+FRESH = click.option("--fresh", is_flag=True, help="Compute the predictions anew, not only those that lack.")
+
+
+@main.command()
+@OUT
 @click.option(
     "--rows",
     "rows_file",
@@ -28,18 +76,9 @@ def main() -> None:
     help="File of rows to draw, or with --fresh to write; without it the committed rows are drawn.",
 )
 @click.option("--fresh", is_flag=True, help="Compute the rows anew and draw those.")
-@click.option(
-    "--format",
-    "formats",
-    default="png,svg",
-    show_default=True,
-    help="png, svg or both, by comma.",
-)
-def theory(out: Path, rows_file: Path | None, fresh: bool, formats: str) -> None:
+@FORMATS
+def theory(out: Path, rows_file: Path | None, fresh: bool, formats: tuple[str, ...]) -> None:
     """Draw every figure of the theory."""
-    kinds = tuple(formats.split(","))
-    if unknown := set(kinds) - {"png", "svg"}:
-        raise click.BadParameter(f"{sorted(unknown)[0]!r} is not among png, svg", param_hint="--format")
     from figures import store
 
     if fresh or (rows_file is None and not store.COMMITTED.exists()):
@@ -59,26 +98,111 @@ def theory(out: Path, rows_file: Path | None, fresh: bool, formats: str) -> None
     from figures.theory import draw_all
 
     try:
-        draw_all(found, out, kinds)
+        draw_all(found, out, formats)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     click.echo(f"figures in {out}")
+
+
+def _theory_drawing(name: str) -> click.Command:
+    """The command of one drawing of the theory, from the committed rows."""
+
+    @click.command(name, help=f"The theory alone: {name}.")
+    @OUT
+    @FORMATS
+    def draw(out: Path, formats: tuple[str, ...]) -> None:
+        from figures import store
+        from figures.theory import draw_all
+
+        rows = [row for row in store.read(store.COMMITTED) if row["figure"] == name]
+        draw_all(rows, out, formats, (name,))
+        click.echo(f"{name} in {out}")
+
+    return draw
+
+
+def _measured_drawing(name: str, about: str) -> click.Command:
+    """The command of one drawing of theory beside measurement."""
+
+    @click.command(name, help=about)
+    @RUNS
+    @TOY
+    @FRESH
+    @OUT
+    @FORMATS
+    def draw(runs, toy_file, fresh, out, formats) -> None:
+        from figures.measured import save
+
+        cells, edits = _joined(runs, toy_file, fresh)
+        save(name, cells, edits, out, formats)
+        click.echo(f"{name} in {out}")
+
+    return draw
+
+
+@main.command(name="all")
+@RUNS
+@TOY
+@FRESH
+@OUT
+@FORMATS
+@click.pass_context
+def draw_all_of_them(context: click.Context, runs, toy_file, fresh, out: Path, formats) -> None:
+    """Draw everything; what the rows hold nothing for is named and left out."""
+    from figures.measured import NothingToDrawError, save
+
+    context.invoke(theory, out=out, formats=formats)
+    cells, edits = _joined(runs, toy_file, fresh)
+    for name in MEASURED:
+        try:
+            save(name, cells, edits, out, formats)
+        except NothingToDrawError as error:
+            click.echo(f"not drawn: {error}")
+    click.echo(f"figures in {out}")
+
+
+def _joined(runs: tuple[Path, ...], toy_file: Path | None, fresh: bool) -> tuple[list, list]:
+    """The measured cells with their predictions, and the rows on closed-form edits."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from figures import store
+    from figures.measured import cells, toy
+
+    paths = list(runs) or cells.committed()
+    found, edits = cells.read(paths)
+    kept = [] if fresh else toy.read(toy_file or toy.COMMITTED)
+    with _bar() as bar:
+        task = bar.add_task("predictions", total=None, visible=False)
+        joined, rows = toy.join(
+            found, kept, tick=lambda done, all_: bar.update(task, completed=done, total=all_, visible=True)
+        )
+    if fresh and toy_file:
+        store.write(toy_file, rows)
+    click.echo(
+        f"{sum(cell.items for cell in found):,} rows in {len(found):,} cells from "
+        f"{', '.join(map(_shown, paths))}; "
+        f"{len(rows)} predictions, {toy.lacking(rows, kept)} of them computed now"
+    )
+    return joined, edits
 
 
 def _computed_rows() -> list[dict]:
     """Every row anew, under a progress bar."""
     # Small matrices by the hundred: BLAS threads wait for each other longer than they work. Read at import.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from figures import rows
 
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as bar:
+    with _bar() as bar:
         task = bar.add_task("rows", total=None)
         return rows.compute(
             tick=lambda part, done, jobs: bar.update(task, description=part, completed=done, total=jobs)
         )
+
+
+def _bar():
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns)
 
 
 def _shown(path: Path) -> str:
@@ -123,6 +247,11 @@ def report(ledger: Path, drawings: Path | None, rows_file: Path | None, out: Pat
         raise click.UsageError(str(error)) from error
     click.echo(f"report in {out} ({failed} failed)" if failed else f"report in {out} (every claim holds)")
 
+
+for _name in THEORY:
+    main.add_command(_theory_drawing(_name))
+for _name, _about in MEASURED.items():
+    main.add_command(_measured_drawing(_name, _about))
 
 if __name__ == "__main__":
     run(main, "python -m figures")

@@ -87,13 +87,17 @@ def blank(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, stem: Path, formats: tuple[str, ...]) -> list[Path]:
-    """Write stem.png (300 dots an inch) and stem.svg, without date or version in them.
+    """Write stem.png (300 dots an inch), stem.svg or stem.pdf, without date or version in them.
 
     The layout is settled once, so that no format depends on which others are written.
     """
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+    metadata = {
+        "png": {"Software": None},
+        "svg": {"Date": None, "Creator": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    }
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in formats]
     for path, kind in zip(paths, formats, strict=True):
         figure.savefig(path, format=kind, dpi=300, metadata=metadata[kind])

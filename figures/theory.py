@@ -18,18 +18,24 @@ from figures.style import BLACK, BLUE, GREEN, GREY, PALE, VERMILION
 Row = dict[str, Any]
 
 
-def draw_all(rows: Sequence[Row], folder: Path, formats: tuple[str, ...] = ("png", "svg")) -> list[Path]:
-    """Every drawing in every format; errors: ValueError naming a drawing that has no rows."""
+def draw_all(
+    rows: Sequence[Row],
+    folder: Path,
+    formats: tuple[str, ...] = ("png", "svg"),
+    names: Sequence[str] | None = None,
+) -> list[Path]:
+    """The drawings of these names, or all, in every format; errors: ValueError naming one without rows."""
     by_figure = defaultdict(list)
     for row in rows:
         by_figure[row["figure"]].append(row)
-    if missing := [name for name in DRAWINGS if not by_figure[name]]:
+    names = list(DRAWINGS) if names is None else names
+    if missing := [name for name in names if not by_figure[name]]:
         raise ValueError(f"no rows for {', '.join(missing)}; compute them with --fresh")
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, draw in DRAWINGS.items():
+    for name in names:
         with style.look():
-            paths += style.save(draw(by_figure[name]), folder / name, formats)
+            paths += style.save(DRAWINGS[name](by_figure[name]), folder / name, formats)
     return paths
 
 

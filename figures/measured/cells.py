@@ -23,9 +23,18 @@ Row = dict[str, Any]
 
 #: Measured rows that are committed.
 COMMITTED = Path(__file__).parents[2] / "llm_experiments" / "data"
-#: Keys of a regime that are a field of the cell, that belong to single rows, or that say nothing of its place.
+#: Keys of a regime that are fields of a cell, and those that belong to single rows or tell no cells apart.
 _OWN = ("seed", "dataset", "layers", "control", "model")
-_ROWS = ("template", "temperature", "hop1_right", "bridge_copied", "hop2_right", "names_seed", "split", "dtype")
+_ROWS = (
+    "template",
+    "temperature",
+    "hop1_right",
+    "bridge_copied",
+    "hop2_right",
+    "names_seed",
+    "split",
+    "dtype",
+)
 #: Roles whose log-probabilities are kept.
 SCORED = ("correct", "bridge", "old")
 
@@ -92,7 +101,9 @@ class Cell:
     def logprob(self, role: str) -> tuple[float, float, float]:
         """Mean log-probability of a role's answer and its 95% bootstrap interval over chains."""
         values = list(self.logprobs[role].values())
-        return math.fsum(values) / len(values), *cluster_interval(values, range(len(values)), seed=0, draws=999)
+        return math.fsum(values) / len(values), *cluster_interval(
+            values, range(len(values)), seed=0, draws=999
+        )
 
 
 class _Tally:
@@ -133,7 +144,7 @@ class _Tally:
 
 
 def cells(records: Iterable[Record]) -> list[Cell]:
-    """The cells of records, in order of first appearance. Errors: RowsError on a question with two answers."""
+    """The cells of records, as they first appear. Errors: RowsError on a question with two answers."""
     tallies: dict[tuple[Place, int | None], _Tally] = {}
     for record in records:
         key = (_place(record), record.regime.get("seed"))
@@ -234,4 +245,6 @@ def _lines(path: Path) -> Iterator[bytes]:
             with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
                 yield from file
     except (OSError, EOFError, zlib.error) as error:
-        raise RowsError(f"'{path}' cannot be read ({error}): give a run's folder or its rows.jsonl.gz") from error
+        raise RowsError(
+            f"'{path}' cannot be read ({error}): give a run's folder or its rows.jsonl.gz"
+        ) from error

@@ -23,7 +23,7 @@ COMMITTED = Path(__file__).parents[1] / "data" / "toy_rows.json"
 #: Neurons behind rules that act on single entries; dimension and draws where tied singular values leave the
 #: limit open.
 NEURONS, DIMENSION, DRAWS = 2**12, 2**12, 8
-#: Compositions of setups() on their own library, those of the base model included.
+#: The library in the composition of rows without adapters, those of the base model.
 PAIR = ("hop1", "hop2")
 
 
@@ -40,18 +40,16 @@ def composition(place: Place) -> Composition:
             random.Random(draw).shuffle(sigma)
         number = int(place.composition.removeprefix("setup-"))
         library = place.library or PAIR
-        built = setup(
-            number, library=library, merge=merge, sigma=sigma and tuple(sigma), **kept, **bridge
-        )
+        built = setup(number, library=library, merge=merge, sigma=sigma and tuple(sigma), **kept, **bridge)
     else:
         built = catalogue.build(place.composition, library=place.library or None, merge=merge, **kept)
         steps = tuple(replace(asked, decode="steps") for asked in built.questions)
         built = replace(built, questions=(*built.questions, *steps))
     if built.spec_hash != place.spec_hash:
         raise RowsError(
-            f"rows of {place.composition} ({'+'.join(place.library)} by {place.rule}, {place.model}) have spec "
-            f"hash {place.spec_hash}, the composition they describe has {built.spec_hash}: they were measured "
-            "with other code, measure them anew"
+            f"rows of {place.composition} ({'+'.join(place.library)} by {place.rule}, {place.model}) have "
+            f"spec hash {place.spec_hash}, what they describe has {built.spec_hash}: they were measured with "
+            "other code, measure them anew"
         )
     return built
 
@@ -64,32 +62,27 @@ def predictable(place: Place) -> bool:
 def join(
     found: Sequence[Cell],
     rows: Iterable[Row],
-    compute: Callable[[Composition], Row] | None = None,
     tick: Callable[[int, int], Any] | None = None,
 ) -> tuple[list[Cell], list[Row]]:
     """Cells with their predictions, and the rows that these are.
 
-    rows: predictions that are there. compute: makes a missing one (`predicted` unless given); `tick(done, all)`
-    after each. Errors: RowsError on rows that are not those of the composition they name.
+    rows: predictions that are there; those that lack are computed, with `tick(done, all)` after each.
+    Errors: RowsError on measured rows that are not those of the composition they describe.
     """
     known = {row["spec_hash"]: row for row in rows}
-    places: dict[str, Place] = {}
-    for place in dict.fromkeys(cell.place for cell in found):
-        if place.spec_hash in places:
-            continue
-        wanted = composition(place)
-        if predictable(place):
-            places[place.spec_hash] = place
-    missing = [hash_ for hash_ in places if hash_ not in known]
-    for number, hash_ in enumerate(missing, start=1):
-        known[hash_] = (compute or predicted)(composition(places[hash_]))
+    places = dict.fromkeys(replace(cell.place, group="", decode="") for cell in found)
+    specs = {place: composition(place) for place in places}
+    wanted = {spec.spec_hash: spec for place, spec in specs.items() if predictable(place)}
+    missing = [spec for hash_, spec in wanted.items() if hash_ not in known]
+    for number, spec in enumerate(missing, start=1):
+        known[spec.spec_hash] = predicted(spec)
         if tick:
             tick(number, len(missing))
     joined = [
         replace(cell, toy=_of(known[cell.place.spec_hash], cell.place)) if predictable(cell.place) else cell
         for cell in found
     ]
-    return joined, [known[hash_] for hash_ in places]
+    return joined, [known[hash_] for hash_ in wanted]
 
 
 def _of(row: Row, place: Place) -> dict[str, Any]:
@@ -102,6 +95,12 @@ def _of(row: Row, place: Place) -> dict[str, Any]:
 def read(path: Path = COMMITTED) -> list[Row]:
     """The predictions that are kept; none where there is no file."""
     return store.read(path) if path.exists() else []
+
+
+def lacking(rows: Iterable[Row], kept: Iterable[Row]) -> int:
+    """How many of the rows were not kept."""
+    there = {row["spec_hash"] for row in kept}
+    return sum(row["spec_hash"] not in there for row in rows)
 
 
 # --- predicting -------------------------------------------------------------------------------------------

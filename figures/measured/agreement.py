@@ -1,0 +1,115 @@
+"""Predicted against measured: the right answer's predicted margin, and how often it was given, cell by cell.
+
+A margin is what the theory computes: the right answer's output minus the largest other one; above zero, the
+toy answers rightly. Single hops, two-hop questions asked directly and those step by step are three panels.
+Directly, the margin is that of x R1 R2; step by step, the smaller one of the two hops it goes through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy import stats
+
+from figures import style
+from figures.measured import words
+from figures.measured.cells import Cell, NothingToDrawError, pooled
+from figures.style import BLACK, BLUE, GREY, VERMILION
+
+PANELS = {
+    "Single hops": (("hop1", "direct"), ("hop2", "direct")),
+    "Two hops, directly": (("two-hop", "direct"),),
+    "Two hops, step by step": (("two-hop", "steps"),),
+}
+KINDS = {True: (BLUE, "o", "known facts"), False: (VERMILION, "^", "fresh facts")}
+#: Bootstrap draws of whole libraries behind the interval of the rank correlation.
+DRAWS = 1999
+
+
+def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
+    """One dot a cell, its training seeds pooled; adapters as trained, without controls that the toy lacks."""
+    cells = pooled(cell for cell in found if cell.toy and not cell.place.variant)
+    panels = {
+        title: [cell for cell in cells if (cell.place.group, cell.place.decode) in asked]
+        for title, asked in PANELS.items()
+    }
+    if not all(panels.values()):
+        lacking = next(title for title, members in panels.items() if not members)
+        raise NothingToDrawError(f"needs predicted rows of each way of asking, there are none of: {lacking}")
+    figure = style.blank(style.PAGE, 3.55)
+    for axes, (title, members) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
+        _panel(axes, title, members)
+        axes.set_xlabel("smaller margin of its two hops" if "step" in title else "predicted margin")
+    figure.axes[0].set_ylabel("measured share of right answers")
+    models = words.models(cells)
+    marks = [
+        Line2D([], [], color=colour, marker=marker, linestyle="", label=label)
+        for colour, marker, label in KINDS.values()
+    ]
+    if len(models) > 1:
+        label = f"open: {', '.join(models[1:])}"
+        marks.append(Line2D([], [], color=BLACK, marker="o", fillstyle="none", linestyle="", label=label))
+    figure.legend(handles=marks, loc="outside upper center", ncols=3, columnspacing=1.4, handletextpad=0.3)
+    sizes = ", ".join(f"{len(members)}" for members in panels.values())
+    style.note(
+        figure,
+        words.wrapped(
+            style.PAGE,
+            "Margin: the right answer's output minus the largest other; at the line the toy turns right",
+            f"A dot is a library, merge, data set and way of asking ({sizes} in the panels), seeds pooled",
+            words.measured(cells),
+            words.regime(cells),
+            f"ρ: Spearman's rank correlation with its 95% interval, {DRAWS:,} bootstraps over libraries",
+        ),
+    )
+    return figure
+
+
+def _panel(axes: Axes, title: str, cells: Sequence[Cell]) -> None:
+    first = words.models(cells)[0]
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    for cell in cells:
+        colour, marker, _ = KINDS[cell.place.known]
+        fill = colour if cell.place.model == first else "none"
+        place = (cell.toy["margin"], cell.shares["correct"])
+        axes.plot(*place, marker, color=colour, markerfacecolor=fill, alpha=0.6)
+    axes.set(title=title, xlim=(-1.35, 1.15), ylim=(-0.04, 1.2))
+    axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["−1", "−½", "0", "½", "1"])
+    axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+    rho, low, high = correlation(cells)
+    text = f"ρ = {rho:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−")
+    axes.text(-1.28, 1.12, text, va="center", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+
+
+def correlation(cells: Sequence[Cell]) -> tuple[float, float, float]:
+    """Spearman's rank correlation of margin and measured share; 95% percentile interval over libraries.
+
+    Cells of one library of adapters are not independent, so whole libraries are drawn.
+    """
+    libraries: dict[tuple, list[int]] = {}
+    for number, cell in enumerate(cells):
+        place = cell.place
+        key = (place.model, place.composition, place.library, place.dataset, place.layers)
+        libraries.setdefault(key, []).append(number)
+    margins = np.array([cell.toy["margin"] for cell in cells])
+    shares = np.array([cell.shares["correct"] for cell in cells])
+    rng = np.random.default_rng(0)
+    members = [np.array(numbers) for numbers in libraries.values()]
+    drawn = []
+    for _ in range(DRAWS):
+        chosen = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
+        drawn.append(_spearman(margins[chosen], shares[chosen]))
+    known = [value for value in drawn if not np.isnan(value)]
+    low, high = np.quantile(known, [0.025, 0.975]) if known else (np.nan, np.nan)
+    return _spearman(margins, shares), float(low), float(high)
+
+
+def _spearman(first: np.ndarray, second: np.ndarray) -> float:
+    """NaN where one side has one value only."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+    return float(np.corrcoef(stats.rankdata(first), stats.rankdata(second))[0, 1])

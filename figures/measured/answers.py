@@ -1,0 +1,158 @@
+"""What is answered, toy against language model: shares of the five outcomes by library, rule, knowledge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from figures import style
+from figures.measured import words
+from figures.measured.cells import Cell, NothingToDrawError, Place, pooled
+from figures.outcomes import LEGEND, LINE, bar
+from figures.style import OUTCOME
+from llm_experiments.asking.statistics import wilson
+
+#: Inches: the labels' column; a bar of the toy and of the model; between blocks; a line and a bar in it.
+LABEL, TOY, MODEL, GAP, HEIGHT, BAR = 1.62, 0.46, 0.76, 0.1, 0.205, 0.165
+BLOCKS = [(known, decode) for known in (True, False) for decode in ("direct", "steps")]
+
+Line = tuple[str, str]
+"""Heading of a group of lines, and the line's own label."""
+
+
+def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
+    """The map of one model, that with most cells; plain adapters on MLP layers, as the paper's."""
+    asked = [cell for cell in found if _drawn(cell.place)]
+    if not asked:
+        raise NothingToDrawError("needs rows of setup 0 or of the relations' libraries on two-hop questions")
+    model = words.models(asked)[0]
+    asked = pooled(cell for cell in asked if cell.place.model == model)
+    data = {known: _dataset(asked, known) for known in (True, False)}
+    cells = {
+        (*_line(cell.place), cell.place.known, cell.place.decode): cell
+        for cell in asked
+        if cell.place.dataset == data[cell.place.known]
+    }
+    lines = _ordered(dict.fromkeys((heading, label) for heading, label, *_ in cells))
+    headings = list(dict.fromkeys(heading for heading, _ in lines))
+    note = words.wrapped(
+        style.PAGE - 0.1,
+        "Asked two-hop questions x R1 R2, directly (left) or step by step, the first answer fed back (right)",
+        words.measured(list(cells.values())),
+        words.regime(cells.values()),
+        _width(cells),
+        "– not measured",
+    )
+    top, bottom = 0.72, 0.62 + 0.165 * (note.count("\n") + 1)
+    height = top + HEIGHT * len(lines) + (LINE + 0.09) * len(headings) + bottom
+    figure = style.blank(style.PAGE, height)
+    figure.set_layout_engine("none")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, style.PAGE), ylim=(height, 0))
+    axes.axis("off")
+    _head(axes, model, data)
+    y = top
+    for heading in headings:
+        y += LINE + 0.09
+        axes.text(0.06, y - 0.06, heading, fontweight="bold", va="baseline")
+        for label in (label for h, label in lines if h == heading):
+            axes.text(0.14, y + BAR / 2, label, va="center_baseline")
+            for number, (known, decode) in enumerate(BLOCKS):
+                _block(axes, cells.get((heading, label, known, decode)), _left(number), y)
+            y += HEIGHT
+    _legend(axes, y + 0.1)
+    axes.text(0.06, height - 0.06, note, va="bottom", color="#333333", linespacing=1.25)
+    return figure
+
+
+def _drawn(place: Place) -> bool:
+    plain = not place.variant and place.weights is None and place.layers in (None, "mlp")
+    named = place.composition == "setup-0" or place.composition.startswith("library-")
+    return plain and named and place.group == "two-hop"
+
+
+def _dataset(found: Sequence[Cell], known: bool) -> str | None:
+    names = [cell.place.dataset for cell in found if cell.place.known == known]
+    return max(sorted(set(names)), key=names.count) if names else None
+
+
+def _line(place: Place) -> Line:
+    if place.control == "base":
+        return "Controls", "no adapter"
+    if place.control == "random":
+        return "Controls", f"random ones, {place.rule}"
+    if place.composition.startswith("library-"):
+        kind = place.composition.removeprefix("library-")
+        if len(place.library) == 1:
+            return f"Five relations, {kind} graphs", f"{place.library[0]} alone"
+        return f"Five relations, {kind} graphs", place.rule
+    if len(place.library) == 1:
+        return "One adapter alone, trained on", words.ALONE[place.library[0]]
+    return words.LIBRARIES[place.library] + ", merged by", place.rule
+
+
+def _ordered(lines: Sequence[Line]) -> list[Line]:
+    """Groups as in `words`, relations' libraries after them and controls last."""
+    first = [f"{library}, merged by" for library in words.LIBRARIES.values()] + [
+        "One adapter alone, trained on"
+    ]
+
+    def place(line: Line) -> int:
+        if line[0] in first:
+            return first.index(line[0])
+        return len(first) + (line[0] == "Controls")
+
+    return sorted(lines, key=place)
+
+
+def _left(number: int) -> float:
+    return LABEL + number * (TOY + 0.03 + MODEL + GAP)
+
+
+def _block(axes: Axes, cell: Cell | None, left: float, top: float) -> None:
+    if cell is None:
+        middle = left + (TOY + 0.03 + MODEL) / 2
+        axes.text(middle, top + BAR / 2, "–", ha="center", va="center", color=style.GREY)
+        return
+    if cell.toy:
+        _bars(axes, cell.toy["shares"], left, TOY, top)
+    _bars(axes, cell.shares, left + TOY + 0.03, MODEL, top)
+
+
+def _bars(axes: Axes, shares: Mapping[str, float], left: float, width: float, top: float) -> None:
+    for outcome in (outcome for outcome in OUTCOME if shares.get(outcome)):
+        bar(axes, left, top, shares[outcome] * width, BAR, outcome)
+        left += shares[outcome] * width
+
+
+def _head(axes: Axes, model: str, data: Mapping[bool, str | None]) -> None:
+    for known in (True, False):
+        first, last = (_left(number) for number, (k, _) in enumerate(BLOCKS) if k == known)
+        right = last + TOY + 0.03 + MODEL
+        kind = "Known facts: the base has old answers" if known else "Fresh facts: the base has none"
+        text = f"{kind} ({data[known]})" if data[known] else f"{kind}\n(not measured)"
+        axes.text((first + right) / 2, 0.16, text, ha="center", va="center", fontweight="bold")
+        axes.plot([first, right], [0.29] * 2, color="black", linewidth=0.8)
+    for number, (_, decode) in enumerate(BLOCKS):
+        left = _left(number)
+        text = "asked directly" if decode == "direct" else "step by step"
+        axes.text(left + (TOY + MODEL) / 2, 0.43, text, ha="center", va="center")
+        axes.text(left + TOY / 2, 0.63, "toy", ha="center", va="center")
+        axes.text(left + TOY + 0.03 + MODEL / 2, 0.63, model, ha="center", va="center")
+    axes.plot([0.06, style.PAGE - 0.06], [0.76] * 2, color=style.GREY, linewidth=0.5)
+
+
+def _legend(axes: Axes, top: float) -> None:
+    for number, (outcome, meaning) in enumerate(LEGEND.items()):
+        x, y = 0.06 + (number % 3) * 2.35, top + (number // 3) * (LINE + 0.05)
+        bar(axes, x, y, 0.52, LINE, outcome)
+        axes.text(x + 0.58, y + LINE / 2, meaning, va="center")
+
+
+def _width(cells: Mapping) -> str:
+    """How wide an interval is, since bars of shares carry none: the widest, that of a share of one half."""
+    items = min(cell.items for cell in cells.values())
+    low, high = wilson(items / 2, items)
+    return f"95% Wilson interval of a measured share: at most ± {(high - low) / 2:.0%}"

@@ -1,0 +1,94 @@
+"""Gauge and initial factors: rules that merge factors or products, from one initial A or several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from figures import style
+from figures.measured import words
+from figures.measured.cells import Cell, NothingToDrawError, pooled
+from figures.style import BLUE, PALE, VERMILION
+
+RULES = {
+    "mean": "mean (products)",
+    "linear": "linear (factors, eq. 27)",
+    "linear-peft": "linear-peft (factors)",
+    "arrow-factors": "arrow-factors (eq. 28)",
+}
+GAUGES = {
+    "as trained": "as trained",
+    "flipped": "one flipped",
+    "random:0": "turned",
+    "svd": "SVD",
+}
+STARTS = {
+    "independent": (BLUE, "o", "an initial A for each adapter"),
+    "shared": (VERMILION, "^", "one initial A for both"),
+}
+ASKED = {
+    "hop1/direct": "Hop 1",
+    "hop2/direct": "Hop 2",
+    "two-hop/steps": "Two hops, step by step",
+    "two-hop/direct": "Two hops, directly",
+}
+
+
+def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
+    """A panel for each way of asking; a line for each rule and form of the same updates."""
+    cells = [cell for cell in found if {"initial_a", "gauge"} <= dict(cell.place.variant).keys()]
+    cells = pooled(cell for cell in cells if cell.place.asked in ASKED)
+    if not cells:
+        raise NothingToDrawError("needs rows of experiment gauge")
+    model = words.models(cells)[0]
+    cells = [cell for cell in cells if cell.place.model == model]
+    lines = [(rule, gauge) for rule in RULES for gauge in GAUGES]
+    figure = style.blank(style.PAGE, 5.3)
+    panels = figure.subplots(1, len(ASKED), sharex=True, sharey=True)
+    for axes, (asked, title) in zip(panels, ASKED.items(), strict=True):
+        _panel(axes, [cell for cell in cells if cell.place.asked == asked], lines)
+        axes.set_title(title, fontsize=8)
+        axes.set_xlabel("share right")
+    panels[0].set_yticks(range(len(lines)), [_label(*line) for line in lines])
+    for text, (_, gauge) in zip(panels[0].get_yticklabels(), lines, strict=True):
+        text.set_fontweight("normal" if gauge != "as trained" else "bold")
+    marks = [
+        Line2D([], [], color=colour, marker=marker, linestyle="", label=label)
+        for colour, marker, label in STARTS.values()
+    ]
+    figure.legend(handles=marks, loc="outside upper center", ncols=2)
+    style.note(
+        figure,
+        words.wrapped(
+            style.PAGE,
+            "The same updates ΔW in other factors: one adapter's signs flipped, each turned by a random "
+            "orthogonal matrix of its own, or balanced factors of its SVD; a rule of products cannot see it",
+            words.measured(cells) + f", data set {cells[0].place.dataset}",
+            words.INTERVALS,
+        ),
+    )
+    return figure
+
+
+def _label(rule: str, gauge: str) -> str:
+    return f"{RULES[rule]}: {GAUGES[gauge]}" if gauge == "as trained" else GAUGES[gauge]
+
+
+def _panel(axes: Axes, cells: Sequence[Cell], lines: Sequence[tuple[str, str]]) -> None:
+    for height in range(0, len(lines), 2 * len(GAUGES)):
+        axes.axhspan(height - 0.5, height + len(GAUGES) - 0.5, color=PALE, alpha=0.5, linewidth=0)
+    for cell in cells:
+        variant = dict(cell.place.variant)
+        colour, marker, _ = STARTS[variant["initial_a"]]
+        shift = 0.15 if variant["initial_a"] == "shared" else -0.15
+        height = lines.index((cell.place.rule, variant["gauge"])) + shift
+        share = cell.shares["correct"]
+        axes.plot(cell.interval(), [height] * 2, color=colour, linewidth=0.8, clip_on=False)
+        axes.plot([share], [height], marker, color=colour, clip_on=False)
+    axes.set(xlim=(0, 1), ylim=(len(lines) - 0.5, -0.5))
+    axes.tick_params(axis="y", length=0)
+    axes.set_xticks(np.linspace(0, 1, 3), ["0", "½", "1"])

@@ -1,0 +1,89 @@
+"""The mixture: how likely z, y and the old answer are on x R1 R2 as weight moves to the second adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from figures import style
+from figures.measured import words
+from figures.measured.cells import Cell, NothingToDrawError, pooled
+from figures.measured.weights import swept
+from figures.style import GREEN, ORANGE
+
+ROLES = {
+    "correct": (GREEN, "o", "-", "z, the right answer"),
+    "bridge": (ORANGE, "s", (0, (4, 1.5)), "y, the first hop's answer"),
+    "old": ("#00508A", "^", (0, (1, 1.2)), "what the base answers"),
+}
+
+
+def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
+    """Above the toy's outputs, below log-probabilities of a model; a column for each model and knowledge."""
+    asked = [c for c in found if swept(c.place) and c.place.asked == "two-hop/direct" and c.logprobs]
+    cells = pooled(asked)
+    if not cells:
+        raise NothingToDrawError(
+            "needs log-probabilities in rows of experiment survival (weights a and 1 - a)"
+        )
+    columns = sorted({(c.place.model, not c.place.known) for c in cells})
+    figure = style.blank(style.PAGE, 4.6)
+    panels = figure.subplots(
+        2, len(columns), sharex=True, sharey="row", squeeze=False, height_ratios=(1, 1.3)
+    )
+    for (above, below), (model, fresh) in zip(panels.T, columns, strict=True):
+        own = [c for c in cells if (c.place.model, not c.place.known) == (model, fresh)]
+        own.sort(key=lambda cell: cell.place.weights[1])
+        _toy(above, own)
+        _measured(below, own)
+        above.set_title(f"{'Fresh' if fresh else 'Known'} facts, toy")
+        below.set_title(f"{'Fresh' if fresh else 'Known'} facts, {model} ({own[0].place.dataset})")
+        below.set_xlabel("weight s of the second adapter\n(the first has 1 − s)")
+        below.set_xticks(np.linspace(0, 1, 6), ["0", "0.2", "0.4", "0.6", "0.8", "1"])
+    panels[0, 0].set_ylabel("output")
+    panels[1, 0].set_ylabel("log-probability (nats)")
+    shown = {role for cell in cells for role in (*cell.logprobs, *cell.toy["outputs"])}
+    marks = [
+        Line2D([], [], color=colour, marker=marker, linestyle=dashes, label=label)
+        for role, (colour, marker, dashes, label) in ROLES.items()
+        if role in shown
+    ]
+    figure.legend(handles=marks, loc="outside upper center", ncols=3, columnspacing=1.4)
+    style.note(
+        figure,
+        words.wrapped(
+            style.PAGE,
+            "Asked x R1 R2 directly; the products are added with weights (1 − s, s)",
+            words.measured(cells),
+            "Measured: mean log-probability of the whole name after the expected words; bars: 95% "
+            "bootstrap intervals over chains",
+            words.regime(cells),
+        ),
+    )
+    return figure
+
+
+def _weights(cells: Sequence[Cell]) -> list[float]:
+    return [cell.place.weights[1] for cell in cells]
+
+
+def _toy(axes: Axes, cells: Sequence[Cell]) -> None:
+    for role, (colour, marker, dashes, _) in ROLES.items():
+        if all(role in cell.toy["outputs"] for cell in cells):
+            heights = [cell.toy["outputs"][role] for cell in cells]
+            axes.plot(_weights(cells), heights, marker, color=colour, linestyle=dashes)
+    axes.set_ylim(-0.08, 1.12)
+
+
+def _measured(axes: Axes, cells: Sequence[Cell]) -> None:
+    for role, (colour, marker, dashes, _) in ROLES.items():
+        own = [cell for cell in cells if role in cell.logprobs]
+        if own:
+            means, low, high = np.array([cell.logprob(role) for cell in own]).T
+            spread = (means - low, high - means)
+            look = {"color": colour, "marker": marker, "linestyle": dashes, "elinewidth": 0.8}
+            axes.errorbar(_weights(own), means, spread, **look)

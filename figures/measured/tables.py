@@ -1,0 +1,167 @@
+"""The paper's tables beside the toy's prediction and our measurement, line by line.
+
+Our rules have the paper's names as in `llm_experiments.running.tables`: Uniform and Arrow are families, whose
+form of products and form of factors both stand beside the paper's number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from figures import style
+from figures.measured import words
+from figures.measured.cells import Cell, NothingToDrawError, Place, pooled
+from figures.style import BLACK, BLUE, GREEN, GREY, PALE, VERMILION
+from llm_experiments.running.tables import LIBRARIES, PAPER_RULES, paper
+
+#: Tables in each column of the drawing.
+COLUMNS = (("table1", "table10", "table9", "table12"), ("table7", "table8", "table2"))
+#: Rules that merge factors; the others merge products, or there is one adapter only.
+FACTORS = ("linear", "arrow-factors")
+MODELS = ((BLUE, "o"), (VERMILION, "^"), (GREEN, "s"), (style.PURPLE, "v"))
+#: Inches: a line, a table's heading, and what legend and axis take.
+LINE, HEADING, TOP, AXIS = 0.152, 0.29, 0.3, 0.42
+LABELS = 1.3
+
+
+def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
+    """Every table in two columns; a band is the range over the paper's models, a tick one of them."""
+    cells = pooled(cell for cell in found if as_printed(cell.place))
+    if not cells:
+        raise NothingToDrawError("needs rows of an experiment that the paper has a table of")
+    models = words.models(cells)[: len(MODELS)]
+    note = words.wrapped(
+        style.PAGE,
+        "Accuracy on two-hop questions; libraries are asked step by step, single adapters directly",
+        "Above, open: factors are merged; below, filled: products, or one adapter",
+        "2 is the library of both hops, 3 that with the oracle, a number in front the bridge setup",
+        words.measured(cells),
+        words.INTERVALS,
+        words.regime(cells) + f"; of the facts as {models[0]} knows them",
+    )
+    below = AXIS + 0.165 * (note.count("\n") + 1)
+    tall = max(sum(HEADING + LINE * len(paper()[name]["rows"]) for name in names) for names in COLUMNS)
+    height = TOP + tall + below
+    figure = style.blank(style.PAGE, height)
+    figure.set_layout_engine("none")
+    for column, names in enumerate(COLUMNS):
+        top = TOP
+        for name in names:
+            inches = LINE * len(paper()[name]["rows"])
+            left = column * style.PAGE / 2 + LABELS
+            place = (left, height - top - HEADING - inches, style.PAGE / 2 - LABELS - 0.12, inches)
+            size = (style.PAGE, height, style.PAGE, height)
+            axes = figure.add_axes(tuple(a / b for a, b in zip(place, size, strict=True)))
+            _table(axes, name, cells, models, last=name == names[-1])
+            top += HEADING + inches
+    marks = [Line2D([], [], color="#BBBBBB", linewidth=7, label="paper, range of models")]
+    marks += [_mark(BLACK, "D", True, label="toy")]
+    marks += [_mark(*look, True, label=model) for model, look in zip(models, MODELS, strict=False)]
+    figure.legend(handles=marks, loc="upper center", ncols=5, columnspacing=1.3, handletextpad=0.4)
+    figure.text(0.06 / style.PAGE, 0.06 / height, note, color="#333333", va="bottom", linespacing=1.25)
+    return figure
+
+
+def as_printed(place: Place) -> dict[str, Any] | None:
+    """The place in the words of paper_tables.toml, None for what the paper has no number for.
+
+    Libraries were asked step by step; of single adapters it does not say, and they are taken directly.
+    """
+    variant = dict(place.variant)
+    adapters, form = variant.pop("adapters", "LoRA"), variant.pop("form", None)
+    if place.group != "two-hop" or place.weights or variant or place.control in ("base", "random"):
+        return None
+    rule = PAPER_RULES.get(place.rule)
+    if adapters != "LoRA":
+        rule = {"cat": "concat", "linear": "linear"}.get(form)
+    asked = {"dataset": place.dataset, "layers": place.layers or "mlp", "adapters": adapters}
+    if place.composition.startswith("library-"):
+        several = len(place.library) > 1 and rule and place.decode == "steps"
+        return {"rule": rule, "composition": place.composition} if several else None
+    library = LIBRARIES.get(place.library)
+    alone = len(place.library) == 1
+    if library is None or not (alone or rule) or place.decode != ("direct" if alone else "steps"):
+        return None
+    number = int(place.composition.removeprefix("setup-"))
+    return {**asked, "setup": number, "library": library, "rule": "alone" if alone else rule}
+
+
+def matching(cells: Sequence[Cell], table: Mapping[str, Any], row: Mapping[str, Any]) -> list[Cell]:
+    """The cells that are a row of a table."""
+    wanted = {key: value for key, value in {**table.get("fixed", {}), **row}.items() if key != "values"}
+    return [cell for cell in cells if wanted.items() <= as_printed(cell.place).items()]
+
+
+def _mark(colour: str, marker: str, filled: bool, **options: Any) -> Line2D:
+    fill = (GREY if marker == "D" else colour) if filled else "white"
+    size = 5.5 if marker == "D" else 4
+    look = {"color": colour, "markerfacecolor": fill, "marker": marker, "markersize": size}
+    return Line2D(*options.pop("xy", ((), ())), linestyle="", clip_on=False, **look, **options)
+
+
+def _table(axes: Axes, name: str, cells: Sequence[Cell], models: Sequence[str], *, last: bool) -> None:
+    table = paper()[name]
+    for height, row in enumerate(table["rows"]):
+        if height % 2 == 0:
+            axes.axhspan(height - 0.5, height + 0.5, color=PALE, alpha=0.45, linewidth=0)
+        known = [value / 100 for value in row["values"] if not math.isnan(value)]
+        axes.plot([min(known), max(known)], [height] * 2, color="#BBBBBB", linewidth=7, solid_capstyle="butt")
+        axes.plot(known, [height] * len(known), "|", color="#555555", markersize=6, markeredgewidth=0.8)
+        for cell in matching(cells, table, row):
+            _cell(axes, cell, height, models)
+    axes.set(xlim=(-0.03, 1.03), ylim=(len(table["rows"]) - 0.5, -0.5))
+    axes.set_yticks(range(len(table["rows"])), [_label(row) for row in table["rows"]])
+    axes.tick_params(axis="y", length=0, pad=3)
+    axes.set_xticks(np.linspace(0, 1, 6), ["0", "20", "40", "60", "80", "100"])
+    axes.tick_params(axis="x", bottom=last, labelbottom=last)
+    if last:
+        axes.set_xlabel("accuracy, %", labelpad=2)
+    axes.spines["bottom"].set_visible(last)
+    title = f"Table {name.removeprefix('table')}: {SHORT[name]}"
+    axes.text(-LABELS / (style.PAGE / 2 - LABELS - 0.12) * 0.97, -0.62, title, fontweight="bold", va="bottom")
+
+
+SHORT = {
+    "table1": "bridge setups, Arrow",
+    "table2": "merge methods, R",
+    "table7": "libraries of 2 and 3, single adapters",
+    "table8": "layers that are adapted, F",
+    "table9": "layers, setups 1 and 2",
+    "table10": "bridge setups, both routings",
+    "table12": "ten adapters, five relations",
+}
+_WORDS = {
+    "two-hop": "2",
+    "with-oracle": "3",
+    "oracle-only": "oracle",
+    "library-disjoint": "disjoint",
+    "library-shared": "shared",
+}
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    """What the row's own keys say, in few words."""
+    parts = [str(_WORDS.get(v, v)) for k, v in row.items() if k not in ("values", "setup") and v != "alone"]
+    return " ".join(([f"{row['setup']}"] if "setup" in row else []) + parts)
+
+
+def _cell(axes: Axes, cell: Cell, height: float, models: Sequence[str]) -> None:
+    filled = cell.place.rule not in FACTORS
+    shift = height + (0.17 if filled else -0.17)
+    if cell.place.rule not in PAPER_RULES and len(cell.place.library) == 1:
+        shift = height
+    if cell.place.model == models[0]:
+        right = cell.toy["shares"].get("correct", 0.0)
+        axes.add_line(_mark(BLACK, "D", filled, xy=([right], [shift]), zorder=2.5))
+    if cell.place.model in models:
+        colour, marker = MODELS[models.index(cell.place.model)]
+        share = cell.shares["correct"]
+        axes.plot(cell.interval(), [shift] * 2, color=colour, linewidth=0.8, clip_on=False)
+        axes.add_line(_mark(colour, marker, filled, xy=([share], [shift]), zorder=3))

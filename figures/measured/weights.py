@@ -1,0 +1,92 @@
+"""Survival of one hop: how often the edited one-hop answer is given, against its adapter's merge weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from figures import style
+from figures.measured import words
+from figures.measured.cells import Cell, NothingToDrawError, Place, pooled
+from figures.style import BLACK, BLUE, VERMILION
+
+#: The adapter of each hop in a pair: place, colour, marker, label.
+HOPS = {
+    "hop1": (0, BLUE, "o", "hop 1 (x R1)"),
+    "hop2": (1, VERMILION, "^", "hop 2 (y R2)"),
+}
+
+
+def swept(place: Place) -> bool:
+    """Whether a cell belongs to the sweep of two weights that add up to one."""
+    return (
+        place.rule == "sum" and place.weights is not None and len(place.weights) == 2
+        and abs(sum(place.weights) - 1) < 1e-9 and not place.variant and place.control is None
+    )  # fmt: skip
+
+
+def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
+    """A column for known facts and one for fresh ones, a line of panels for each model."""
+    cells = pooled(cell for cell in found if swept(cell.place) and cell.place.group in HOPS)
+    if not cells:
+        raise NothingToDrawError("needs rows of experiment survival (weights a and 1 - a)")
+    models = words.models(cells)
+    kinds = [known for known in (True, False) if any(cell.place.known == known for cell in cells)]
+    figure = style.blank(style.PAGE, 1.35 + 1.9 * len(models))
+    panels = figure.subplots(len(models), len(kinds), sharex=True, sharey=True, squeeze=False)
+    for line, model in zip(panels, models, strict=True):
+        for axes, known in zip(line, kinds, strict=True):
+            own = [c for c in cells if c.place.model == model and c.place.known == known]
+            _panel(axes, own)
+            data = ", ".join(sorted({cell.place.dataset for cell in own}))
+            kind = "Known facts: the base has old answers" if known else "Fresh facts: the base has none"
+            axes.set_title(f"{kind} ({data})" if own else f"{kind} (not measured)")
+        line[0].set_ylabel(f"{model}:\nshare answered rightly")
+    for axes in panels[-1]:
+        axes.set_xlabel("merge weight of the hop's own adapter")
+        axes.set_xticks(np.linspace(0, 1, 6), ["0", "0.2", "0.4", "0.6", "0.8", "1"])
+    marks = [
+        Line2D([], [], color=colour, marker=marker, label=f"measured, {label}")
+        for _, colour, marker, label in HOPS.values()
+    ]
+    marks.append(Line2D([], [], color=BLACK, linestyle=(0, (4, 1.5)), linewidth=1.1, label="toy, either hop"))
+    figure.legend(handles=marks, loc="outside upper center", ncols=3, columnspacing=1.4)
+    style.note(
+        figure,
+        words.wrapped(
+            style.PAGE,
+            "The two adapters' products are added with weights that sum to one; each hop is asked on its own",
+            words.measured(cells),
+            words.INTERVALS,
+            words.regime(cells)
+            + "; it turns right where its margin, a straight line between weights, is zero",
+        ),
+    )
+    return figure
+
+
+def _panel(axes: Axes, cells: Sequence[Cell]) -> None:
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.04, 1.06))
+    for number, (group, (place, colour, marker, _)) in enumerate(HOPS.items()):
+        own = sorted((c for c in cells if c.place.group == group), key=lambda c: c.place.weights[place])
+        if not own:
+            continue
+        weights = np.array([cell.place.weights[place] for cell in own])
+        shares = np.array([cell.shares["correct"] for cell in own])
+        spread = np.abs(np.array([cell.interval() for cell in own]).T - shares)
+        if number == 0:
+            edge = turning(weights, [cell.toy["margin"] for cell in own])
+            steps = ([0, edge, edge, 1], [0, 0, 1, 1])
+            axes.plot(*steps, color=BLACK, linestyle=(0, (4, 1.5)), linewidth=1.1)
+        axes.errorbar(
+            weights + (number - 0.5) * 0.012, shares, spread, color=colour, marker=marker, elinewidth=0.8
+        )
+
+
+def turning(weights: Sequence[float], margins: Sequence[float]) -> float:
+    """The weight at which a margin that grows with it is zero; between the weights it is straight."""
+    return float(np.interp(0.0, margins, weights))

@@ -1,0 +1,68 @@
+"""How cells are named in drawings, and the note under each: models, questions, seeds, intervals."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from figures.measured.cells import Cell
+
+#: Inches that a character of 8 pt takes on average, a little less than it may.
+CHARACTER = 0.059
+
+LIBRARIES = {
+    ("hop1", "hop2"): "Two adapters, one for each hop",
+    ("hop1", "hop2", "oracle"): "The same and the oracle",
+}
+ALONE = {
+    "hop1": "hop 1",
+    "hop2": "hop 2",
+    "mixed": "mixed: both hops",
+    "oracle": "oracle: the questions",
+    "joint": "joint: all of these",
+}
+INTERVALS = "Bars: 95% Wilson intervals over the questions of one seed"
+
+
+def seeds(found: Iterable[Cell]) -> str:
+    """The training seeds, "seed 0" or "seeds 0–2"; the base model has none."""
+    numbers = sorted({seed for cell in found for seed in cell.seeds if seed is not None})
+    if len(numbers) < 2:
+        return f"seed\xa0{numbers[0]}" if numbers else "no training"
+    run = numbers == list(range(numbers[0], numbers[-1] + 1)) and len(numbers) > 2
+    return "seeds\xa0" + (f"{numbers[0]}–{numbers[-1]}" if run else ", ".join(map(str, numbers)))
+
+
+def measured(found: Sequence[Cell]) -> str:
+    """Each model with its numbers of questions and its seeds: "embedded: n = 40 (20 chains), seeds 0–2"."""
+    texts = []
+    for model in models(found):
+        own = [cell for cell in found if cell.place.model == model]
+        sizes = sorted({(cell.items, cell.chains) for cell in own})
+        counts = " or ".join(f"{items} ({chains} chains)" for items, chains in sizes)
+        texts.append(f"{model}: n\xa0=\xa0{counts}, {seeds(own)}")
+    return "; ".join(texts)
+
+
+def regime(found: Iterable[Cell]) -> str:
+    """Where the toy's numbers come from: the full limit, and what was drawn where it leaves them open."""
+    toys = [cell.toy for cell in found if cell.toy]
+    text = "Toy: full limit, n facts as measured"
+    drawn = sorted({(toy["draws"], toy["regime"]["dimension"]) for toy in toys if toy["tied"]})
+    if drawn:
+        draws, dimension = drawn[0]
+        text += (
+            f"; where tied singular values leave it open, mean of {draws} draws at d\xa0=\xa0{dimension:,}"
+        )
+    return text
+
+
+def models(found: Iterable[Cell]) -> list[str]:
+    """The models, those with most cells first."""
+    return [model for model, _ in Counter(cell.place.model for cell in found).most_common()]
+
+
+def wrapped(width: float, *sentences: str) -> str:
+    """The sentences as lines of 8 pt that fit into `width` inches."""
+    return "\n".join(textwrap.wrap(". ".join(sentences) + ".", int(width / CHARACTER)))
