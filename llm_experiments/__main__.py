@@ -338,16 +338,13 @@ def keep(folder: Path, name: str, out: Path) -> None:
 
 
 @cli.command()
-@click.option("--check", is_flag=True, help="Write nothing; exit status 1 if the page is not what rows say.")
-def results(check: bool) -> int:
-    """Write docs/results.md from its template and the kept rows."""
-    from llm_experiments.running import results as page
+def results() -> None:
+    """Write README.md and docs/results.md from their templates and the kept rows."""
+    from llm_experiments.running.results import PAGES, render
 
-    text = page.render()
-    if check:
-        return int(text != page.PAGE.read_text(encoding="utf-8"))
-    page.PAGE.write_text(text, encoding="utf-8")
-    return 0
+    for page, template in PAGES.items():
+        page.write_text(render(template), encoding="utf-8")
+        click.echo(page.name)
 
 
 @cli.command()

@@ -1,7 +1,7 @@
-"""The page of results: prose whose every number is read off committed rows, and whose every claim is checked.
+"""Pages whose every number is read off kept rows, and whose every claim is checked against them.
 
-The template is docs/results.md.jinja. `cell` gives one cell of a table; `claim` refuses to write a page whose
-rows do not say what the prose says.
+In the templates `cell` gives one cell of a table, and `claim` refuses to write a page whose rows do not say
+what its prose says.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
+from llm_experiments.asking.reading import final_answer
 from llm_experiments.running import tables
 from llm_experiments.running.layout import percent
 from toytransformer.compositions import Record
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "llm_experiments" / "data"
-TEMPLATE = ROOT / "docs" / "results.md.jinja"
-PAGE = ROOT / "docs" / "results.md"
+#: Page -> template.
+PAGES = {
+    ROOT / "docs" / "results.md": ROOT / "docs" / "results.md.jinja",
+    ROOT / "README.md": ROOT / "docs" / "README.md.jinja",
+}
 
 ASKED = {
     "steps": {"group": "two-hop", "decode": "steps"},
@@ -71,8 +75,19 @@ class Cell:
     def items(self) -> int:
         return self.entry.items
 
-    def outcome(self, name: str) -> str:
-        return f"{percent(self.entry.outcomes[name])}%"
+    def flag(self, name: str) -> float:
+        """Share of the answers step by step of which the row says so: hop1_right, bridge_copied, hop2_right;
+        or that have the "form" of a chain.
+        """
+        if name == "form":
+            return self.share_of(lambda row: final_answer(row.text or "") is not None)
+        return self.share_of(lambda row: bool(row.regime.get(name)))
+
+    def share_of(self, says: Callable[[Record], bool]) -> float:
+        return sum(map(says, self.rows)) / len(self.rows)
+
+    def outcome(self, name: str) -> float:
+        return self.entry.outcomes[name]
 
     def __str__(self) -> str:
         return f"{percent(self.share)}% [{percent(self.low)}, {percent(self.high)}]"
@@ -159,7 +174,7 @@ def claim(holds: object) -> str:
     return ""
 
 
-def render(template: Path = TEMPLATE, data: Path = DATA) -> str:
+def render(template: Path, data: Path = DATA) -> str:
     """The page as Markdown. Errors: ResultsError naming the template's line."""
     environment = Environment(
         loader=FileSystemLoader(template.parent),
