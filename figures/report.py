@@ -37,14 +37,53 @@ CAPTIONS = {
         "A line is a merge rule or a library of adapters, a column the number of facts in each adapter. "
         "Colour and word say which answer the two-hop question gets; a split cell shows shares.",
     ),
+    "answers": (
+        "What is answered, toy against language model",
+        "The same libraries and merge rules, predicted and measured. The theory takes for granted that the "
+        "base answers two-hop questions about known facts; the controls show whether this language model "
+        "does.",
+    ),
+    "agreement": (
+        "Predicted against measured",
+        "A dot is one library, merge and way of asking. To the right of the line the toy answers rightly; "
+        "a rank correlation of one would mean that it orders all of them as measured.",
+    ),
     "survival": (
         "Whether a single hop survives the merge",
         "Above zero, the edited one-hop answer still wins. Answering in two steps needs this of both hops.",
+    ),
+    "weights": (
+        "Survival of a single hop, toy against language model",
+        "How often the edited answer is given as its adapter's share of the merge grows. The dashed step "
+        "is the toy's edge.",
+    ),
+    "mixture": (
+        "The two-hop answer inside the mixture",
+        "How the right answer, the bridge entity and the base's answer gain and lose as weight moves from "
+        "the first adapter to the second.",
+    ),
+    "layers": (
+        "The theory's coefficients inside a language model",
+        "How much of an edit at one question shows at another, in the features of each MLP. If nothing "
+        "singles out the right second hop, both curves of the middle panel are one.",
+    ),
+    "bridges": (
+        "Bridge training, setup by setup",
+        "A two-hop question is answered step by step only where both of its hops survive the merge.",
     ),
     "gauge": (
         "The same updates, written in other factors",
         "Rules that merge factors (here linear) answer differently when an adapter's factors are turned, "
         "though its update stays the same. Rules that merge updates (here sum) do not.",
+    ),
+    "factors": (
+        "The same updates in other factors, measured",
+        "Each rule on the very same updates of a language model, written in several gauges and trained "
+        "from one or from several initial factors.",
+    ),
+    "tables": (
+        "The paper's tables, predicted and measured",
+        "The paper's range over its models, the toy's prediction and our small models, line by line.",
     ),
     "leak": (
         "Where else an edit shows",
@@ -53,8 +92,8 @@ CAPTIONS = {
     ),
     "convergence": (
         "Finite networks approach the limit",
-        "How far the coefficients of single sampled networks are from the limit, by width and by dimension, "
-        "over the spread that the theory derives.",
+        "How far the coefficients of single sampled networks are from the limit, by width and by "
+        "dimension, over the spread that the theory derives.",
     ),
 }
 

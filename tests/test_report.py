@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from figures import store, theory, words
-from figures.__main__ import main
+from figures.__main__ import MEASURED, THEORY, main
 from figures.report import CAPTIONS, COLUMNS, ReportError, claims, embed, read_ledger, render, value
 
 ROW = {
@@ -81,7 +81,7 @@ def test_opening_and_captions_hold_no_typed_numbers():
 
 
 def test_every_drawing_has_a_caption():
-    assert set(CAPTIONS) == set(theory.DRAWINGS)
+    assert set(CAPTIONS) == {*THEORY, *MEASURED} and set(THEORY) == set(theory.DRAWINGS)
 
 
 def test_the_command_writes_a_page_or_says_in_words_why_not(tmp_path):

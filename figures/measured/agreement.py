@@ -27,7 +27,7 @@ PANELS = {
 }
 KINDS = {True: (BLUE, "o", "known facts"), False: (VERMILION, "^", "fresh facts")}
 #: Bootstrap draws of whole libraries behind the interval of the rank correlation.
-DRAWS = 1999
+DRAWS = 999
 
 
 def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:

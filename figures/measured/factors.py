@@ -33,8 +33,8 @@ STARTS = {
 ASKED = {
     "hop1/direct": "Hop 1",
     "hop2/direct": "Hop 2",
-    "two-hop/steps": "Two hops, step by step",
-    "two-hop/direct": "Two hops, directly",
+    "two-hop/steps": "Two hops,\nstep by step",
+    "two-hop/direct": "Two hops,\ndirectly",
 }
 
 
