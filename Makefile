@@ -6,7 +6,7 @@ READY := .venv/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test proofs coq-packages bench figures lint format clean
+.PHONY: help setup reproduce test proofs coq-packages bench figures notebooks lint format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another: make setup PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install -c constraints.txt -e '.[figures,llm,test,dev]'
+	$(PY) -m pip install -c constraints.txt -e '.[figures,llm,notebooks,test,dev]'
 	@touch $@
 
 # A failed claim must not hide the report: every step runs, and the first bad status is the target's.
@@ -37,7 +37,6 @@ reproduce: setup  ## check every claim, measure a small model, write out/report.
 test: setup  ## run the tests (more options: make test ARGS='-k merging')
 	$(PY) -m pytest $(ARGS)
 
-bench: setup  ## time the fast routes against plain NumPy
 COQ_PACKAGES := coq libcoq-mathcomp-algebra libcoq-mathcomp-algebra-tactics libcoq-interval libcoq-coquelicot \
 	libcoq-mathcomp-analysis
 COQ_LIBRARIES := mathcomp/algebra mathcomp/algebra_tactics mathcomp/analysis Interval Coquelicot
@@ -54,11 +53,15 @@ proofs:  ## build the machine-checked proofs and print the axioms they rest on
 coq-packages:
 	@echo $(COQ_PACKAGES)
 
+bench: setup  ## time our routes against plain NumPy, PEFT and generate
 	$(PY) -m benchmarks $(ARGS)
 
 figures: setup  ## draw the figures into out/figures and refresh the one in the README (anew: ARGS=--fresh)
 	$(PY) -m figures theory --out out/figures $(ARGS)
 	@mkdir -p docs && cp out/figures/outcomes.png out/figures/outcomes.svg docs/
+
+notebooks: setup  ## run the six lessons and write them into out/notebooks (one: ARGS=03_two_adapters)
+	$(PY) -m notebooks $(ARGS)
 
 lint: setup  ## check style and formatting
 	$(PY) -m ruff check .
