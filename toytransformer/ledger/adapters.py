@@ -116,7 +116,15 @@ def _certificate(penalty: float, excess: float) -> Tolerance:
 # --- one fact ---
 
 
-@claim("Proposition 1", source="Prop. 1, eq. 1, 6-12", proof="prop1, prop1_bound")
+@claim(
+    "Proposition 1",
+    source="Prop. 1, eq. 1, 6-12",
+    proof=(
+        "Proposition1.proposition1_product, "
+        "Proposition1.proposition1_bound, "
+        "Proposition1.proposition1_minimisers"
+    ),
+)
 def proposition_1(run: Run) -> Iterator[Row]:
     features, changes = small_facts(run, 1)
     edit = closed_form(features, changes)
@@ -189,7 +197,11 @@ def _feasible(rng: np.random.Generator, features, changes, rank: int) -> LoRA:
     return LoRA(write * scale, read / scale)
 
 
-@claim("Prop. 1 needs the regulariser", source="Prop. 1", proof="prop1_needs_regulariser")
+@claim(
+    "Prop. 1 needs the regulariser",
+    source="Prop. 1",
+    proof="Proposition1.proposition1_needs_regulariser",
+)
 def needs_regulariser(run: Run) -> Iterator[Row]:
     features, changes = small_facts(run, 1)
     v, w = features[0], changes[0]
@@ -216,7 +228,11 @@ def needs_regulariser(run: Run) -> Iterator[Row]:
 # --- several facts ---
 
 
-@claim("several facts", source="eq. 23", proof="multi_fact_min, factored_min_unique")
+@claim(
+    "several facts",
+    source="eq. 23",
+    proof="LeastNormEdit.edit_least_frobenius, LeastNormEdit.minimisers_have_product_edit",
+)
 def several_facts(run: Run) -> Iterator[Row]:
     for (features, changes), regime in ((small_facts(run, 5), SMALL), (_limit_facts(100), LIMIT)):
         edit = closed_form(features, changes)
@@ -287,7 +303,11 @@ def several_facts(run: Run) -> Iterator[Row]:
         )
 
 
-@claim("n facts are not a sum of n edits", source="A.1.1, eq. 6, 23", proof="eq25")
+@claim(
+    "n facts are not a sum of n edits",
+    source="A.1.1, eq. 6, 23",
+    proof="ManyFacts.eq25",
+)
 def not_a_sum(run: Run) -> Iterator[Row]:
     leak = math.sqrt(3) / (2 * math.pi) + 1 / 3
     note = (
@@ -390,7 +410,11 @@ def _alternate(run: Run, features, changes, rank: int = 2, rounds: int = 200) ->
     return LoRA(write, read)
 
 
-@claim("gauges", source="section 3.1, theory.md P1, R5", proof="balanced_is_minimiser, gauge_orbit")
+@claim(
+    "gauges",
+    source="section 3.1, theory.md P1, R5",
+    proof="LeastNormEdit.balanced_factors_are_minimal, LeastNormEdit.orthogonal_gauge",
+)
 def gauges(run: Run) -> Iterator[Row]:
     features, changes = small_facts(run, 5)
     reference = closed_form(features, changes)

@@ -64,7 +64,11 @@ def mixtures(labels: np.ndarray, c1: float, c2: float, count: int) -> np.ndarray
     return np.einsum("k,nke->ne", np.array([1.0, c1, -c1, c2, -c2]), np.eye(count)[labels])
 
 
-@claim("merged output of two single facts", source="Theorem 2, eq. 17-19", proof="sum_merge_output")
+@claim(
+    "merged output of two single facts",
+    source="Theorem 2, eq. 17-19",
+    proof="TwoEdits.theorem2_output",
+)
 def theorem_two(run: Run) -> Iterator[Row]:
     count, draws = 6, 50 if run.thorough else 8
     chosen = np.random.default_rng(run.seed).permutation(labellings(count))[:draws]
@@ -122,7 +126,9 @@ def coincidences(labels: np.ndarray, c1: float, c2: float) -> np.ndarray:
 
 
 @claim(
-    "the output is right in four coincidences only", source="Theorem 2, sharpened", proof="thm2_exact_sharp"
+    "the output is right in four coincidences only",
+    source="Theorem 2, sharpened",
+    proof="TwoEdits.theorem2_output_sharp",
 )
 def theorem_two_sharp(run: Run) -> Iterator[Row]:
     count = 6 if run.thorough else 5
@@ -147,7 +153,11 @@ def theorem_two_sharp(run: Run) -> Iterator[Row]:
     yield close("distance from i_z where they hold", 0.0, deviation, algebraic(), regime="limit", note=note)
 
 
-@claim("when z wins the argmax for one fact", source="Theorem 2, under the argmax", proof="argmax_single_iff")
+@claim(
+    "when z wins the argmax for one fact",
+    source="Theorem 2, under the argmax",
+    proof="Answers.theorem2_answer_iff",
+)
 def argmax_single(run: Run) -> Iterator[Row]:
     count, step = (7, 8) if run.thorough else (6, 4)
     labels, grid = labellings(count), np.arange(-2 * step, 2 * step + 1) / step  # exact in binary
@@ -198,7 +208,11 @@ COUNTS = (1, 2, 3, 10, 100)
 SIZES = ((1024, 2**14), (2**14, 2**16), (2**12, 2**14), (2**12, 2**14), (2**10, 2**12))
 
 
-@claim("who wins on x R1 R2", source="Theorem 2 under the argmax; A.1.1", proof="thm2_generic")
+@claim(
+    "who wins on x R1 R2",
+    source="Theorem 2 under the argmax; A.1.1",
+    proof="WideLimit.theorem2_wide_limit, WideLimit.theorem2_wide_limit_fresh",
+)
 def who_wins(run: Run) -> Iterator[Row]:
     expected = {
         ("two-hop", True): "old old old old old",
@@ -222,7 +236,7 @@ def who_wins(run: Run) -> Iterator[Row]:
 @claim(
     "merge weight at which z overtakes a stored old answer",
     source="Theorem 2, CAT weights",
-    proof="c2_bounds",
+    proof="Answers.theorem2_answer_iff, AngularIntegral.overtaking_weight",
 )
 def overtaking(run: Run) -> Iterator[Row]:
     for name, expected, text in (("two-hop", 1 / C2, "1/c2"), ("coincident", 1 / (2 * C2), "1/(2 c2)")):
@@ -239,7 +253,11 @@ def overtaking(run: Run) -> Iterator[Row]:
 # --- eq. 24-25: the same answers on every prompt --------------------------------------------------
 
 
-@claim("the same mixture on other prompts", source="eq. 20, 24", proof="cat_shift_span")
+@claim(
+    "the same mixture on other prompts",
+    source="eq. 20, 24",
+    proof=("MergeRules.cat_shift_span, AngularIntegral.leak_of_strangers, AngularIntegral.leak_of_relatives"),
+)
 def leaks(run: Run) -> Iterator[Row]:
     swapped = overlap(2, 3 / 2, 3 / 2)
     cases = {
@@ -267,7 +285,11 @@ def leaks(run: Run) -> Iterator[Row]:
                 )
 
 
-@claim("n facts: adapter 2 adds the same to every z", source="eq. 23-25", proof="eq25")
+@claim(
+    "n facts: adapter 2 adds the same to every z",
+    source="eq. 23-25",
+    proof="ManyFacts.eq25, ManyFacts.eq25_tie",
+)
 def same_for_every_prompt(run: Run) -> Iterator[Row]:
     for n in (2, 3, 10, 100):
         composition = pair(n)
@@ -310,7 +332,11 @@ def _symmetric(n: int) -> symmetry.SymmetricPrediction:
     return found
 
 
-@claim("the symmetric prediction is the dense one", source="eq. 23", proof="kernel_gram_rows")
+@claim(
+    "the symmetric prediction is the dense one",
+    source="eq. 23",
+    proof="WideKernel.kernel_gram_rows",
+)
 def symmetric_is_dense(run: Run) -> Iterator[Row]:
     for n in (2, 3, 10, 100):
         worst = 0.0
@@ -331,7 +357,7 @@ def symmetric_is_dense(run: Run) -> Iterator[Row]:
 @claim(
     "at most one of K answers right when adapter 2 adds the same everywhere",
     source="eq. 25",
-    proof="at_most_one_correct",
+    proof="Answers.at_most_one_correct",
 )
 def at_most_one(run: Run) -> Iterator[Row]:
     k, grid = 3, np.linspace(-4, 4, 33)

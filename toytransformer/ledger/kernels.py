@@ -107,7 +107,11 @@ def overlap_by_quadrature(key: np.ndarray, query: np.ndarray) -> float:
 # --- claims ---
 
 
-@claim("kernel of random features", source="eq. 13-15, theory.md section 2")
+@claim(
+    "kernel of random features",
+    source="eq. 13-15, theory.md section 2",
+    proof="AngularIntegral.angular_integral",
+)
 def finite_kernel(run: Run) -> Iterator[Row]:
     dimension, width = 256, 2**16 if run.thorough else 2**14
     tokens = ("x", "y", "R1", "R2")
@@ -169,7 +173,11 @@ def finite_kernel(run: Run) -> Iterator[Row]:
             )
 
 
-@claim("moments of relu(a), relu(b)", source="theory.md section 2")
+@claim(
+    "moments of relu(a), relu(b)",
+    source="theory.md section 2",
+    proof="AngularIntegral.angular_integral",
+)
 def moments(run: Run) -> Iterator[Row]:
     angles = (0.3, math.pi / 3, math.pi / 2, 2.5)
     for (p, q), formula in {
@@ -317,7 +325,16 @@ def _mixed(token_grams: np.ndarray, mask: str) -> np.ndarray:
     return overlaps(kernel.relu_gram(mix @ token_grams @ mix.T))
 
 
-@claim("constants of the full limit", source="eq. 19, theory.md section 4")
+@claim(
+    "constants of the full limit",
+    source="eq. 19, theory.md section 4",
+    proof=(
+        "AngularIntegral.c1_bounds, "
+        "AngularIntegral.c2_bounds, "
+        "AngularIntegral.c1_closed_form, "
+        "AngularIntegral.c2_closed_form"
+    ),
+)
 def constants(run: Run) -> Iterator[Row]:
     prompts = (*PROMPTS, Prompt("y", ("R1",)), Prompt("x", ("R2",)))
     gram = FullLimit().gram(prompts)

@@ -38,7 +38,11 @@ def exact(found: Prediction) -> bool:
     return bool((np.abs(found.output - right).max(1) <= found.tie).any())
 
 
-@claim("known facts do not compose under any rule", source=f"{THEOREM}, eq. 26-28", proof="lin_exact_fails")
+@claim(
+    "known facts do not compose under any rule",
+    source=f"{THEOREM}, eq. 26-28",
+    proof="OneFactMerging.lin_exact_fails, Arrow.eq28_known_fails, Arrow.products_known_fail",
+)
 def theorem_three(run: Run) -> Iterator[Row]:
     network = Drawn(dimension=1024, width=2048, seed=run.seed)
     cases = data_free() | {name: Merge(name) for name in ("cat-fitted", "adaptive", "lorahub")}
@@ -59,7 +63,11 @@ def theorem_three(run: Run) -> Iterator[Row]:
         yield same(f"{name}, n = 1, 2, 10", expected, measured, regime="finite d=1024 m=2048", note=note)
 
 
-@claim("CAT with every pair of weights", source=f"{THEOREM}, eq. 26", proof="cat_exact_fails")
+@claim(
+    "CAT with every pair of weights",
+    source=f"{THEOREM}, eq. 26",
+    proof="OneFactMerging.cat_exact_fails, ManyFacts.eq25_never_top1",
+)
 def cat_weights(run: Run) -> Iterator[Row]:
     grid = np.linspace(-4, 4, 161 if run.thorough else 41)
     weights = np.array(list(itertools.product(grid, repeat=2)))
@@ -91,7 +99,11 @@ def cat_weights(run: Run) -> Iterator[Row]:
     yield same("n = 1 fresh, weights 0, 1/c2: exactly i_z", True, exact(found), regime="limit", note=note)
 
 
-@claim("one prompt right and another unharmed", source=f"{THEOREM}, eq. 26-27", proof="cat_efficacy_locality")
+@claim(
+    "one prompt right and another unharmed",
+    source=f"{THEOREM}, eq. 26-27",
+    proof="OneFactMerging.cat_efficacy_locality",
+)
 def efficacy_locality(run: Run) -> Iterator[Row]:
     plain = pair(1)
     asked = (*plain.questions, question(plain.world, Prompt("u1", ("R1", "R2")), group="other-entity"))
@@ -164,7 +176,7 @@ def gauges(n: int, weights: tuple[float, float], regime: Regime) -> str:
 @claim(
     "linear merging composes where columns align",
     source=f"{THEOREM}, eq. 27; 5a",
-    proof="cat_linear_separation",
+    proof="OneFactMerging.cat_linear_separation, LinearComposes.lin_K_of_K",
 )
 def failure(run: Run) -> Iterator[Row]:
     expected = "aligned 1, permuted 0, negated 0, CAT 0"
@@ -189,7 +201,11 @@ def failure(run: Run) -> Iterator[Row]:
     )
 
 
-@claim("LoraHub's fitted weights compose where columns align", source=f"{THEOREM}, Huang et al.; 5a")
+@claim(
+    "LoraHub's fitted weights compose where columns align",
+    source=f"{THEOREM}, Huang et al.; 5a",
+    proof="LinearComposes.lin_K_of_K",
+)
 def lorahub(run: Run) -> Iterator[Row]:
     aligned = pair(2, False, gauge="facts", examples=2, merge=Merge("lorahub"))
     found = predict(aligned, LIMIT)
@@ -224,7 +240,7 @@ def lorahub(run: Run) -> Iterator[Row]:
 @claim(
     "a cyclic pair composes in both directions",
     source=f"{THEOREM}, below eq. 26",
-    proof="both_directions_possible",
+    proof="Answers.both_directions_possible",
 )
 def both_directions(run: Run) -> Iterator[Row]:
     note = "the paper says weights right in one direction would not generalize to both; x -> y -> x does"
@@ -238,7 +254,9 @@ def both_directions(run: Run) -> Iterator[Row]:
 
 
 @claim(
-    "which rules depend on the gauge", source="merging.md fact 1; eq. 27-28 (R5)", proof="cat_gauge_invariant"
+    "which rules depend on the gauge",
+    source="merging.md fact 1; eq. 27-28 (R5)",
+    proof="MergeRules.cat_gauge_invariant, MergeRules.lin_not_gauge_invariant",
 )
 def gauge_table(run: Run) -> Iterator[Row]:
     network = Drawn(dimension=64, width=256, seed=run.seed)
@@ -291,7 +309,11 @@ def _moved(found: Prediction, merge: Merge, network: Drawn, transform: np.ndarra
     return float(np.abs(after - before).max() / np.abs(before).max())
 
 
-@claim("a sign flip turns eq. 27's mixture", source="merging.md fact 1; eq. 27 (R5)", proof="lin_flip_diff")
+@claim(
+    "a sign flip turns eq. 27's mixture",
+    source="merging.md fact 1; eq. 27 (R5)",
+    proof="MergeRules.lin_flip_diff",
+)
 def sign_flip(run: Run) -> Iterator[Row]:
     for gauge, c1, c2 in (("svd", C1 + C2, C1 + C2), ("flipped", C1 - C2, C2 - C1)):
         plain = pair(1, False, merge=Merge("linear"))
@@ -305,7 +327,11 @@ def sign_flip(run: Run) -> Iterator[Row]:
             )
 
 
-@claim("an adapter merged with itself at 1/2, 1/2", source="merging.md fact 2", proof="cat_is_concat")
+@claim(
+    "an adapter merged with itself at 1/2, 1/2",
+    source="merging.md fact 2",
+    proof="MergeRules.cat_is_concat, MergeRules.lin_expand",
+)
 def self_merge(run: Run) -> Iterator[Row]:
     found = predict(pair(2), Drawn(dimension=64, width=256, seed=run.seed))
     adapter = found.adapters[0]
@@ -331,7 +357,11 @@ def self_merge(run: Run) -> Iterator[Row]:
 # --- zero rows and random masks -------------------------------------------------------------------
 
 
-@claim("an answer no adapter was trained on stays", source="theory.md 5b", proof="no_ripple_any_merge")
+@claim(
+    "an answer no adapter was trained on stays",
+    source="theory.md 5b",
+    proof="ZeroRows.zero_rows_keep_old_answer",
+)
 def no_ripple(run: Run) -> Iterator[Row]:
     network = Drawn(dimension=64, width=256, seed=run.seed)
     made = {

@@ -3,7 +3,7 @@
 A check is a function that yields rows. It says where its claim stands, in which regime it is checked, and
 by which kind of tolerance, and computes both sides itself: nothing is read from a stored result.
 
-    @claim("closed form of one fact", source="Prop. 1, eq. 1", proof="prop1")
+    @claim("closed form of one fact", source="Prop. 1, eq. 1", proof="Proposition1.proposition1_bound")
     def prop1_closed_form(run: Run) -> Iterator[Row]:
         yield close("least penalty", expected, measured, algebraic(scale=expected), regime="finite")
 """
@@ -114,7 +114,10 @@ CLAIMS: list[Claim] = []
 
 
 def claim(name: str, *, source: str, proof: str = "") -> Callable:
-    """Register a check. source: equation or section; proof: name of its machine-checked theorem, if any."""
+    """Register a check. source: equation or section.
+
+    proof: its machine-checked theorems, if any: "File.theorem" of proofs/theories, separated by commas.
+    """
 
     def register(check: Callable[[Run], Iterator[Row]]) -> Callable[[Run], Iterator[Row]]:
         CLAIMS.append(Claim(name, source, proof, check))

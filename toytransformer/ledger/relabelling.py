@@ -40,7 +40,11 @@ def results(run: Run, merge: Merge, build: Callable = relabelled, **arguments) -
         yield average(partial(build, facts=n, known=known, merge=merge, **arguments), n, regime)
 
 
-@claim("accuracy averaged over all relabellings is at most 1/n", source=SOURCE)
+@claim(
+    "accuracy averaged over all relabellings is at most 1/n",
+    source=SOURCE,
+    proof=("Relabelling.no_composition_by_relabelling, LabelBlindRules.listed_rules_do_not_compose"),
+)
 def bound(run: Run) -> Iterator[Row]:
     blind = (rule.name for rule in merging.RULES.values() if rule.label_blind and not rule.needs_data)
     cases: dict[str, tuple[Merge, dict]] = {name: (Merge(name), {}) for name in blind}
@@ -77,7 +81,11 @@ def told(sigma: tuple[int, ...], **arguments) -> Composition:
     return replace(composition, adapters=(hop1, replace(hop2, facts=tuple(hop2.facts[i] for i in sigma))))
 
 
-@claim("what the relabelling bound does not cover", source=f"{SOURCE}, 5a", proof="lin_composes")
+@claim(
+    "what the relabelling bound does not cover",
+    source=f"{SOURCE}, 5a",
+    proof="LinearComposes.lin_composes, Arrow.eq28_composes_fresh_facts",
+)
 def outside(run: Run) -> Iterator[Row]:
     linear, n = Merge("linear", (1.5, 2.0)), 3
 

@@ -25,7 +25,11 @@ def one_hop(n: int, known: bool, merge: Merge) -> Prediction:
     return predict(pair(n, known, "one-hop", merge=merge), LIMIT)
 
 
-@claim("merge weight at which a single hop survives", source=SOURCE, proof="one_hop_threshold")
+@claim(
+    "merge weight at which a single hop survives",
+    source=SOURCE,
+    proof="Survival.known_hop_survives_iff, Survival.fresh_hop_survives_iff",
+)
 def edges(run: Run) -> Iterator[Row]:
     for n, known in itertools.product((1, 10), (True, False)):
         spill = leak(n)
@@ -46,7 +50,11 @@ def edges(run: Run) -> Iterator[Row]:
             yield close(label, expected, found, algebraic(4.0), regime="limit", note=note)
 
 
-@claim("outputs on x R1 under weights (a, b)", source=f"{SOURCE}; 3.2", proof="sum_merge_breaks_one_hop")
+@claim(
+    "outputs on x R1 under weights (a, b)",
+    source=f"{SOURCE}; 3.2",
+    proof="TwoEdits.sum_merge_breaks_one_hop",
+)
 def one_hop_outputs(run: Run) -> Iterator[Row]:
     base, added = parts(pair(1, name="one-hop"))
     names = pair(1).world.entities
@@ -58,7 +66,11 @@ def one_hop_outputs(run: Run) -> Iterator[Row]:
         yield close(f"a = {a}, b = {b}", 0.0, float(worst), algebraic(), regime="limit", note=note)
 
 
-@claim("uniform merging and single hops", source=f"{SOURCE}; Table 10", proof="one_hop_survives")
+@claim(
+    "uniform merging and single hops",
+    source=f"{SOURCE}; Table 10",
+    proof="Survival.uniform_products_tie, Survival.uniform_factors_below",
+)
 def uniform(run: Run) -> Iterator[Row]:
     finite = Drawn(dimension=256, width=4096, seed=run.seed)
     for known, regime in itertools.product((True, False), (LIMIT, finite)):
@@ -85,7 +97,11 @@ def uniform(run: Run) -> Iterator[Row]:
     )
 
 
-@claim("answering in two steps", source=f"{SOURCE}; Table 10", proof="one_hop_survives")
+@claim(
+    "answering in two steps",
+    source=f"{SOURCE}; Table 10",
+    proof="Survival.two_steps_known, Survival.two_steps_fresh",
+)
 def two_steps(run: Run) -> Iterator[Row]:
     finite = Drawn(dimension=256, width=4096, seed=run.seed)
     expected = {("sum", True): 1.0, ("sum", False): 1.0, ("mean", True): 0.25, ("mean", False): 1.0}
@@ -103,7 +119,11 @@ def two_steps(run: Run) -> Iterator[Row]:
     yield same("factor-wise mean, n = 10 known facts", "old", outcome(found), regime="limit")
 
 
-@claim("two steps succeed where each hop survives", source=SOURCE)
+@claim(
+    "two steps succeed where each hop survives",
+    source=SOURCE,
+    proof="Survival.two_steps_known, Survival.two_steps_fresh",
+)
 def condition(run: Run) -> Iterator[Row]:
     grid = np.arange(1, 40, 1 if run.thorough else 3) / 32 + 1 / 128
     for n, known in itertools.product((1, 3), (True, False)):
