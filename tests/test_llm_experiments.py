@@ -32,7 +32,7 @@ from llm_experiments.running.tables import read_file
 from llm_experiments.text.rendering import FIRST, SECOND, STEP_BY_STEP, THEREFORE
 from llm_experiments.text.templates import SIGNATURES, templates
 from tests.tiny_models import tiny_qwen2
-from toytransformer.compositions import Merge, SpecError, read_jsonl
+from toytransformer.compositions import Merge, SpecError, read_jsonl, write_jsonl
 from toytransformer.compositions.setups import setup
 from toytransformer.prediction import predict
 from toytransformer.regimes import FullLimit
@@ -331,8 +331,13 @@ def test_kept_files_hold_every_row_adapter_and_sweep(finished, tmp_path):
     for kind, found in by_kind.items():
         assert found == [cell.address for cell in order if cell.kind == kind] and found
     assert all(0 <= row["own_task"]["share"] <= 1 for row in kept if row["kind"] == "adapter")
-    again = keep(store.folder, "tiny", tmp_path)
-    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
+    before = [path.read_bytes() for path in paths]
+    assert [path.read_bytes() for path in keep(store.folder, "tiny", tmp_path)] == before
+    # rows of another seed are there already: they stay, and this folder's are not taken twice
+    others = [replace(row, regime={**row.regime, "seed": 7}) for row in rows if "seed" in row.regime]
+    write_jsonl(tmp_path / "rows.jsonl", [*others, *rows[:5]])
+    paths[0].write_bytes(gzip.compress((tmp_path / "rows.jsonl").read_bytes()))
+    assert read_file(keep(store.folder, "tiny", tmp_path)[0]) == [*others, *rows]
 
 
 def test_how_arrow_routed_is_kept(finished):
