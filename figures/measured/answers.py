@@ -18,6 +18,9 @@ from llm_experiments.asking.statistics import wilson
 LABEL, TOY, MODEL, GAP, HEIGHT, BAR = 1.62, 0.46, 0.76, 0.1, 0.205, 0.165
 BLOCKS = [(known, decode) for known in (True, False) for decode in ("direct", "steps")]
 
+#: Rules that come first in their group, the others as they are measured.
+RULES = ("sum", "mean", "linear", "linear-peft", "arrow-products", "arrow-factors")
+
 Line = tuple[str, str]
 """Heading of a group of lines, and the line's own label."""
 
@@ -99,10 +102,9 @@ def _ordered(lines: Sequence[Line]) -> list[Line]:
         "One adapter alone, trained on"
     ]
 
-    def place(line: Line) -> int:
-        if line[0] in first:
-            return first.index(line[0])
-        return len(first) + (line[0] == "Controls")
+    def place(line: Line) -> tuple[int, int]:
+        group = first.index(line[0]) if line[0] in first else len(first) + (line[0] == "Controls")
+        return group, RULES.index(line[1]) if line[1] in RULES else len(RULES)
 
     return sorted(lines, key=place)
 

@@ -54,8 +54,8 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
         figure,
         words.wrapped(
             style.PAGE,
-            "1, 2: one-hop facts of the bridge, 12: its two-hop questions, answered at once or (c) in steps; "
-            "left of the bar what hop 1's adapter is trained on besides its own, right of it hop 2's",
+            "Numbers: relations of the bridge's facts, two digits for two hops, answered at once or (c) in "
+            "steps; left of the bar what hop 1's adapter is trained on besides its own, right of it hop 2's",
             "Uniform is the rule mean, Arrow is arrow-products; setup 1 is asked on F, the others on R",
             words.measured(cells),
             words.INTERVALS,

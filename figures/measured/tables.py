@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from figures import style
 from figures.measured import words
@@ -39,7 +41,8 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
     models = words.models(cells)[: len(MODELS)]
     note = words.wrapped(
         style.PAGE,
-        "Accuracy on two-hop questions; libraries are asked step by step, single adapters directly",
+        "Accuracy on two-hop questions; libraries are asked step by step, single adapters directly; the "
+        "toy's direct answer is what a model gives that does not follow the steps; a tick is one model",
         "Above, open: factors are merged; below, filled: products, or one adapter",
         "2 is the library of both hops, 3 that with the oracle, a number in front the bridge setup",
         words.measured(cells),
@@ -61,10 +64,10 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
             axes = figure.add_axes(tuple(a / b for a, b in zip(place, size, strict=True)))
             _table(axes, name, cells, models, last=name == names[-1])
             top += HEADING + inches
-    marks = [Line2D([], [], color="#BBBBBB", linewidth=7, label="paper, range of models")]
-    marks += [_mark(BLACK, "D", True, label="toy")]
+    marks: list[Artist] = [Patch(color="#BBBBBB", label="paper's models")]
+    marks += [_mark(BLACK, "D", True, label="toy, in steps"), _mark(BLACK, "x", True, label="toy, directly")]
     marks += [_mark(*look, True, label=model) for model, look in zip(models, MODELS, strict=False)]
-    figure.legend(handles=marks, loc="upper center", ncols=5, columnspacing=1.3, handletextpad=0.4)
+    figure.legend(handles=marks, loc="upper center", ncols=6, columnspacing=1.1, handletextpad=0.4)
     figure.text(0.06 / style.PAGE, 0.06 / height, note, color="#333333", va="bottom", linespacing=1.25)
     return figure
 
@@ -72,7 +75,8 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
 def as_printed(place: Place) -> dict[str, Any] | None:
     """The place in the words of paper_tables.toml, None for what the paper has no number for.
 
-    Libraries were asked step by step; of single adapters it does not say, and they are taken directly.
+    Libraries were asked step by step; of single adapters it does not say, and they are taken directly. What
+    libraries answer directly is kept for the toy alone.
     """
     variant = dict(place.variant)
     adapters, form = variant.pop("adapters", "LoRA"), variant.pop("form", None)
@@ -83,11 +87,11 @@ def as_printed(place: Place) -> dict[str, Any] | None:
         rule = {"cat": "concat", "linear": "linear"}.get(form)
     asked = {"dataset": place.dataset, "layers": place.layers or "mlp", "adapters": adapters}
     if place.composition.startswith("library-"):
-        several = len(place.library) > 1 and rule and place.decode == "steps"
+        several = len(place.library) > 1 and rule
         return {"rule": rule, "composition": place.composition} if several else None
     library = LIBRARIES.get(place.library)
     alone = len(place.library) == 1
-    if library is None or not (alone or rule) or place.decode != ("direct" if alone else "steps"):
+    if library is None or not (alone or rule) or (alone and place.decode != "direct"):
         return None
     number = int(place.composition.removeprefix("setup-"))
     return {**asked, "setup": number, "library": library, "rule": "alone" if alone else rule}
@@ -153,14 +157,13 @@ def _label(row: Mapping[str, Any]) -> str:
 
 
 def _cell(axes: Axes, cell: Cell, height: float, models: Sequence[str]) -> None:
-    filled = cell.place.rule not in FACTORS
-    shift = height + (0.17 if filled else -0.17)
-    if cell.place.rule not in PAPER_RULES and len(cell.place.library) == 1:
-        shift = height
+    filled, alone = cell.place.rule not in FACTORS, len(cell.place.library) == 1
+    directly = cell.place.decode == "direct" and not alone
+    shift = height if alone else height + (0.17 if filled else -0.17)
     if cell.place.model == models[0]:
         right = cell.toy["shares"].get("correct", 0.0)
-        axes.add_line(_mark(BLACK, "D", filled, xy=([right], [shift]), zorder=2.5))
-    if cell.place.model in models:
+        axes.add_line(_mark(BLACK, "x" if directly else "D", filled, xy=([right], [shift]), zorder=2.5))
+    if cell.place.model in models and not directly:
         colour, marker = MODELS[models.index(cell.place.model)]
         share = cell.shares["correct"]
         axes.plot(cell.interval(), [shift] * 2, color=colour, linewidth=0.8, clip_on=False)
