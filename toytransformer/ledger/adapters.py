@@ -120,9 +120,7 @@ def _certificate(penalty: float, excess: float) -> Tolerance:
     "Proposition 1",
     source="Prop. 1, eq. 1, 6-12",
     proof=(
-        "Proposition1.proposition1_product, "
-        "Proposition1.proposition1_bound, "
-        "Proposition1.proposition1_minimisers"
+        "Proposition1.proposition1_bound, Proposition1.proposition1_minimisers, AnyRank.any_rank_minimisers"
     ),
 )
 def proposition_1(run: Run) -> Iterator[Row]:
@@ -349,7 +347,7 @@ def not_a_sum(run: Run) -> Iterator[Row]:
 # --- rank and gauges ---
 
 
-@claim("rank", source="eq. 23, theory.md P2")
+@claim("rank", source="eq. 23, theory.md P2", proof="AnyRank.rank_needed")
 def rank_needed(run: Run) -> Iterator[Row]:
     features, changes = _limit_facts(100)
     refused = []
