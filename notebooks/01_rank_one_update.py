@@ -73,7 +73,8 @@ assert before == list(old)
 #
 # $$\Delta W = \frac{w\,v^T}{|v|^2}, \qquad \Delta W\,v = w\,\frac{v^T v}{|v|^2} = w.$$
 #
-# This is the closed form of the paper's Proposition 1. Here it is once by hand, beside the library's.
+# This is Proposition 1 of the paper *When Does LoRA Reuse Work?*, which these lessons follow
+# (`docs/theory.md` has it on one page). Here it is once by hand, beside the library's.
 
 # %%
 features = np.asarray(network.features(asked), float)  # one row for each prompt
@@ -94,9 +95,9 @@ reveal("rank of the update", guessed_rank, int(np.linalg.matrix_rank(by_hand)))
 # %% [markdown]
 # ## Nothing smaller does it
 #
-# Take any matrix $M$ and repair it, so that it stores the fact too: $M + (w - Mv)\,v^T/|v|^2$. Its part along
-# $v$ is forced to be $\Delta W$. Everything else is extra, at a right angle to it, and only adds length. We
-# try many.
+# The size of a matrix is the root of the sum of its squared entries (the Frobenius norm). Take any matrix $M$
+# and repair it, so that it stores the fact too: $M + (w - Mv)\,v^T/|v|^2$. Its part along $v$ is forced to be
+# $\Delta W$. Everything else is extra, at a right angle to it, and only adds length. We try many.
 
 # %%
 rng = np.random.default_rng(0)
@@ -187,7 +188,7 @@ def store_two(features, changes):
 
 
 # %% tags=["solution"]
-def store_two(features, changes):  # noqa: F811
+def store_two(features, changes):
     """Delta W = T G^-1 Phi^T, with G the inner products of the two feature vectors."""
     gram = features @ features.T
     return changes.T @ np.linalg.solve(gram, features)

@@ -192,4 +192,4 @@ print(f"so an edit of x R1 leaks onto x R1 R2 R3 by {float(leak):.4f}")
 
 # %% [markdown]
 # **Take home.** A wide random network computes a kernel. In the limit every leak is a number, found by
-# counting common tokens, and the smallest of them is $1/\pi$ and not zero.
+# counting common tokens. Even a prompt that shares no token with the edit gets a fixed share of it.
