@@ -106,6 +106,16 @@ def test_every_file_is_introduced_and_is_there():
     assert sorted(linked) == sorted(check.statements())
 
 
+def test_every_headline_is_introduced_by_a_comment():
+    bare = []
+    for headline in check.headlines():
+        file, name = headline.split(".")
+        text = (ROOT / "proofs" / "theories" / f"{file}.v").read_text()
+        (before, _) = re.split(rf"^(?:Theorem|Lemma|Corollary) {name}\b", text, flags=re.MULTILINE)
+        bare += [] if before.rstrip().endswith("*)") else [headline]
+    assert bare == []
+
+
 @pytest.mark.parametrize(
     ("column", "name"),
     [

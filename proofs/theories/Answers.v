@@ -264,6 +264,8 @@ Qed.
    the same on all prompts at the answer coordinates: at most one is right. *)
 Variable K : nat.
 
+(* Eq. 25, answers: K prompts with different right answers z_i, old answers b_i that are
+   no z's; an update M that adds the same to each z_j on all of them is right on one at most. *)
 Theorem at_most_one_correct (W M : 'M[R]_(n, m)) (f : 'I_K -> 'cV[R]_m)
     (b z : 'I_K -> 'I_n) :
   injective z ->

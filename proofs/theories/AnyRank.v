@@ -48,6 +48,7 @@ rewrite eq_sym -subr_eq0 e mulf_eq0 invr_eq0 (gt_eqF d) orbF sqrf_eq0.
 by rewrite subr_eq0.
 Qed.
 
+(* Prop. 1 at rank s: |A|^2 + |B|^2 >= 2 |w| / |v| wherever A B^T v = w. *)
 Theorem any_rank_bound w v A B : v != 0 -> A *m B^T *m v = w ->
   least w v <= sqF A + sqF B.
 Proof.
@@ -62,6 +63,8 @@ apply: ler_add; first exact: (leif_le (write_bound u0 Au)).
 exact: (leif_le (read_bound v0 (erefl u))).
 Qed.
 
+(* Prop. 1 at rank s, all minimisers: A = w u^T / |u|^2, B = v u^T / |v|^2 with
+   |u|^2 = |w| |v|. *)
 Theorem any_rank_minimisers w v A B : w != 0 -> v != 0 ->
   (A *m B^T *m v = w /\ sqF A + sqF B = least w v) <->
   exists u, [/\ sqF u = normF w * normF v, A = rk1 w u & B^T = rk1 u v].

@@ -353,6 +353,7 @@ rewrite fixed_by_relabel // => i j; rewrite [LHS]mxE words_z_no_y add0r.
 by rewrite [LHS]mxE base2 oppr0.
 Qed.
 
+(* Adapter 1 for the relabelling s is adapter 1 for the identity with y-rows permuted. *)
 Theorem hop1_relabelled s : hop1 s = row_perm (relabel s) (hop1 1%g).
 Proof. by rewrite /hop1 target1_relabel row_perm_edit. Qed.
 
@@ -375,6 +376,8 @@ Definition merged k (M : rule R n m k) (D : 'S_K -> library R n m k)
     (f : 'I_K -> 'cV[R]_m) (s : 'S_K) (i : 'I_K) : 'cV[R]_n :=
   W *m f i + M (D s) (f i).
 
+(* Section 5: rules that treat labels alike are label-blind. Relabelling permutes the
+   y-rows of all adapters at once, so it permutes those of the result and no z-row. *)
 Theorem alike_is_label_blind k (M : rule R n m k) D f :
   treats_labels_alike M -> relabelled D -> label_blind z (merged M D f).
 Proof.
@@ -385,6 +388,8 @@ have E u : M (D u) (f i) = row_perm (relabel u) (M (D 1%g) (f i)).
 by rewrite /merged !addcE (E s) (E t) ![row_perm _ _ _ _]mxE !relabel_z.
 Qed.
 
+(* Section 5: rules that read each row alone are label-blind. No z-row of an adapter
+   depends on the relabelling. *)
 Theorem rowwise_is_label_blind k (M : rule R n m k) D f :
   reads_each_row_alone M -> relabelled D -> label_blind z (merged M D f).
 Proof.
@@ -426,6 +431,7 @@ Variant listed k : rule R n m k -> Prop :=
     listed (shared_basis_rule h merge)
 | Masked mask joinE : listed (masked_rule mask joinE).
 
+(* Section 5: every rule of the list is label-blind. *)
 Theorem listed_rules_are_label_blind k (M : rule R n m k) D f :
   listed M -> relabelled D -> label_blind z (merged M D f).
 Proof.

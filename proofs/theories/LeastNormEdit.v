@@ -51,6 +51,7 @@ move=> h; have o : dotF edit (D - edit) = 0.
 by rewrite -(sqF_pyth o) addrC subrK.
 Qed.
 
+(* Eq. 23 has the least Frobenius norm among all D with D F = T, and it alone does. *)
 Theorem edit_least_frobenius (D : 'M[R]_(m, n)) :
   D *m F = T -> sqF edit <= sqF D ?= iff (D == edit).
 Proof.
@@ -111,6 +112,8 @@ rewrite sqFD sqFZ dotFZr.
 by move: (sqF X) (sqF Y) (dotF X Y) => a b c; ring.
 Qed.
 
+(* A0 B0^T = edit with A0^T A0 = B0^T B0 invertible: then |A0|^2 + |B0|^2 is least
+   among all A, B of every rank s with A B^T F = T. *)
 Theorem balanced_factors_are_minimal r s (A0 : 'M[R]_(m, r)) (B0 : 'M[R]_(n, r))
     (A : 'M[R]_(m, s)) (B : 'M[R]_(n, s)) :
   A0 *m B0^T = edit -> A0^T *m A0 = B0^T *m B0 -> B0^T *m B0 \in unitmx ->

@@ -222,6 +222,7 @@ Hypotheses (by_ : forall i j, b i != y j).
 Notation D1 := (edit R1 (targets R y y0)).
 Notation D2 := (edit R2 (targets R z a)).
 
+(* CAT, any weights: none of the K > 1 prompts is right. *)
 Theorem cat_zero_of_K (a1 a2 : R) i :
   ~~ top1 ((W + (a1 *: D1 + a2 *: D2)) *m fx i) (z i).
 Proof.
@@ -236,6 +237,7 @@ rewrite targets_apply !big1 ?subr0 // => l _.
 by rewrite (negbTE (zy _ _)) mul0r.
 Qed.
 
+(* Linear merging with weights (1, 2), columns paired x_j y_j z_j: all K are right. *)
 Theorem lin_K_of_K (la : R) : la != 0 -> forall i,
   top1 ((W + lin 1 2%:R (la *: targets R y y0) (la^-1 *: R1)
                         (la *: targets R z a) (la^-1 *: R2)) *m fx i) (z i).
@@ -253,6 +255,7 @@ Qed.
 Definition T2 (s : 'S_K) := targets R z a *m perm_mx s.
 Definition Q2 (s : 'S_K) := R2 *m perm_mx s.
 
+(* Permuting adapter 2's columns changes neither its product nor its cost. *)
 Theorem permuted_same_adapter s : T2 s *m (Q2 s)^T = D2 /\
   cost (T2 s) (Q2 s) = cost (targets R z a) R2.
 Proof.
@@ -260,6 +263,8 @@ have [-> ->] := orthogonal_gauge (targets R z a) R2 (perm_mx_orth R s).
 by rewrite /edit /gram R2_orth invmx1 mulmx1.
 Qed.
 
+(* With adapter 2's columns permuted by s, prompt i is wrong wherever s moves i, for all
+   weights >= 0. *)
 Theorem lin_wrong_gauge (s : 'S_K) (a1 a2 : R) i : 0 <= a1 -> 0 <= a2 -> s i != i ->
   ~~ top1 ((W + lin a1 a2 (targets R y y0) R1 (T2 s) (Q2 s)) *m fx i) (z i).
 Proof.

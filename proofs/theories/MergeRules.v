@@ -66,6 +66,8 @@ Proof.
 by move=> gu; rewrite /cat trmx_mul trmxK mulmxA -(mulmxA B2) mulmxV // mulmx1.
 Qed.
 
+(* Eq. 27, R5: flipping the sign of adapter 2's factors changes the merge by twice its
+   cross terms. *)
 Theorem lin_flip_diff s a1 a2 (B1 : 'M[R]_(n, s)) (A1 : 'M[R]_(m, s))
     (B2 : 'M[R]_(n, s)) (A2 : 'M[R]_(m, s)) :
   lin a1 a2 B1 A1 B2 A2 - lin a1 a2 B1 A1 (- B2) (- A2) =

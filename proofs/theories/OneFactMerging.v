@@ -27,6 +27,8 @@ move=> e; have /(theorem2_output_iff _ _ h1 h2 h3 h4 h5)[/eqP] := e.
 by rewrite mulf_eq0 (negbTE a10) (negbTE c10).
 Qed.
 
+(* Theorem 3, eq. 27, output vector: linear merging of two single facts is never exactly
+   right, in any gauges t1, t2 and for any weights with a1 != 0. *)
 Theorem lin_exact_fails W v1 v2 f b y y0 z a (a1 a2 t1 t2 : R) :
   W *m f = oh b -> y != y0 -> z != a -> y != z -> y != a -> y != b -> z != b ->
   a1 != 0 -> t1 != 0 ->
@@ -145,6 +147,9 @@ Let i1 : 'I_4 := @Ordinal 4 1 isT.
 Let i2 : 'I_4 := @Ordinal 4 2 isT.
 Let i3 : 'I_4 := @Ordinal 4 3 isT.
 
+(* The counterexample to Theorem 3: for six different labels there are a base W and
+   nonnegative features on which no CAT weights are right on X and harmless on U, linear
+   merging with (3/4, 7/8) is, and with adapter 2's sign flipped no weights >= 0 are. *)
 Theorem cat_linear_separation (b b' y y0 z a : 'I_n) :
   uniq [:: b; b'; y; y0; z; a] ->
   exists (W : 'M[R]_(n, 4)) (v1 v2 fX fU : 'cV[R]_4),

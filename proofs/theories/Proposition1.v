@@ -109,6 +109,8 @@ Proof. by rewrite sqr_sqrtr ?sqF_ge0. Qed.
 Lemma normF_eq0 a b (A : 'M[R]_(a, b)) : (normF A == 0) = (A == 0).
 Proof. by rewrite sqrtr_eq0 le_eqVlt ltNge sqF_ge0 orbF sqF_eq0. Qed.
 
+(* Prop. 1: |p|^2 + |q|^2 >= 2 |w| / |v| for all p, q with p q^T v = w; equality iff
+   p q^T = w v^T / |v|^2 (eq. 1) and |p| = |q|. *)
 Theorem proposition1_bound w v p q :
   v != 0 -> p *m q^T *m v = w ->
   2%:R * (normF w / normF v) <= sqF p + sqF q
@@ -131,6 +133,7 @@ rewrite -(eqr_expn2 (n := 2)) // e' -subr_eq0 opprD addrA subrr add0r oppr_eq0.
 by rewrite paddr_eq0 // [4%:R * y == 0]mulf_eq0 n4 /= /x /y sqrf_eq0 sqF_eq0 !subr_eq0 andbC.
 Qed.
 
+(* Prop. 1, existence: the bound 2 |w| / |v| is attained. *)
 Theorem proposition1_attained w v : v != 0 ->
   exists p q, p *m q^T *m v = w /\ sqF p + sqF q = 2%:R * (normF w / normF v).
 Proof.
@@ -206,6 +209,8 @@ Section Minimisers.
 Variables (R : rcfType) (m n : nat).
 Implicit Types (w p : 'cV[R]_m) (v q : 'cV[R]_n).
 
+(* Prop. 1, all minimisers of rank one: p = t w, q = v / (t |v|^2) with
+   t^4 |w|^2 |v|^2 = 1. *)
 Theorem proposition1_minimisers w v p q : w != 0 -> v != 0 ->
   (p *m q^T *m v = w /\ sqF p + sqF q = 2%:R * (normF w / normF v)) <->
   exists t, [/\ t ^+ 4 * sqF w * sqF v = 1, p = t *: w & q = (t * sqF v)^-1 *: v].
@@ -223,6 +228,7 @@ rewrite factor_product // eqxx factor_balanced // t4 eqxx /=.
 by move=> /eqP.
 Qed.
 
+(* ... so there are two, which differ by a common sign of p and q. *)
 Theorem proposition1_gauge_is_sign w v (t t' : R) : w != 0 -> v != 0 ->
   t ^+ 4 * sqF w * sqF v = 1 -> t' ^+ 4 * sqF w * sqF v = 1 -> t' = t \/ t' = - t.
 Proof.

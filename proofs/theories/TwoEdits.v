@@ -15,6 +15,8 @@ Implicit Types (W : 'M[R]_(n, m)) (w : 'cV[R]_n) (v f : 'cV[R]_m).
 
 Definition coef v f : R := dotF v f / sqF v.
 
+(* Theorem 2, eq. 17-19, at every width: the sum of two edits adds c1 w1 + c2 w2 to the
+   output on f, with c_j = <v_j, f> / |v_j|^2. *)
 Theorem theorem2_output W w1 w2 v1 v2 f :
   (W + rk1 w1 v1 + rk1 w2 v2) *m f
   = W *m f + coef v1 f *: w1 + coef v2 f *: w2.

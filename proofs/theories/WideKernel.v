@@ -111,6 +111,9 @@ Variables (Vy : 'I_K -> 'cV[R]_d) (Vx Vr1 r2 : 'cV[R]_d).
 Notation F2 := (feats phi Vy r2).
 Notation fx := (phi (xi Vx Vr1 r2)).
 
+(* Theorems 2 and 3 with K > 1 facts, from the kernel: phi's inner products depend on
+   those of the hidden states alone, embeddings are orthonormal; then no weights a1, a2 make
+   any of the K two-hop prompts right, whatever adapter 1 does outside the answers. *)
 Theorem cat_never_composes (W D1 : 'M[R]_(n, m)) (z a : 'I_K -> 'I_n) (b : 'I_n)
     (a1 a2 : R) (i : 'I_K) :
   (forall i j, dotF (Vy i) (Vy j) = (i == j)%:R) ->
