@@ -15,8 +15,11 @@ from figures import measured, store, style
 from figures.__main__ import MEASURED, main
 from figures.measured import NothingToDrawError, RowsError, agreement, cells, tables, toy, weights
 from llm_experiments.asking.statistics import wilson
+from llm_experiments.running.cells import AnswersCell
+from llm_experiments.running.experiments import EXPERIMENTS, Base
+from llm_experiments.running.profiles import PROFILES
 from llm_experiments.running.tables import paper
-from toytransformer.compositions import Merge, write_jsonl
+from toytransformer.compositions import Merge, Record, write_jsonl
 from toytransformer.compositions.setups import setup
 from toytransformer.prediction import predict
 from toytransformer.regimes import FullLimit
@@ -168,6 +171,31 @@ def test_relabelled_rows_meet_the_prediction_of_their_own_relabelling():
     rows = answered(setup(0, facts=3, sigma=tuple(sigma)), True, relabelling=2)
     found, (row,) = toy.join(cells.cells(rows), [])
     assert row["spec_hash"] == rows[0].spec_hash and all(cell.toy for cell in found)
+
+
+@pytest.mark.parametrize("name", ["table1", "table2", "table12", "relabel", "gauge"])
+def test_whatever_is_planned_to_be_measured_can_be_joined(name):
+    small = replace(PROFILES["small"], facts=3, bridge_facts=2, library_facts=2, train=(0,), fit_facts=1)
+    plan = EXPERIMENTS[name].plan(Base("tiny", "0" * 16), small, (0,))
+    for cell in (cell for cell in plan if isinstance(cell, AnswersCell)):
+        spec = cell.scene.composition
+        asked = spec.questions[0]
+        record = Record(
+            spec_hash=spec.spec_hash,
+            setting=dict(spec.setting),
+            **{key: getattr(spec.merge, key) for key in ("rule", "weights")},
+            **{key: getattr(asked, key) for key in ("group", "decode", "correct", "bridge", "old")},
+            composition=spec.name,
+            source="tiny",
+            adapters=tuple(adapter.name for adapter in spec.adapters) if cell.library else (),
+            options=spec.merge.option_dict,
+            regime={**cell.scene.regime, "dataset": cell.scene.lexicon.dataset},
+            prompt=str(asked.prompt),
+            answer=None,
+            shares={"other": 1.0},
+        )
+        (found,) = cells.cells([record])
+        assert toy.composition(found.place) == spec
 
 
 def test_a_model_that_answers_as_the_toy_does_agrees_with_it_everywhere(joined):

@@ -82,6 +82,7 @@ def _panel(axes: Axes, title: str, cells: Sequence[Cell]) -> None:
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     rho, low, high = correlation(cells)
     text = f"ρ = {rho:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−")
+    text = "ρ: all alike" if np.isnan(rho) else text
     axes.text(-1.28, 1.12, text, va="center", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
 
 
