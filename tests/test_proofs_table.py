@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from toytransformer import merging
 from toytransformer.ledger import CLAIMS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,6 +105,18 @@ def test_every_file_is_introduced_and_is_there():
     text = (ROOT / "proofs" / "README.md").read_text()
     linked = re.findall(r"\]\(theories/(\w+)\.v\)", text)
     assert sorted(linked) == sorted(check.statements())
+
+
+def test_every_label_blind_rule_is_on_the_list():
+    """The page names the constructors of `listed`; they cover every rule that says it is label-blind."""
+    page = (ROOT / "proofs" / "README.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \| (`.*) \|$", page, flags=re.MULTILINE)
+    text = (ROOT / "proofs" / "theories" / "LabelBlindRules.v").read_text()
+    variant = re.search(r"^Variant listed.*?\.$", text, flags=re.DOTALL | re.MULTILINE).group()
+    assert [constructor for constructor, _ in listed] == re.findall(r"^\| (\w+)", variant, flags=re.MULTILINE)
+    covered = {rule for _, cell in listed for rule in re.findall(r"`([^`]+)`", cell)}
+    blind = {rule.name for rule in merging.RULES.values() if rule.label_blind and not rule.needs_data}
+    assert covered == blind
 
 
 def test_every_headline_is_introduced_by_a_comment():

@@ -241,6 +241,17 @@ congr (joinA _).
 by apply/ffunP => l; rewrite [LHS]ffunE [RHS]ffunE reads_permuted.
 Qed.
 
+(* LoRI with a mask, by concatenation: a sum of products whose write factors are trimmed. *)
+Definition trimmed_products_rule c w : rule := fun D f =>
+  (\sum_l w l *: (trim c (writes D l) *m (reads D l)^T)) *m f.
+
+Theorem trimmed_products_alike c w : treats_labels_alike (trimmed_products_rule c w).
+Proof.
+move=> p D f; rewrite /trimmed_products_rule row_perm_mul row_perm_sum; congr (_ *m _).
+apply: eq_bigr => l _; rewrite row_permZ row_perm_mul.
+by rewrite writes_permuted trim_permuted reads_permuted.
+Qed.
+
 (* KnOTS: a shared basis U = sum_l D_l h_l of output directions, found from the Gram
    matrices of the adapters, and any merge of the coordinates U^T D_l. *)
 Definition grams D : {ffun 'I_k * 'I_k -> 'M[R]_m} := [ffun ll => (D ll.1)^T *m D ll.2].
@@ -427,6 +438,8 @@ Variant listed k : rule R n m k -> Prop :=
 | TrimAndJoin join c : listed (trim_and_join_rule join c)
 | TrimFactors r (gB gA : 'I_k -> 'M[R]_m -> 'M[R]_(m, r)) join joinA c :
     listed (trim_factors_rule gB gA join joinA c)
+| TrimmedProducts r (gB gA : 'I_k -> 'M[R]_m -> 'M[R]_(m, r)) c w :
+    listed (trimmed_products_rule gB gA c w)
 | SharedBasis r h (merge : {ffun 'I_k -> 'M[R]_(r, m)} -> 'M[R]_(r, m)) :
     listed (shared_basis_rule h merge)
 | Masked mask joinE : listed (masked_rule mask joinE).
@@ -435,7 +448,7 @@ Variant listed k : rule R n m k -> Prop :=
 Theorem listed_rules_are_label_blind k (M : rule R n m k) D f :
   listed M -> relabelled D -> label_blind z (merged M D f).
 Proof.
-case=> [w|w c|r gB gA w w'|pt wg|r gB gA pt wg|jn c|r gB gA jn jA c|r h mg|mk jn] rel.
+case=> [w|w c|r gB gA w w'|pt wg|r gB gA pt wg|jn c|r gB gA jn jA c|r gB gA c w|r h mg|mk jn] rel.
 - exact: alike_is_label_blind (sum_alike w) rel.
 - exact: alike_is_label_blind (truncated_sum_alike w c) rel.
 - exact: alike_is_label_blind (linear_alike gB gA w w') rel.
@@ -443,6 +456,7 @@ case=> [w|w c|r gB gA w w'|pt wg|r gB gA pt wg|jn c|r gB gA jn jA c|r h mg|mk jn
 - exact: alike_is_label_blind (arrow_factors_alike gB gA pt wg) rel.
 - exact: alike_is_label_blind (trim_and_join_alike jn c) rel.
 - exact: alike_is_label_blind (trim_factors_alike gB gA jn jA c) rel.
+- exact: alike_is_label_blind (trimmed_products_alike gB gA c w) rel.
 - exact: alike_is_label_blind (shared_basis_alike h mg) rel.
 exact: rowwise_is_label_blind (@masked_reads_each_row_alone _ _ _ _ mk jn) rel.
 Qed.
