@@ -152,7 +152,8 @@ assert chance["hop1"] < 0.05  # the question names x, so the edit of x is single
 # on the right adapter, a known fact's new answer has about $a$ and its old one $1-a$.
 #
 # The rows below were measured: LoRA adapters trained on the same tiny model, merged with weights $a$ and
-# $1-a$. Whiskers, here and below, are 95% intervals (Wilson's).
+# $1-a$. Known facts are about people of the model's world (dataset R), fresh ones about invented people
+# (dataset F). Whiskers, here and below, are 95% intervals (Wilson's).
 
 # %%
 data = Path(llm_experiments.__file__).parent / "data"
@@ -243,7 +244,8 @@ assert two_steps["linear"] == 0
 # Adapters that were trained on bare one-hop facts do not know that form, and neither may the base model. A
 # **bridge** is training data on *other* people that shows the whole chain written out. It holds no fact about
 # ours. In the paper, a bridge together with Arrow answers most two-hop questions, on models many times larger
-# than these. This is setup 2; setup 0 has no bridge. What do the measured rows say?
+# than these. This is setup 2; setup 0 has no bridge. Below, *mean* averages the two updates, and *Arrow* is
+# the router of lesson 4. What do the measured rows say?
 
 # %%
 SETUPS, RULES = {"setup-0": "plain", "setup-2": "bridge"}, {"mean": "mean", "arrow-products": "Arrow"}
@@ -347,6 +349,6 @@ for layer, seen in layers.items():
     print(f"layer {layer}: c1 own minus other {gaps[0]:+.3f}, c2 {gaps[1]:+.3f}")
 
 # %% [markdown]
-# **Take home.** In a language model, too, two edits add up to $c_1 w_1 + c_2 w_2$, and nothing tells the
-# second which y is meant. What composes is writing y down. That needs the form, which a bridge can teach, and
-# survival, which only the merge can give.
+# **Take home.** In a language model, too, two edits add up to $c_1 w_1 + c_2 w_2$, and nothing that we
+# measured tells the second one which y is meant. What composes is writing y down. That needs the form, which
+# a bridge can teach, and survival, which only the merge can give.
