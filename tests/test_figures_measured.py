@@ -320,6 +320,14 @@ def test_drawings_are_legible_and_say_model_n_and_seeds(name, joined):
         assert "interval" in said
 
 
+@pytest.mark.parametrize("name", ["tables", "bridges", "mixture", "agreement"])
+def test_several_models_leave_the_drawings_legible(name, joined):
+    others = ("smollm2-135m", "without-chains")
+    more = [replace(c, place=replace(c.place, model=model)) for model in others for c in joined]
+    with style.look():
+        check(drawn(name, [*joined, *more]), name)
+
+
 @pytest.mark.parametrize("name", [name for name in MEASURED if name not in ("layers", "factors")])
 def test_drawings_of_the_committed_rows_are_legible(name, committed):
     found, _ = toy.join(committed[0], toy.read())

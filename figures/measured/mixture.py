@@ -23,20 +23,25 @@ ROLES = {
 
 
 def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
-    """Above the toy's outputs, below log-probabilities of a model; a column for each model and knowledge."""
+    """Above the toy's outputs, below log-probabilities of a model; a column for known and for fresh facts.
+
+    Of several models it is the one with most cells.
+    """
     asked = [c for c in found if swept(c.place) and c.place.asked == "two-hop/direct" and c.logprobs]
     cells = pooled(asked)
     if not cells:
         raise NothingToDrawError(
             "needs log-probabilities in rows of experiment survival (weights a and 1 - a)"
         )
-    columns = sorted({(c.place.model, not c.place.known) for c in cells})
+    model = words.models(cells)[0]
+    cells = [cell for cell in cells if cell.place.model == model]
+    columns = sorted({not cell.place.known for cell in cells})
     figure = style.blank(style.PAGE, 4.6)
     panels = figure.subplots(
         2, len(columns), sharex=True, sharey="row", squeeze=False, height_ratios=(1, 1.3)
     )
-    for (above, below), (model, fresh) in zip(panels.T, columns, strict=True):
-        own = [c for c in cells if (c.place.model, not c.place.known) == (model, fresh)]
+    for (above, below), fresh in zip(panels.T, columns, strict=True):
+        own = [cell for cell in cells if cell.place.known != fresh]
         own.sort(key=lambda cell: cell.place.weights[1])
         _toy(above, own)
         _measured(below, own)

@@ -49,13 +49,17 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
         words.INTERVALS,
         words.regime(cells) + f"; of the facts as {models[0]} knows them",
     )
+    marks: list[Artist] = [Patch(color="#BBBBBB", label="paper's models")]
+    marks += [_mark(BLACK, "D", True, label="toy, in steps"), _mark(BLACK, "x", True, label="toy, directly")]
+    marks += [_mark(*look, True, label=model) for model, look in zip(models, MODELS, strict=False)]
+    top_edge = TOP if len(marks) <= 5 else TOP + 0.18
     below = AXIS + 0.165 * (note.count("\n") + 1)
     tall = max(sum(HEADING + LINE * len(paper()[name]["rows"]) for name in names) for names in COLUMNS)
-    height = TOP + tall + below
+    height = top_edge + tall + below
     figure = style.blank(style.PAGE, height)
     figure.set_layout_engine("none")
     for column, names in enumerate(COLUMNS):
-        top = TOP
+        top = top_edge
         for name in names:
             inches = LINE * len(paper()[name]["rows"])
             left = column * style.PAGE / 2 + LABELS
@@ -64,10 +68,13 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
             axes = figure.add_axes(tuple(a / b for a, b in zip(place, size, strict=True)))
             _table(axes, name, cells, models, last=name == names[-1])
             top += HEADING + inches
-    marks: list[Artist] = [Patch(color="#BBBBBB", label="paper's models")]
-    marks += [_mark(BLACK, "D", True, label="toy, in steps"), _mark(BLACK, "x", True, label="toy, directly")]
-    marks += [_mark(*look, True, label=model) for model, look in zip(models, MODELS, strict=False)]
-    figure.legend(handles=marks, loc="upper center", ncols=6, columnspacing=1.1, handletextpad=0.4)
+    figure.legend(
+        handles=marks,
+        loc="upper center",
+        ncols=5 if len(marks) <= 5 else 3,
+        columnspacing=1.1,
+        handletextpad=0.4,
+    )
     figure.text(0.06 / style.PAGE, 0.06 / height, note, color="#333333", va="bottom", linespacing=1.25)
     return figure
 
