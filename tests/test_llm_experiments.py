@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from llm_experiments.editing.chains import unrelated
+from llm_experiments.embedded.corpus import BaseWorld
 from llm_experiments.loading import models
+from llm_experiments.loading.sources import EMBEDDED
 from llm_experiments.lora.adapters import read
 from llm_experiments.merges import merging
 from llm_experiments.running import experiments
@@ -22,7 +25,7 @@ from llm_experiments.running.cells import (
     regauged,
     with_temperature,
 )
-from llm_experiments.running.edit_cells import EditsCell
+from llm_experiments.running.edit_cells import REFERENCE, UNRELATED, EditsCell
 from llm_experiments.running.experiments import ARROW, EXPERIMENTS, UNIFORM, Base, Plan
 from llm_experiments.running.keep import keep
 from llm_experiments.running.profiles import PROFILES
@@ -255,6 +258,15 @@ def test_fitted_rules_see_chains_that_are_never_asked(finished):
         assert cell.fit and not asked & {str(example.fact.prompt) for example in cell.fit}
         details = json.loads((store.results(cell.address) / "details.json").read_text())
         assert details["fitted"]["loss"] <= details["fitted"]["loss_start"]
+
+
+def test_the_embedded_world_has_people_enough_for_the_edits():
+    world = BaseWorld.read(EMBEDDED / "world.json")
+    cells = EXPERIMENTS["edits"].plan(Base("embedded", "0" * 16, world), PROFILES["embedded"], (0,))
+    assert {cell.scene.lexicon.dataset for cell in cells} == {"F", "R"}
+    for cell in cells:
+        found = unrelated(cell.scene.lexicon, REFERENCE + UNRELATED, seed=cell.seed, base_world=world)
+        assert len(set(found)) == REFERENCE + UNRELATED
 
 
 def test_edit_rows_put_the_toy_beside_every_layer(finished):

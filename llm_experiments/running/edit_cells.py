@@ -18,7 +18,7 @@ from llm_experiments.running.runner import Cell, Context
 from toytransformer.compositions import provenance, replace_file
 
 #: Prompts that share nothing with the chains: for the mean and covariance of the keys, and for the leak.
-REFERENCE, UNRELATED = 64, 32
+REFERENCE, UNRELATED = 56, 32
 
 
 @dataclass(frozen=True, eq=False)
