@@ -30,7 +30,7 @@ reproduce: setup  ## check every claim, measure a small model, write out/report.
 	step $(PY) -m toytransformer verify --json out/ledger.json; \
 	step $(PY) -m llm_experiments run quick --seeds 0 --out out/llm; \
 	step $(PY) -m llm_experiments table out/llm; \
-	step $(PY) -m figures theory --out out/figures; \
+	step $(PY) -m figures all --out out/figures; \
 	step $(PY) -m figures report --ledger out/ledger.json --figures out/figures --out out/report.html; \
 	exit $$status
 
@@ -57,7 +57,7 @@ bench: setup  ## time our routes against plain NumPy, PEFT and generate
 	$(PY) -m benchmarks $(ARGS)
 
 figures: setup  ## draw the figures into out/figures and refresh the one in the README (anew: ARGS=--fresh)
-	$(PY) -m figures theory --out out/figures $(ARGS)
+	$(PY) -m figures all --out out/figures $(ARGS)
 	@mkdir -p docs && cp out/figures/outcomes.png out/figures/outcomes.svg docs/
 
 notebooks: setup  ## run the six lessons and write them into out/notebooks (one: ARGS=03_two_adapters)
