@@ -42,9 +42,17 @@ CLASSICAL_REALS = (
 MACHINE_INTEGERS = ("PrimInt63.*", "Uint63.*")
 #: Hilbert's choice, by which MathComp sees Coq's real numbers as one of its ordered fields.
 CHOICE = ("Epsilon.epsilon_statement",)
+#: How MathComp's analysis builds topology, compactness among it: what holds of the same things is the same,
+#: and from what exists one can be chosen.
+CLASSICAL_SETS = (
+    "boolp.propositional_extensionality",
+    "boolp.functional_extensionality_dep",
+    "boolp.constructive_indefinite_description",
+)
 EXTRA = {
     "AngularIntegral": MACHINE_INTEGERS,
     "WideLimit": MACHINE_INTEGERS + CHOICE,
+    "Existence": CLASSICAL_SETS,
 }
 
 
