@@ -3,7 +3,6 @@
 import gzip
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from llm_experiments.loading import models
 from llm_experiments.loading.sources import EMBEDDED
 from llm_experiments.lora.adapters import read
 from llm_experiments.merges import merging
-from llm_experiments.running import experiments
 from llm_experiments.running.cells import (
     AdapterCell,
     AnswersCell,
@@ -35,12 +33,10 @@ from llm_experiments.running.tables import read_file
 from llm_experiments.text.rendering import FIRST, SECOND, STEP_BY_STEP, THEREFORE
 from llm_experiments.text.templates import SIGNATURES, templates
 from tests.tiny_models import tiny_qwen2
-from toytransformer.compositions import Merge, SpecError, read_jsonl, write_jsonl
-from toytransformer.compositions.setups import setup
+from toytransformer.compositions import SpecError, read_jsonl, write_jsonl
 from toytransformer.prediction import predict
 from toytransformer.regimes import FullLimit
 
-DATA = Path(experiments.__file__).parents[1] / "data"
 BASE = Base("tiny", "0" * 16)
 TINY = replace(
     PROFILES["small"],
@@ -302,26 +298,6 @@ def test_temperature_is_chosen_on_templates_and_chains_kept_from_the_test():
             assert all(isinstance(need, AdapterCell) for need in cell.library)
         if isinstance(cell, AnswersCell):
             assert cell.scene.templates == TINY.test
-
-
-@pytest.mark.parametrize("file", sorted(DATA.glob("*.jsonl.gz")), ids=lambda path: path.name)
-def test_committed_rows_are_rows_of_compositions_that_are_predicted_here(file):
-    """What is committed joins with a prediction made now, row by row."""
-    rows = read_file(file)
-    for row in {row.spec_hash: row for row in rows}.values():
-        known = {key: row.setting[key] for key in ("known", "facts", "seed")}
-        bridge = {key: row.setting[key] for key in ("bridge_facts", "bridge_known") if key in row.setting}
-        library = ("hop1", "hop2") if not row.adapters else row.adapters
-        merge = Merge(row.rule, row.weights, row.options)
-        number = int(row.composition.removeprefix("setup-"))
-        composition = setup(number, library=tuple(library), merge=merge, **known, **bridge)
-        assert composition.spec_hash == row.spec_hash
-        predicted = {(r.prompt, r.decode): r for r in predict(composition, FullLimit()).records()}
-        for measured in (other for other in rows if other.spec_hash == row.spec_hash):
-            twin = predicted[measured.prompt, measured.decode]
-            for role in ("correct", "bridge", "group"):
-                assert getattr(twin, role) == getattr(measured, role)
-            assert measured.provenance["modified"] is False
 
 
 def test_kept_files_hold_every_row_adapter_and_sweep(finished, tmp_path):

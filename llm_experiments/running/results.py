@@ -6,10 +6,9 @@ what its prose says.
 
 from __future__ import annotations
 
+import gzip
 import json
-import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from llm_experiments.asking.reading import final_answer
 from llm_experiments.running import tables
 from llm_experiments.running.layout import percent
+from llm_experiments.text import names
 from toytransformer.compositions import Record
 
 ROOT = Path(__file__).parents[2]
@@ -154,15 +154,24 @@ class Rows:
         return sorted({s for r in self.records if (s := r.regime.get("seed")) is not None})
 
     @property
-    def commits(self) -> Mapping[str, int]:
-        """Rows by the commit they were measured at."""
-        return Counter(record.provenance["git"][:12] for record in self.records)
+    def layers(self) -> list[str]:
+        """Which layers were adapted in any of the rows."""
+        return sorted({layers for r in self.records if (layers := r.regime.get("layers"))})
+
+
+def invented(row: Record) -> bool:
+    """Whether the final answer of a chain is no real city: a place of the bridge, or no place."""
+    return (final_answer(row.text or "") or "").strip(" .") not in names.real_cities()
+
+
+def as_before(cell: Cell, base: Cell) -> float:
+    """Share of a cell's answers that are what the base says, word by word."""
+    said = {(row.prompt, row.regime["template"]): row.text for row in base.rows}
+    return cell.share_of(lambda row: said[row.prompt, row.regime["template"]] == row.text)
 
 
 def edits(path: Path) -> list[dict[str, Any]]:
     """Rows of edits, which are no records."""
-    import gzip
-
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
@@ -188,8 +197,8 @@ def render(template: Path, data: Path = DATA) -> str:
         "rows": lambda name: Rows(data / f"{name}.jsonl.gz"),
         "edits": lambda name: edits(data / f"{name}.jsonl.gz"),
         "claim": claim,
-        "median": lambda values: sorted(values)[len(list(values)) // 2],
-        "isclose": math.isclose,
+        "invented": invented,
+        "as_before": as_before,
     }
     try:
         return environment.get_template(template.name).render(**functions)

@@ -1,0 +1,49 @@
+"""The pages that are written from kept rows: they say what the rows say, and refuse what rows contradict."""
+
+import gzip
+import json
+
+import pytest
+
+from llm_experiments.running.results import DATA, PAGES, ResultsError, Rows, claim, render
+
+FILES = sorted(DATA.glob("*.jsonl.gz"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_is_what_its_template_and_the_kept_rows_give(page):
+    assert page.read_text(encoding="utf-8") == render(PAGES[page]), "python -m llm_experiments results"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.name)
+def test_kept_rows_were_measured_at_a_commit(file):
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    origins = [row["provenance"] for row in rows if "provenance" in row]
+    origins += [row for row in rows if row.get("kind") == "provenance"]
+    assert all(len(origin["git"]) == 40 and origin["modified"] is False for origin in origins)
+    assert origins or file.name.endswith("-cells.jsonl.gz")
+
+
+def test_a_page_that_its_rows_contradict_is_not_written(tmp_path):
+    assert claim(0.2 < 0.3) == ""
+    page = tmp_path / "page.md.jinja"
+    page.write_text("{{ claim(rows('smollm2-135m').cell(0, 'mean').share > 0.99) }}")
+    with pytest.raises(ResultsError, match="does not hold"):
+        render(page)
+    page.write_text("{{ rows('smollm2-135m').cell(0, 'mean', dataset='H') }}")
+    with pytest.raises(ResultsError, match="has 0 cells"):
+        render(page)
+    page.write_text("{{ nothing }}")
+    with pytest.raises(ResultsError, match="nothing"):
+        render(page)
+
+
+def test_a_cell_is_counted_from_its_rows():
+    rows = Rows(DATA / "smollm2-135m.jsonl.gz")
+    cell = rows.cell(0, "mean", "hop1")
+    assert len(cell.rows) == cell.items * len(cell.seeds)
+    right = sum(row.shares["correct"] for row in cell.rows)
+    assert cell.share == pytest.approx(right / len(cell.rows)) and cell.low < cell.share < cell.high
+    assert {row.group for row in cell.rows} == {"hop1"} and {row.rule for row in cell.rows} == {"mean"}
+    assert rows.base("hop1").share <= 0.1 < cell.share
