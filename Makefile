@@ -53,7 +53,7 @@ proofs:  ## build the machine-checked proofs and print the axioms they rest on
 coq-packages:
 	@echo $(COQ_PACKAGES)
 
-bench: setup  ## time our routes against plain NumPy, PEFT and generate
+bench: setup  ## time the fast routes against plain NumPy
 	$(PY) -m benchmarks $(ARGS)
 
 figures: setup  ## draw the figures into out/figures and refresh the one in the README (anew: ARGS=--fresh)

@@ -33,11 +33,7 @@ NAMES = tuple(dict.fromkeys(case.name for case in cases()))
     help="Write the rows and their provenance to FILE.",
 )
 def main(names: tuple[str, ...], small: bool, json_file: Path | None) -> None:
-    """Time our routes against named others in the same run.
-
-    Of toytransformer, against plain NumPy: coefficients, memory, draws, dense, symmetry. Of llm_experiments:
-    arrow (prototypes against PEFT's), together (training against Trainer on PEFT's layers), answers (against
-    plain generate).
+    """Time toytransformer against plain NumPy in the same run: coefficients, memory, draws, dense, symmetry.
 
     Every route runs in a process of its own, on the CPU, with one thread of BLAS unless the environment says
     otherwise. Exit status 1 if two routes disagree.
@@ -82,7 +78,7 @@ def run(side: Side, done: dict) -> Measurement | None:
 
 def row(case: Case, ours: Measurement, plain: Measurement | None, small: bool) -> dict:
     """One row as plain data: both sides, their ratio, the target and whether it is met, and the agreement."""
-    apart, allowed = case.difference(ours.value, plain and plain.value)
+    apart, allowed = map(float, case.difference(ours.value, plain and plain.value))
     ratio = plain.median / case.plain.share / ours.median if plain else None
     targets = {
         "ratio >= {:g}x": (case.ratio, ratio is not None and case.ratio is not None and ratio >= case.ratio),
@@ -107,7 +103,7 @@ def row(case: Case, ours: Measurement, plain: Measurement | None, small: bool) -
 def table(rows: list[dict]) -> Table:
     """The rows for a terminal: medians of repeated calls, the first call's extra, peak memory."""
     shown = Table(
-        title="ours against the plain route: median seconds of a call (+ the first call's extra, "
+        title="toytransformer against plain NumPy: median seconds of a call (+ the first call's extra, "
         "mostly compilation); peak memory of each process, in GB",
         title_justify="left",
         box=box.SIMPLE_HEAD,
