@@ -265,7 +265,9 @@ def plain_line(features):
 
 
 found = {}
-for file in sorted(data.glob("*.jsonl.gz")):
+for file in sorted(
+    f for f in data.glob("*.jsonl.gz") if not f.name.endswith(("-cells.jsonl.gz", "-edits.jsonl.gz"))
+):
     for features, _, lines in tables.groups(tables.read_file(file)):
         kind = (features["group"], features["decode"])
         if plain_line(features) and kind in (("hop1", "direct"), ("hop2", "direct"), ("two-hop", "steps")):
