@@ -19,7 +19,7 @@ MEASURED = {
     "agreement": "Predicted margin against measured share, one dot a cell.",
     "tables": "The paper's tables beside the toy's prediction and our measurement.",
     "weights": "Survival of one hop against its merge weight.",
-    "mixture": "Log-probability of z, y and the old answer as weight moves to the second adapter.",
+    "mixture": "Log-probability of z, y and the old answer as the second adapter is scaled.",
     "layers": "A language model's own c1, c2 and leak, layer by layer.",
     "factors": "Factor-wise merging by gauge and initial factors.",
     "bridges": "Bridge setups 0 to 8, models side by side.",

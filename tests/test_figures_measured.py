@@ -62,8 +62,9 @@ def experiments():
         triple = setup(0, facts=FACTS, known=known, library=TRIPLE, merge=Merge("mean"))
         yield from answered(triple, known)
         for tenths in range(0, 11, 2):
-            merge = Merge("sum", (tenths / 10, 1 - tenths / 10))
-            yield from answered(setup(0, facts=FACTS, known=known, merge=merge), known)
+            for weights in {(tenths / 10, 1 - tenths / 10), (1.0, tenths / 5)}:  # (1, 0) is in both
+                merge = Merge("sum", weights)
+                yield from answered(setup(0, facts=FACTS, known=known, merge=merge), known)
     plain = setup(0, facts=FACTS, known=True)
     yield from answered(plain, True, seeds=(None,), library=(), control="base")
     yield from answered(plain, True, control="random")
@@ -386,12 +387,14 @@ def run(*arguments):
 
 def test_a_name_draws_it_and_says_what_it_was_drawn_from(records, tmp_path):
     rows, kept = tmp_path / "rows.jsonl", tmp_path / "toy.json"
-    write_jsonl(rows, [r for r in records if r.weights])
+    given = [record for record in records if record.weights]
+    count = len({record.spec_hash for record in given})
+    write_jsonl(rows, given)
     arguments = ("weights", "--from", rows, "--out", tmp_path / "out", "--format", "svg", "--toy", kept)
     done = run(*arguments, "--fresh")
     assert done.exit_code == 0, done.output
-    assert "12 predictions, 12 of them computed now" in done.output
-    assert len(store.read(kept)) == 12
+    assert f"{count} predictions, {count} of them computed now" in done.output
+    assert len(store.read(kept)) == count
     again = run(*arguments)
     assert "0 of them computed now" in again.output
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["weights.svg"]

@@ -1,4 +1,4 @@
-"""The mixture: how likely z, y and the old answer are on x R1 R2 as weight moves to the second adapter."""
+"""The mixture: how likely z, y and the old answer are on x R1 R2 as the second adapter is scaled."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from matplotlib.lines import Line2D
 
 from figures import style
 from figures.measured import words
-from figures.measured.cells import Cell, NothingToDrawError, pooled
-from figures.measured.weights import swept
+from figures.measured.cells import Cell, NothingToDrawError, Place, pooled
 from figures.style import GREEN, ORANGE
 
 ROLES = {
@@ -22,17 +21,23 @@ ROLES = {
 }
 
 
+def scaled(place: Place) -> bool:
+    """Whether a cell belongs to the sweep of weights (1, s)."""
+    return (
+        place.rule == "sum" and place.weights is not None and len(place.weights) == 2
+        and place.weights[0] == 1 and not place.variant and place.control is None
+    )  # fmt: skip
+
+
 def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
     """Above the toy's outputs, below log-probabilities of a model; a column for known and for fresh facts.
 
     Of several models it is the one with most cells.
     """
-    asked = [c for c in found if swept(c.place) and c.place.asked == "two-hop/direct" and c.logprobs]
+    asked = [c for c in found if scaled(c.place) and c.place.asked == "two-hop/direct" and c.logprobs]
     cells = pooled(asked)
     if not cells:
-        raise NothingToDrawError(
-            "needs log-probabilities in rows of experiment survival (weights a and 1 - a)"
-        )
+        raise NothingToDrawError("needs log-probabilities in rows of experiment survival (weights 1 and s)")
     model = words.models(cells)[0]
     cells = [cell for cell in cells if cell.place.model == model]
     columns = sorted({not cell.place.known for cell in cells})
@@ -47,8 +52,7 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
         _measured(below, own)
         above.set_title(f"{'Fresh' if fresh else 'Known'} facts, toy")
         below.set_title(f"{'Fresh' if fresh else 'Known'} facts, {model} ({own[0].place.dataset})")
-        below.set_xlabel("weight s of the second adapter\n(the first has 1 − s)")
-        below.set_xticks(np.linspace(0, 1, 6), ["0", "0.2", "0.4", "0.6", "0.8", "1"])
+        below.set_xlabel("weight s of the second adapter\n(the first has 1)")
     panels[0, 0].set_ylabel("output")
     panels[1, 0].set_ylabel("log-probability (nats)")
     shown = {role for cell in cells for role in (*cell.logprobs, *cell.toy["outputs"])}
@@ -62,7 +66,7 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
         figure,
         words.wrapped(
             style.PAGE,
-            "Asked x R1 R2 directly; the products are added with weights (1 − s, s)",
+            "Asked x R1 R2 directly; the products are added with weights (1, s)",
             words.measured(cells),
             "Measured: mean log-probability of the whole name after the expected words; bars: 95% "
             "bootstrap intervals over chains",
@@ -81,7 +85,7 @@ def _toy(axes: Axes, cells: Sequence[Cell]) -> None:
         if all(role in cell.toy["outputs"] for cell in cells):
             heights = [cell.toy["outputs"][role] for cell in cells]
             axes.plot(_weights(cells), heights, marker, color=colour, linestyle=dashes)
-    axes.set_ylim(-0.08, 1.12)
+    axes.margins(y=0.12)
 
 
 def _measured(axes: Axes, cells: Sequence[Cell]) -> None:

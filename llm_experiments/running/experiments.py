@@ -308,14 +308,14 @@ def edits(plan: Plan) -> Iterable[Cell]:
 
 
 def survival(plan: Plan) -> Iterable[Cell]:
-    """Weight a on hop 1's adapter and 1 - a on hop 2's, known (R) and fresh (F) facts."""
+    """Known (R) and fresh (F) facts under weights (a, 1 - a), where a hop dies, and (1, s), the second scaled."""
+    shifted = [(tenths / 10, (10 - tenths) / 10) for tenths in range(11)]
+    scaled = [(1.0, fifths / 5) for fifths in range(1, 11)]  # s = 0 is shifted's last
     for seed in plan.seeds:
         for dataset in "FR":
             scene = plan.setup(0, dataset)
-            library = plan.library(scene, seed)
-            for tenths in range(11):
-                weights = (tenths / 10, (10 - tenths) / 10)
-                yield plan.answers(scene, library, Merge("sum", weights), seed)
+            merges = [Merge("sum", weights) for weights in (*shifted, *scaled)]
+            yield from _merged(plan, scene, seed, merges)
             yield from plan.controls(scene, seed)
 
 
@@ -398,7 +398,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         edits, "closed-form edits of one MLP: coefficients and leaks, layer by layer", "Prop. 1, eq. 24-25"
     ),
     "survival": Experiment(
-        survival, "does one hop survive as its adapter's weight goes from 0 to 1?", "theory.md, section 6"
+        survival, "does one hop survive as weight moves to the other adapter? what is said as the other is scaled?", "theory.md, section 6"
     ),
     "relabel": Experiment(
         relabel, "adapter 1 trained anew under random relabellings", "theory.md, section 5"
