@@ -5,6 +5,9 @@ import json
 
 import pytest
 
+from llm_experiments.lora.recipe import Training
+from llm_experiments.running.experiments import EXPERIMENTS, Base
+from llm_experiments.running.profiles import PROFILES
 from llm_experiments.running.results import DATA, PAGES, ResultsError, Rows, claim, render
 
 FILES = sorted(DATA.glob("*.jsonl.gz"))
@@ -37,6 +40,29 @@ def test_a_page_that_its_rows_contradict_is_not_written(tmp_path):
     page.write_text("{{ nothing }}")
     with pytest.raises(ResultsError, match="nothing"):
         render(page)
+
+
+@pytest.mark.parametrize("file", sorted(DATA.glob("*-cells.jsonl.gz")), ids=lambda path: path.name)
+def test_examples_seen_are_foretold_by_the_recipe(file):
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        trained = [row for row in map(json.loads, lines) if row["kind"] == "adapter"]
+    assert trained
+    for (
+        row
+    ) in trained:  # one batch of an epoch lacks less than its size, and an epoch has more steps than that
+        short = Training(**row["training"]).seen(0) - row["examples"]
+        assert 0 <= short <= row["steps"]
+    assert Training(epochs=3).seen(7) == 21 and Training(epochs=3, variant="sparse-b").seen(7) == 42
+
+
+def test_the_work_of_seeds_adds_up():
+    one, two = (
+        EXPERIMENTS["bridge"].work(Base("", ""), PROFILES["small"], seeds) for seeds in ((0,), (0, 1))
+    )
+    assert two.adapters == 2 * one.adapters and two.examples == 2 * one.examples
+    base = one.questions - (two.questions - one.questions)  # asked once, whatever the seeds
+    chains, templates = PROFILES["small"].facts, len(PROFILES["small"].test)
+    assert base == 4 * chains * templates  # both hops; two hops directly and step by step
 
 
 def test_a_cell_is_counted_from_its_rows():

@@ -3,12 +3,14 @@
 import ast
 import importlib
 import importlib.util
+import itertools
 import re
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from figures.__main__ import MEASURED, THEORY
 from toytransformer import merging
 from toytransformer.ledger import CLAIMS
 
@@ -117,6 +119,18 @@ def test_every_label_blind_rule_is_on_the_list():
     covered = {rule for _, cell in listed for rule in re.findall(r"`([^`]+)`", cell)}
     blind = {rule.name for rule in merging.RULES.values() if rule.label_blind and not rule.needs_data}
     assert covered == blind
+
+
+def test_the_readmes_theorems_exist_with_their_code_tests_and_figures():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    start = lines.index("| statement | proof (`proofs/theories`) | code | test | figure |")
+    found = list(itertools.takewhile(str.strip, lines[start + 2 :]))
+    assert len(found) >= 8
+    for line in found:
+        _, statement, proof, code, test, figure, _ = (cell.strip() for cell in line.split("|"))
+        assert statement and is_theorem(*names(proof)), line
+        assert all((ROOT / path).exists() for path in names(code) + names(test)), line
+        assert set(names(figure)) <= {*THEORY, *MEASURED}, line
 
 
 def test_every_headline_is_introduced_by_a_comment():

@@ -62,6 +62,14 @@ class Training:
     def scale(self) -> float:
         return self.alpha / self.rank
 
+    def seen(self, examples: int) -> int:
+        """How many examples are trained on where there are this many, repeats counted.
+
+        With `steps`, a few less: one batch of an epoch may be smaller.
+        """
+        passes = 2 if self.variant == "sparse-b" else 1
+        return passes * (self.epochs * examples if self.steps is None else self.steps * self.batch)
+
     def rate(self, step: int, steps: int) -> float:
         """Share of learning_rate in the update number `step`, counted from 0."""
         rising = math.ceil(self.warmup * steps)

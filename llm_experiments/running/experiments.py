@@ -21,7 +21,7 @@ from llm_experiments.running.cells import (
 )
 from llm_experiments.running.edit_cells import EditsCell
 from llm_experiments.running.profiles import Profile
-from llm_experiments.running.runner import Cell
+from llm_experiments.running.runner import Cell, in_order
 from llm_experiments.text.lexicon import lexicon
 from llm_experiments.text.rendering import training_examples
 from toytransformer.compositions import Adapter, Composition, Merge, SpecError, catalogue
@@ -355,6 +355,18 @@ def quick(plan: Plan) -> Iterable[Cell]:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What an experiment asks for: adapters, training examples seen (with repeats), questions answered.
+
+    questions: without those on which Arrow's temperature is chosen and an adapter's own task is checked.
+    """
+
+    adapters: int
+    examples: int
+    questions: int
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A named experiment: how its cells are planned, one line about it, its place in the paper."""
 
@@ -368,6 +380,17 @@ class Experiment:
             raise SpecError(f"seeds {list(seeds)}: give at least one, each once")
         cells = self.cells(Plan(base, profile, tuple(seeds)))
         return list({cell.address: cell for cell in cells}.values())
+
+    def work(self, base: Base, profile: Profile, seeds: Sequence[int]) -> Work:
+        """What a run with nothing finished has to do; the closed-form edits of `edits` train nothing."""
+        cells = in_order(self.plan(base, profile, seeds))
+        trained = [cell for cell in cells if isinstance(cell, AdapterCell)]
+        asked = [cell.scene for cell in cells if isinstance(cell, AnswersCell)]
+        return Work(
+            adapters=len(trained),
+            examples=sum(cell.training.seen(len(cell.examples)) for cell in trained),
+            questions=sum(len(scene.composition.questions) * len(scene.templates) for scene in asked),
+        )
 
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -398,7 +421,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         edits, "closed-form edits of one MLP: coefficients and leaks, layer by layer", "Prop. 1, eq. 24-25"
     ),
     "survival": Experiment(
-        survival, "does one hop survive as weight moves to the other adapter? what is said as the other is scaled?", "theory.md, section 6"
+        survival,
+        "does one hop survive as weight moves to the other adapter? what is said as the other is scaled?",
+        "theory.md, section 6",
     ),
     "relabel": Experiment(
         relabel, "adapter 1 trained anew under random relabellings", "theory.md, section 5"

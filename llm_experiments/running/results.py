@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from llm_experiments.asking.reading import final_answer
 from llm_experiments.running import tables
+from llm_experiments.running.experiments import EXPERIMENTS, Base, Work
 from llm_experiments.running.layout import percent
+from llm_experiments.running.profiles import PROFILES
 from llm_experiments.text import names
 from toytransformer.compositions import Record
 
@@ -170,10 +173,16 @@ def as_before(cell: Cell, base: Cell) -> float:
     return cell.share_of(lambda row: said[row.prompt, row.regime["template"]] == row.text)
 
 
-def edits(path: Path) -> list[dict[str, Any]]:
-    """Rows of edits, which are no records."""
+def adapters(path: Path, steps: int) -> list[dict[str, Any]]:
+    """The adapters that were trained for that many steps: their seconds, training and own task."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+        rows = map(json.loads, file)
+        return [row for row in rows if row["kind"] == "adapter" and row["steps"] == steps]
+
+
+def work(experiment: str, profile: str) -> Work:
+    """What one seed of an experiment asks for on a base whose facts nobody knows."""
+    return EXPERIMENTS[experiment].work(Base("", ""), PROFILES[profile], (0,))
 
 
 def claim(holds: object) -> str:
@@ -192,10 +201,12 @@ def render(template: Path, data: Path = DATA) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["median"] = median
     environment.filters["percent"] = lambda share: f"{percent(share)}%"
     functions: dict[str, Callable] = {
         "rows": lambda name: Rows(data / f"{name}.jsonl.gz"),
-        "edits": lambda name: edits(data / f"{name}.jsonl.gz"),
+        "adapters": lambda name, steps: adapters(data / f"{name}-cells.jsonl.gz", steps),
+        "work": work,
         "claim": claim,
         "invented": invented,
         "as_before": as_before,
