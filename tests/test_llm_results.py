@@ -61,8 +61,7 @@ def test_the_work_of_seeds_adds_up():
     )
     assert two.adapters == 2 * one.adapters and two.examples == 2 * one.examples
     base = one.questions - (two.questions - one.questions)  # asked once, whatever the seeds
-    chains, templates = PROFILES["small"].facts, len(PROFILES["small"].test)
-    assert base == 4 * chains * templates  # both hops; two hops directly and step by step
+    assert base == 4 * small.facts * len(small.test)  # both hops; two hops directly and step by step
 
 
 def test_a_cell_is_counted_from_its_rows():

@@ -308,7 +308,7 @@ def edits(plan: Plan) -> Iterable[Cell]:
 
 
 def survival(plan: Plan) -> Iterable[Cell]:
-    """Known (R) and fresh (F) facts under weights (a, 1 - a), where a hop dies, and (1, s), the second scaled."""
+    """Known (R) and fresh (F) facts under weights (a, 1 - a), and under (1, s): the second is scaled."""
     shifted = [(tenths / 10, (10 - tenths) / 10) for tenths in range(11)]
     scaled = [(1.0, fifths / 5) for fifths in range(1, 11)]  # s = 0 is shifted's last
     for seed in plan.seeds:
@@ -422,7 +422,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "survival": Experiment(
         survival,
-        "does one hop survive as weight moves to the other adapter? what is said as the other is scaled?",
+        "does one hop survive as weight moves to the other adapter, or as that is scaled?",
         "theory.md, section 6",
     ),
     "relabel": Experiment(

@@ -23,13 +23,13 @@ from llm_experiments.running.sealing import StoreError
 from llm_experiments.running.store import Store
 
 if TYPE_CHECKING:
-    from llm_experiments.running.runner import Cell
+    from llm_experiments.running import runner
 
 
 class Estimate:
     """Time left, from how long finished cells of the same kind took (of any kind where none is finished)."""
 
-    def __init__(self, cells: Iterable[Cell], store: Store):
+    def __init__(self, cells: Iterable[runner.Cell], store: Store):
         self.open = {cell.address: cell.kind for cell in cells}
         self.seconds: dict[str, list[float]] = {}
         for name in list(self.open):
@@ -81,7 +81,7 @@ class Display:
     Used as a context manager. show: False for silence.
     """
 
-    def __init__(self, order: Sequence[Cell], store: Store, show: bool, console: Console | None):
+    def __init__(self, order: Sequence[runner.Cell], store: Store, show: bool, console: Console | None):
         self.console = console or Console(stderr=True, soft_wrap=True, highlight=False, quiet=not show)
         self.store, self.total, self.done = store, len(order), 0
         self.estimate = Estimate(order, store)
@@ -112,11 +112,11 @@ class Display:
     def log(self, text: str) -> None:
         self._bar.console.print(text)
 
-    def begin(self, cell: Cell) -> None:
+    def begin(self, cell: runner.Cell) -> None:
         self._start, self._waits = time.perf_counter(), False
         self._bar.update(self._task, description=cell.label)
 
-    def passed(self, cell: Cell, failed: bool) -> None:
+    def passed(self, cell: runner.Cell, failed: bool) -> None:
         self.done += 1
         self.estimate.close(cell.address, self.store)
         self._bar.update(self._task, completed=self.done)
@@ -126,7 +126,7 @@ class Display:
             self.log(f"[{self.done}/{self.total}] {escape(cell.label)}: {took}; {left} left")
         self._start = None
 
-    def waiting(self, cells: Sequence[Cell]) -> None:
+    def waiting(self, cells: Sequence[runner.Cell]) -> None:
         if not self._waits:
             self.log(f"waiting for {escape(cells[0].label)}, which another process computes")
             self._bar.update(self._task, description=f"another process: {cells[0].label}")
