@@ -56,9 +56,8 @@ def test_examples_seen_are_foretold_by_the_recipe(file):
 
 
 def test_the_work_of_seeds_adds_up():
-    one, two = (
-        EXPERIMENTS["bridge"].work(Base("", ""), PROFILES["small"], seeds) for seeds in ((0,), (0, 1))
-    )
+    work, small = EXPERIMENTS["bridge"].work, PROFILES["small"]
+    one, two = (work(Base("", ""), small, seeds) for seeds in ((0,), (0, 1)))
     assert two.adapters == 2 * one.adapters and two.examples == 2 * one.examples
     base = one.questions - (two.questions - one.questions)  # asked once, whatever the seeds
     assert base == 4 * small.facts * len(small.test)  # both hops; two hops directly and step by step
