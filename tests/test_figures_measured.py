@@ -62,8 +62,8 @@ def experiments():
         triple = setup(0, facts=FACTS, known=known, library=TRIPLE, merge=Merge("mean"))
         yield from answered(triple, known)
         for tenths in range(0, 11, 2):
-            for weights in {(tenths / 10, 1 - tenths / 10), (1.0, tenths / 5)}:  # (1, 0) is in both
-                merge = Merge("sum", weights)
+            for pair in {(tenths / 10, 1 - tenths / 10), (1.0, tenths / 5)}:  # (1, 0) is in both
+                merge = Merge("sum", pair)
                 yield from answered(setup(0, facts=FACTS, known=known, merge=merge), known)
     plain = setup(0, facts=FACTS, known=True)
     yield from answered(plain, True, seeds=(None,), library=(), control="base")
