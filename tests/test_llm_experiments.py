@@ -134,6 +134,17 @@ def test_controls_stand_beside_every_claim():
         assert controls >= {"base", "hop1", "hop2", "oracle", "mixed", "joint", "random"}, name
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_no_two_cells_have_rows_that_nothing_tells_apart(name):
+    told = []
+    for cell in (cell for cell in in_order(planned(name)) if cell.kind == "answers"):
+        spec = cell.scene.composition
+        library = [adapter.name for adapter in spec.adapters] if cell.library else []
+        told.append(repr((spec.name, spec.setting, library, spec.merge, cell.scene.lexicon.dataset,
+                          sorted(cell.scene.regime.items()))))  # fmt: skip
+    assert len(set(told)) == len(told)
+
+
 def test_table1_has_every_setup_under_both_forms_of_both_routings():
     cells = [cell for cell in planned("table1") if "control" not in cell.scene.regime]
     found = {(cell.scene.composition.name, cell.scene.composition.merge.rule) for cell in cells}

@@ -137,8 +137,9 @@ class Plan:
 
     def base_answers(self, scene: Scene) -> AnswersCell:
         """What the base model says without adapters: a control, and the old answers of an unknown world."""
-        if scene.composition.name.startswith("setup"):
-            scene = self.setup(0, scene.lexicon.dataset)  # all setups ask the same
+        name, dataset = scene.composition.name, scene.lexicon.dataset
+        # All setups ask the same, and so do all libraries of one graph: one cell for all of them.
+        scene = self.setup(0, dataset) if name.startswith("setup") else self.relations(name, dataset)
         regime = {"control": "base"}
         return AnswersCell(replace(scene, regime=regime).with_merge(Merge("sum")), (), self.base.digest)
 
