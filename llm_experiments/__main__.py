@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,16 +151,16 @@ def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) 
 
 
 @cli.command("run")
-@click.argument("name")
+@click.argument("names", nargs=-1, required=True, metavar="NAME..")
 @model_options
 @click.option("--seeds", default="0,1,2", show_default=True, help="Training seeds, by comma.")
 @click.option("--profile", "profile_name", help="Size of the measurement (see `list`).")
 @click.option("--out", type=FOLDER, default=OUT, show_default=True, help="Folder of the results.")
 @click.option("--limit", type=click.IntRange(min=1), help="Compute at most so many cells in this call.")
-def run_experiment(
-    name: str, seeds: str, profile_name: str | None, out: Path, limit: int | None, **model: Any
+def run_experiments(
+    names: tuple[str, ...], seeds: str, profile_name: str | None, out: Path, limit: int | None, **model: Any
 ) -> int:
-    """Run the experiment NAME, or go on with it; exit status 1 if a cell failed.
+    """Run the experiments of these names, or go on with them; exit status 1 if a cell failed.
 
     Finished cells are kept whatever happens, and never computed twice. Several processes may run into one
     folder at once.
@@ -169,41 +170,36 @@ def run_experiment(
     from llm_experiments.running.runner import run as run_cells
     from llm_experiments.running.store import Store
 
-    if name not in EXPERIMENTS:
-        raise click.UsageError(f"there is no experiment {name!r}: choose {', '.join(EXPERIMENTS)}")
+    if unknown := [name for name in names if name not in EXPERIMENTS]:
+        raise click.UsageError(f"there is no experiment {unknown[0]!r}: choose {', '.join(EXPERIMENTS)}")
     training_seeds = _seeds(seeds)
     model_chosen = chosen(**model)
     base = model_chosen.base
     profile, store = _profile(profile_name, base), Store(out)
-    cells = EXPERIMENTS[name].plan(base, profile, training_seeds)
-    order = in_order(cells)
-    entry = {
-        "experiment": name,
-        "model": base.id,
-        "digest": base.digest,
-        "seeds": list(training_seeds),
-        "profile": profile.name,
-    }
-    listed = [{"name": cell.address, "label": cell.label} for cell in order]
-    for problem in store.add_run(entry, listed):
-        click.echo(f"set aside {problem}", err=True)
+    planned = {name: in_order(EXPERIMENTS[name].plan(base, profile, training_seeds)) for name in names}
+    about = {"model": base.id, "digest": base.digest, "seeds": list(training_seeds), "profile": profile.name}
+    for name, cells in planned.items():
+        listed = [{"name": cell.address, "label": cell.label} for cell in cells]
+        for problem in store.add_run({"experiment": name, **about}, listed):
+            click.echo(f"set aside {problem}", err=True)
+    wanted = order = in_order(chain.from_iterable(planned.values()))
     if limit is not None:
         order = [cell for cell in order if not store.finished(cell.address)][:limit]
     try:
         summary = run_cells(order, store, Context(store, model_chosen.load))
     except KeyboardInterrupt as stop:
-        finished = sum(store.path(cell["name"]).exists() for cell in listed)
+        finished = sum(store.path(cell.address).exists() for cell in wanted)
         click.echo(
-            f"stopped: {finished} of {len(listed)} cells are finished; the same command goes on", err=True
+            f"stopped: {finished} of {len(wanted)} cells are finished; the same command goes on", err=True
         )
         sys.exit(143 if isinstance(stop, Stopped) else 130)
-    finished = sum(store.finished(cell["name"]) for cell in listed)
-    click.echo(f"{finished} of {len(listed)} cells finished, {len(summary.computed)} of them now: {out}")
+    finished = sum(store.finished(cell.address) for cell in wanted)
+    click.echo(f"{finished} of {len(wanted)} cells finished, {len(summary.computed)} of them now: {out}")
     if summary.failed:
         click.echo(f"{len(summary.failed)} failed:", err=True)
         for line in summary.failed.values():
             click.echo(f"  {line}", err=True)
-    elif finished == len(listed):
+    elif finished == len(wanted):
         click.echo(f"python -m llm_experiments table {out}")
     return summary.status
 

@@ -154,6 +154,15 @@ def test_run_then_status_then_table(run, tmp_path):
     assert status == 0 and alone == out
 
 
+def test_several_experiments_are_one_command(run):
+    status, out, err = run("run", "measured", "toys", "measured", "--seeds", "0", "--out", "here")
+    assert status == 0 and "4 of 4 cells finished, 4 of them now" in out
+    listed = Store("here", write=False).runs()
+    assert [(entry["experiment"], len(entry["cells"])) for entry in listed] == [("measured", 2), ("toys", 2)]
+    refused(run("run", "toys", "none", "--out", "new"), "there is no experiment 'none'")
+    assert not Path("new").exists()
+
+
 def test_results_of_several_runs_share_a_folder(run):
     assert run("run", "measured", "--seeds", "0", "--out", "here")[0] == 0
     out = run("run", "measured", "--seeds", "0,1", "--out", "here")[1]

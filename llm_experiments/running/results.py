@@ -106,23 +106,26 @@ class Rows:
 
     def cell(
         self,
-        number: int,
+        number: int | str,
         rule: str,
         asked: str = "steps",
         dataset: str = "R",
-        library: Iterable[str] = ("hop1", "hop2"),
+        library: Iterable[str] | None = ("hop1", "hop2"),
         control: str | None = None,
         weights: Sequence[float] | None = None,
         layers: str = "mlp",
         **special: Any,
     ) -> Cell:
-        """The cell of setup `number`. Errors: ResultsError unless there is exactly one."""
+        """The cell of setup `number`, or of a composition by name with any library where that is None.
+
+        Errors: ResultsError unless there is exactly one.
+        """
         wanted = {
-            "composition": f"setup-{number}",
+            "composition": number if isinstance(number, str) else f"setup-{number}",
             "rule": rule,
             **ASKED[asked],
             "dataset": dataset,
-            "library": tuple(library),
+            **({} if library is None else {"library": tuple(library)}),
             "control": control,
             "weights": None if weights is None else tuple(weights),
             "layers": layers,
@@ -141,6 +144,7 @@ class Rows:
             rows
             for features, _, rows in self.groups
             if features["control"] == "base"
+            and features["composition"] == "setup-0"
             and features["dataset"] == dataset
             and (features["group"], features["decode"]) == tuple(ASKED[asked].values())
         ]
