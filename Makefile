@@ -6,7 +6,7 @@ READY := .venv/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test proofs coq-packages bench figures notebooks lint format clean
+.PHONY: help setup reproduce test proofs coq-packages bench figures notebooks docs lint format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,20 +19,40 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another: make setup PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install -c constraints.txt -e '.[figures,llm,notebooks,test,dev]'
+	$(PY) -m pip install -c constraints.txt -e '.[figures,llm,notebooks,docs,test,dev]'
 	@touch $@
 
+# What `make reproduce` measures. The embedded model stays on the CPU, where the committed rows were made.
+MODEL ?= embedded
+EXPERIMENTS ?= $(if $(filter embedded,$(MODEL)),quick,table1 survival)
+SEEDS ?= 0
+RUN = out/llm$(if $(filter embedded,$(MODEL)),,$(subst /,-,/$(MODEL)))
+DEVICE = $(if $(filter embedded,$(MODEL)),cpu,auto)
+
+# Interrupted, it goes on: what was computed is computed again only after a change of the code it comes from.
 # A failed claim must not hide the report: every step runs, and the first bad status is the target's.
-reproduce: setup  ## check every claim, measure a small model, write out/report.html (fails if a claim does)
-	@rm -rf out/ledger.json out/report.html out/figures && mkdir -p out/figures
+reproduce: setup out/ledger.json out/theory_rows.json  ## check, predict and measure everything, write out/report.html (MODEL=hub id or folder)
+	@rm -rf out/report.html out/figures
 	@status=0; \
 	step() { echo "==> $$*"; "$$@" || { bad=$$?; [ $$status -ne 0 ] || status=$$bad; }; }; \
-	step $(PY) -m toytransformer verify --json out/ledger.json; \
-	step $(PY) -m llm_experiments run quick --seeds 0 --out out/llm; \
-	step $(PY) -m llm_experiments table out/llm; \
-	step $(PY) -m figures all --out out/figures; \
-	step $(PY) -m figures report --ledger out/ledger.json --figures out/figures --out out/report.html; \
+	for name in $(EXPERIMENTS); do \
+		step $(PY) -m llm_experiments run $$name --model $(MODEL) --device $(DEVICE) --seeds $(SEEDS) --out $(RUN); \
+	done; \
+	step $(PY) -m figures all --rows out/theory_rows.json --run $(RUN) --fresh --toy out/toy_rows.json --out out/figures; \
+	step $(PY) -m figures report --ledger out/ledger.json --rows out/theory_rows.json --run $(RUN) \
+		--toy out/toy_rows.json --figures out/figures --out out/report.html; \
 	exit $$status
+
+THEORY := $(wildcard toytransformer/*.py toytransformer/*/*.py)
+
+# Dated by when they were begun: an edit since then counts as newer.
+out/ledger.json: $(READY) $(THEORY)
+	@mkdir -p out && rm -f $@
+	started=$$(date +%Y-%m-%dT%H:%M:%S) && { $(PY) -m toytransformer verify --json $@ || [ -s $@ ]; } && touch -d $$started $@
+
+out/theory_rows.json: $(READY) $(THEORY) $(wildcard figures/*.py)
+	@mkdir -p out && rm -f $@
+	started=$$(date +%Y-%m-%dT%H:%M:%S) && $(PY) -m figures theory --fresh --rows $@ --out out/figures && touch -d $$started $@
 
 test: setup  ## run the tests (more options: make test ARGS='-k merging')
 	$(PY) -m pytest $(ARGS)
@@ -62,6 +82,12 @@ figures: setup  ## draw the figures into out/figures and refresh the one in the 
 
 notebooks: setup  ## run the six lessons and write them into out/notebooks (one: ARGS=03_two_adapters)
 	$(PY) -m notebooks $(ARGS)
+
+docs: notebooks  ## build the documentation site out/docs, from the docstrings, lessons and proofs
+	@rm -rf out/docs
+	$(PY) -m sphinx -W --keep-going -q -E -c docs -d out/doctrees . out/docs
+	@rm -rf out/doctrees out/jupyter_execute
+	$(PY) docs/check_links.py out/docs
 
 lint: setup  ## check style and formatting
 	$(PY) -m ruff check .

@@ -1,6 +1,7 @@
 """`python -m figures NAME` draws one figure, `all` draws every one, `report` puts them on one page."""
 
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -57,6 +58,13 @@ RUNS = click.option(
     multiple=True,
     type=click.Path(exists=True, path_type=Path),
     help="Measured rows: a run's folder or its rows.jsonl.gz; give several. Default: those committed.",
+)
+RUN = click.option(
+    "--run",
+    "ran",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="A run of this machine beside the committed rows; give several.",
 )
 TOY = click.option(
     "--toy",
@@ -142,17 +150,24 @@ def _measured_drawing(name: str, about: str) -> click.Command:
 
 @main.command(name="all")
 @RUNS
+@RUN
 @TOY
 @FRESH
+@click.option(
+    "--rows",
+    "rows_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File of rows behind the drawings of the theory; without it the committed one.",
+)
 @OUT
 @FORMATS
 @click.pass_context
-def draw_all_of_them(context: click.Context, runs, toy_file, fresh, out: Path, formats) -> None:
+def draw_all_of_them(context: click.Context, runs, ran, toy_file, fresh, rows_file, out, formats) -> None:
     """Draw everything; what the rows hold nothing for is named and left out."""
     from figures.measured import NothingToDrawError, save
 
-    context.invoke(theory, out=out, formats=formats)
-    cells, edits = _joined(runs, toy_file, fresh)
+    context.invoke(theory, out=out, rows_file=rows_file, formats=formats)
+    cells, edits = _joined(runs, toy_file, fresh, ran)
     for name in MEASURED:
         try:
             save(name, cells, edits, out, formats)
@@ -161,14 +176,26 @@ def draw_all_of_them(context: click.Context, runs, toy_file, fresh, out: Path, f
     click.echo(f"figures in {out}")
 
 
-def _joined(runs: tuple[Path, ...], toy_file: Path | None, fresh: bool) -> tuple[list, list]:
-    """The measured cells with their predictions, and the rows on closed-form edits."""
+def _joined(
+    runs: tuple[Path, ...], toy_file: Path | None, fresh: bool, ran: tuple[Path, ...] = ()
+) -> tuple[list, list]:
+    """The measured cells with their predictions, and the rows on closed-form edits.
+
+    ran: runs of which only those cells are taken that `runs` have not.
+    """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from figures import store
     from figures.measured import cells, toy
 
     paths = list(runs) or cells.committed()
     found, edits = cells.read(paths)
+    for path in ran:
+        there = {(cells.nameless(cell.place), cell.seeds) for cell in found}
+        more, more_edits = cells.read([path])
+        found += [cell for cell in more if (cells.nameless(cell.place), cell.seeds) not in there]
+        edited = {edit.get("model") for edit in edits}
+        edits += [edit for edit in more_edits if edit.get("model") not in edited]
+        paths.append(path)
     kept = [] if fresh else toy.read(toy_file or toy.COMMITTED)
     with _bar() as bar:
         task = bar.add_task("predictions", total=None, visible=False)
@@ -229,6 +256,8 @@ def _shown(path: Path) -> str:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="File of rows behind the drawings; without it the committed one.",
 )
+@RUN
+@TOY
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -236,16 +265,43 @@ def _shown(path: Path) -> str:
     show_default=True,
     help="File to write.",
 )
-def report(ledger: Path, drawings: Path | None, rows_file: Path | None, out: Path) -> None:
-    """Write one self-contained page: what composes, the figures, the ledger, where they come from."""
-    from figures import store
-    from figures.report import write
+def report(
+    ledger: Path,
+    drawings: Path | None,
+    rows_file: Path | None,
+    ran: tuple[Path, ...],
+    toy_file: Path | None,
+    out: Path,
+) -> None:
+    """Write one self-contained page: what composes, the ledger, the figures, the cells, where they come from.
 
+    Exit status 1 if a claim fails or a run did not reproduce the committed rows.
+    """
+    from figures import store
+    from figures.measured import toy
+    from figures.report import gather, sources, write
+
+    measured = sources.committed()
     try:
-        failed = write(out, ledger, drawings, rows_file or store.COMMITTED)
+        with _bar() as bar:
+            task = bar.add_task("predictions", total=None, visible=False)
+            content = gather(
+                ledger,
+                drawings,
+                rows_file or store.COMMITTED,
+                toy_file or toy.COMMITTED,
+                measured,
+                ran,
+                tick=lambda done, all_: bar.update(task, completed=done, total=all_, visible=True),
+            )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    click.echo(f"report in {out} ({failed} failed)" if failed else f"report in {out} (every claim holds)")
+    write(out, content)
+    for told in content.told():
+        click.echo(told)
+    click.echo(f"report in {out}")
+    if content.failures:
+        sys.exit(1)
 
 
 for _name in THEORY:

@@ -11,8 +11,9 @@ import json
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +144,17 @@ class _Tally:
         )
 
 
-def cells(records: Iterable[Record]) -> list[Cell]:
-    """The cells of records, as they first appear. Errors: RowsError on a question with two answers."""
+def cells(records: Iterable[Record], watch: Callable[[Place, Record], Any] | None = None) -> list[Cell]:
+    """The cells of records, as they first appear; `watch` sees every record with its place.
+
+    Errors: RowsError on a question with two answers.
+    """
     tallies: dict[tuple[Place, int | None], _Tally] = {}
     for record in records:
-        key = (_place(record), record.regime.get("seed"))
-        tallies.setdefault(key, _Tally()).add(record)
+        place = _place(record)
+        tallies.setdefault((place, record.regime.get("seed")), _Tally()).add(record)
+        if watch:
+            watch(place, record)
     return [tally.cell(*key) for key, tally in tallies.items()]
 
 
@@ -172,6 +178,12 @@ def _place(record: Record) -> Place:
         record.group,
         record.decode,
     )
+
+
+@cache
+def nameless(place: Place) -> Place:
+    """The place whatever its model is called: where there is a digest, that says which model it is."""
+    return replace(place, model="") if place.digest else place
 
 
 def pooled(found: Iterable[Cell]) -> list[Cell]:
@@ -206,10 +218,12 @@ def _mean(values: Iterable[float]) -> float:
 # --- reading ----------------------------------------------------------------------------------------------
 
 
-def read(paths: Sequence[Path]) -> tuple[list[Cell], list[Row]]:
+def read(
+    paths: Sequence[Path], watch: Callable[[Place, Record], Any] | None = None
+) -> tuple[list[Cell], list[Row]]:
     """The cells and the rows on closed-form edits in these run folders and files (.jsonl, .jsonl.gz).
 
-    Errors: RowsError naming what cannot be read.
+    watch: sees every record with its place as it is read. Errors: RowsError naming what cannot be read.
     """
     edits: list[Row] = []
 
@@ -225,7 +239,7 @@ def read(paths: Sequence[Path]) -> tuple[list[Cell], list[Row]]:
                     raise RowsError(f"'{path}', row {number}, is no record: {error}") from error
                 edits.append(row)
 
-    return cells(records()), edits
+    return cells(records(), watch), edits
 
 
 def committed() -> list[Path]:

@@ -1,182 +1,135 @@
-"""One self-contained page: what composes, every drawing, every claim of the ledger, and where they come from.
+"""One self-contained page: what composes and why, the ledger, the drawings, the cells, where they come from.
 
-The ledger is the JSON that `python -m toytransformer verify --json FILE` writes: a list of rows with the keys
-in `COLUMNS`. A row whose verdict starts with "fail" counts as failed. Drawings are embedded as images; where
-a folder holds one drawing in both formats, SVG is taken. The opening is read off the rows of the outcome map.
+Its numbers are those of a ledger, of the rows behind the drawings, of the committed measurements and of
+runs on this machine. It loads nothing from elsewhere.
 """
 
-import base64
+from __future__ import annotations
+
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from figures import store, words
+from figures.measured import toy
+from figures.measured.cells import Cell, Row
+from figures.report import drawings as pictures
+from figures.report import ledger, opening, rerun, sources, tables
+from figures.report.rerun import Rerun
+from figures.report.sources import Source
 from toytransformer.compositions import replace_file
 
-COLUMNS = (
-    "claim",
-    "source",
-    "regime",
-    "expected",
-    "measured",
-    "tolerance",
-    "tolerance_kind",
-    "verdict",
-    "note",
-    "proof",
-    "reason",
-    "provenance",
-)
-MEDIA = {".svg": "image/svg+xml", ".png": "image/png"}  # in order of preference
-#: Title and caption of each drawing, in the order of the page; others follow by name.
-CAPTIONS = {
-    "outcomes": (
-        "What the merged model answers",
-        "A line is a merge rule or a library of adapters, a column the number of facts in each adapter. "
-        "Colour and word say which answer the two-hop question gets; a split cell shows shares.",
-    ),
-    "answers": (
-        "What is answered, toy against language model",
-        "The same libraries and merge rules, predicted and measured. The theory takes for granted that the "
-        "base answers two-hop questions about known facts; the controls show whether this language model "
-        "does.",
-    ),
-    "agreement": (
-        "Predicted against measured",
-        "A dot is one library, merge and way of asking. To the right of the line the toy answers rightly; "
-        "a rank correlation of one would mean that it orders all of them as measured.",
-    ),
-    "survival": (
-        "Whether a single hop survives the merge",
-        "Above zero, the edited one-hop answer still wins. Answering in two steps needs this of both hops.",
-    ),
-    "weights": (
-        "Survival of a single hop, toy against language model",
-        "How often the edited answer is given as its adapter's share of the merge grows. The dashed step "
-        "is the toy's edge.",
-    ),
-    "mixture": (
-        "The two-hop answer inside the mixture",
-        "How the right answer, the bridge entity and the base's answer gain and lose as weight moves from "
-        "the first adapter to the second.",
-    ),
-    "layers": (
-        "The theory's coefficients inside a language model",
-        "How much of an edit at one question shows at another, in the features of each MLP. If nothing "
-        "singles out the right second hop, both curves of the middle panel are one.",
-    ),
-    "bridges": (
-        "Bridge training, setup by setup",
-        "A two-hop question is answered step by step only where both of its hops survive the merge.",
-    ),
-    "gauge": (
-        "The same updates, written in other factors",
-        "Rules that merge factors (here linear) answer differently when an adapter's factors are turned, "
-        "though its update stays the same. Rules that merge updates (here sum) do not.",
-    ),
-    "factors": (
-        "The same updates in other factors, measured",
-        "Each rule on the very same updates of a language model, written in several gauges and trained "
-        "from one or from several initial factors.",
-    ),
-    "tables": (
-        "The paper's tables, predicted and measured",
-        "The paper's range over its models, the toy's prediction and our small models, line by line.",
-    ),
-    "leak": (
-        "Where else an edit shows",
-        "How much of an edit's change of output appears on prompts that share its entity, its relation or "
-        "nothing.",
-    ),
-    "convergence": (
-        "Finite networks approach the limit",
-        "How far the coefficients of single sampled networks are from the limit, by width and by "
-        "dimension, over the spread that the theory derives.",
-    ),
-}
+#: Rows that the theory computes, by their name in Content.
+COMPUTED = {"checks": "ledger", "drawn": "drawings of the theory", "predictions": "predictions of the toy"}
 
 
-class ReportError(ValueError):
-    """The ledger or the drawings cannot be put on a page."""
+@dataclass(frozen=True)
+class Content:
+    """What the page shows: the ledger, drawings, and measured rows with what is predicted of them.
+
+    drawn: the rows behind the drawings of the theory. committed, runs: joined with `predictions`. reruns:
+    each run beside the committed rows. anew: of rows computed anew, how many there are and how many the
+    committed file has just so. files: what the rows of COMPUTED were read from.
+    """
+
+    checks: Sequence[Mapping[str, Any]]
+    drawings: Sequence[Mapping[str, str]] = ()
+    drawn: Sequence[Row] = ()
+    committed: Sequence[Source] = ()
+    runs: Sequence[Source] = ()
+    reruns: Sequence[Rerun] = ()
+    predictions: Sequence[Row] = ()
+    anew: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def failures(self) -> int:
+        """Checks that fail and cells that did not reproduce."""
+        return sum(map(ledger.failed, self.checks)) + sum(run.differing for run in self.reruns)
+
+    def told(self) -> list[str]:
+        """What came out, in a line each."""
+        broken = sum(map(ledger.failed, self.checks))
+        lines = [f"{broken} of {len(self.checks)} checks fail" if broken else "every claim holds"]
+        for name, (rows, equal) in self.anew.items():
+            lines.append(f"{COMPUTED[name]}: {equal} of {rows} rows are equal to the committed ones")
+        return lines + [f"{run.name}: {run.told}" for run in self.reruns]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The committed cells, and those of runs on other models."""
+        found = [cell for source in self.committed for cell in source.cells]
+        digests = {cell.place.digest for cell in found}
+        return found + [cell for run in self.runs for cell in run.cells if cell.place.digest not in digests]
 
 
-def write(out: Path, ledger: Path, drawings: Path | None = None, rows: Path = store.COMMITTED) -> int:
-    """Write the page to `out` and return how many rows failed. rows: the file behind the drawings."""
-    checked, drawn = read_ledger(ledger), store.read(rows)
-    page = render(checked, embed(drawings) if drawings else [], drawn)
+def gather(
+    ledger_file: Path,
+    drawings: Path | None = None,
+    rows: Path = store.COMMITTED,
+    toy_file: Path = toy.COMMITTED,
+    measured: Sequence[Path] = (),
+    runs: Sequence[Path] = (),
+    tick: Callable[[int, int], Any] | None = None,
+) -> Content:
+    """Read everything; predictions that lack are computed, with `tick(done, all)` after each.
+
+    rows: behind the drawings of the theory. toy_file: predictions of what was measured. measured: committed
+    files of that. Errors: ValueError naming what cannot be read.
+    """
+    checks = ledger.read(ledger_file)
+    ran = [sources.read(path) for path in runs]
+    wanted = {key for run in ran for key in run.answers}
+    kept = [sources.read(path, wanted) for path in measured]
+    several = [*kept, *ran]
+    joined, predictions = toy.join(
+        [cell for source in several for cell in source.cells], toy.read(toy_file), tick
+    )
+    cells = iter(joined)
+    several = [replace(source, cells=tuple(next(cells) for _ in source.cells)) for source in several]
+    kept, ran = several[: len(kept)], several[len(kept) :]
+    drawn = store.read(rows)
+    anew = {}
+    if rows != store.COMMITTED:
+        anew["drawn"] = _equal(drawn, store.read(store.COMMITTED))
+    if toy_file != toy.COMMITTED:
+        anew["predictions"] = _equal(predictions, toy.read())
+    return Content(
+        checks,
+        pictures.embed(drawings) if drawings else (),
+        drawn,
+        kept,
+        ran,
+        [rerun.compare(run, kept) for run in ran],
+        predictions,
+        anew,
+        {"checks": ledger_file, "drawn": rows, "predictions": toy_file},
+    )
+
+
+def _equal(rows: Sequence[Row], committed: Sequence[Row]) -> tuple[int, int]:
+    """How many of the rows there are, and how many of them the committed file has just so."""
+    there = {_told(row) for row in committed}
+    return len(rows), sum(_told(row) in there for row in rows)
+
+
+def _told(row: Row) -> str:
+    """A row as text, without where it comes from."""
+    return json.dumps({**row, "provenance": None}, sort_keys=True)
+
+
+def write(out: Path, content: Content) -> None:
+    """Write the page, all or nothing."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(out, [page])
-    return sum(failed(row) for row in checked)
+    replace_file(out, [render(content)])
 
 
-def read_ledger(path: Path) -> list[dict]:
-    """The ledger's rows; refuses a file that is not a list of rows with every column."""
-    remedy = "`python -m toytransformer verify --json FILE` writes a ledger"
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ReportError(f"{path} is not JSON ({error}); {remedy}") from error
-    if not isinstance(rows, list) or not rows:
-        raise ReportError(f"{path} holds no rows; {remedy}")
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ReportError(f"{path}: row {number} is {row!r}, not an object; {remedy}")
-        if missing := [column for column in COLUMNS if column not in row]:
-            raise ReportError(f"{path}: row {number} lacks {', '.join(missing)}; {remedy}")
-    return rows
-
-
-def failed(row: Mapping) -> bool:
-    return str(row["verdict"]).lower().startswith("fail")
-
-
-def claims(rows: Sequence[Mapping]) -> list[dict]:
-    """The rows by claim, which is the text before the first colon; what fails comes first."""
-    found: dict[str, dict] = {}
-    for row in rows:
-        name, _, statement = row["claim"].partition(": ")
-        blank = {"name": name, "source": row["source"], "proof": row["proof"], "rows": [], "failures": 0}
-        entry = found.setdefault(name, blank)
-        entry["rows"].append({**row, "statement": statement or name})
-        entry["failures"] += failed(row)
-    for entry in found.values():
-        entry["rows"].sort(key=failed, reverse=True)
-    return sorted(found.values(), key=lambda entry: not entry["failures"])
-
-
-def corrections(rows: Sequence[Mapping]) -> dict[str, list[str]]:
-    """Where the paper's words are not what holds: the remarks that say so, once each, by claim."""
-    found: dict[str, list[str]] = {}
-    for row in rows:
-        note = row["note"]
-        if note.startswith("paper") or "the paper says" in note:
-            remarks = found.setdefault(row["claim"].partition(": ")[0], [])
-            if note not in remarks:
-                remarks.append(note)
-    return found
-
-
-def embed(folder: Path) -> list[dict[str, str]]:
-    """Each drawing of the folder once, as a data URI, in the order of CAPTIONS and then by name."""
-    chosen: dict[str, Path] = {}
-    for suffix in MEDIA:
-        for path in sorted(folder.glob(f"*{suffix}")):
-            chosen.setdefault(path.stem, path)
-    order = [stem for stem in CAPTIONS if stem in chosen]
-    order += sorted(chosen.keys() - CAPTIONS.keys())
-    drawings = []
-    for stem in order:
-        title, caption = CAPTIONS.get(stem, (stem.replace("_", " ").replace("-", " "), ""))
-        data = base64.b64encode(chosen[stem].read_bytes()).decode()
-        uri = f"data:{MEDIA[chosen[stem].suffix]};base64,{data}"
-        drawings.append({"name": title, "caption": caption, "uri": uri})
-    return drawings
-
-
-def render(rows: Sequence[Mapping], drawings: Sequence[Mapping], drawn: Sequence[Mapping] = ()) -> str:
-    """The page as HTML; every text from outside is escaped. drawn: the rows behind the drawings."""
+def render(content: Content) -> str:
+    """The page as HTML; every text from outside is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -184,18 +137,42 @@ def render(rows: Sequence[Mapping], drawings: Sequence[Mapping], drawn: Sequence
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["value"] = value
-    environment.tests["failed"] = failed
-    origins = {"ledger": rows[0]["provenance"], "figures": drawn[0]["provenance"] if drawn else {}}
-    return environment.get_template("report.html").render(
-        claims=claims(rows),
-        count=len(rows),
-        failures=sum(map(failed, rows)),
-        corrections=corrections(rows),
-        summary=words.summary([row for row in drawn if row["figure"] == "outcomes"]),
-        drawings=drawings,
-        origins={name: flatten(origin) for name, origin in origins.items() if origin},
+    environment.filters |= {"value": value, "right": opening.right, "merge": opening.merge}
+    environment.tests["failed"] = ledger.failed
+    environment.globals |= {"measured": opening.measured, "groups": tables.groups}
+    several = (*content.committed, *content.runs)
+    formed = {place: share for source in reversed(several) for place, share in source.formed.items()}
+    lines = opening.lines(content.cells)
+    return environment.get_template("page.html").render(
+        content=content,
+        lines=lines,
+        models=list(dict.fromkeys(model for line in lines for model in line.cells)),
+        verdicts=opening.verdicts(lines),
+        reasons=opening.reasons(content.cells, formed),
+        claims=ledger.claims(content.checks),
+        failures=sum(map(ledger.failed, content.checks)),
+        corrections=ledger.corrections(content.checks),
+        summary=words.summary([row for row in content.drawn if row["figure"] == "outcomes"]),
+        computed=COMPUTED,
+        asked=opening.ASKED,
+        tone={opening.COMPOSES: "yes", opening.FAILS: "no", opening.OPEN: ""},
+        level=rerun.LEVEL,
+        header=tables.HEADER,
+        sources=several,
+        origins=_origins(content),
     )
+
+
+def _origins(content: Content) -> dict[str, dict[str, str]]:
+    """Where what was computed comes from: its file, and what all of its rows say of themselves."""
+    found = {}
+    for name, title in COMPUTED.items():
+        rows, file = getattr(content, name), content.files.get(name)
+        about = {**sources.identity(file), "rows": f"{len(rows):,}"} if file else {}
+        said = next((row["provenance"] for row in rows if "provenance" in row), {})
+        if about or said:
+            found[title] = {**about, **{key: value(entry) for key, entry in said.items()}}
+    return found
 
 
 def value(item: object, digits: int = 6) -> str:
@@ -213,14 +190,3 @@ def value(item: object, digits: int = 6) -> str:
             return ", ".join(f"{key}: {value(entry)}" for key, entry in item.items())
         case _:
             return str(item)
-
-
-def flatten(mapping: Mapping) -> dict[str, str]:
-    """Nested provenance as one level of "outer inner" names."""
-    flat = {}
-    for name, entry in mapping.items():
-        if isinstance(entry, Mapping):
-            flat |= {f"{name} {inner}": text for inner, text in flatten(entry).items()}
-        else:
-            flat[str(name)] = value(entry)
-    return flat

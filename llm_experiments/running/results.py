@@ -78,6 +78,11 @@ class Cell:
     def items(self) -> int:
         return self.entry.items
 
+    def wins(self, other: Cell) -> str:
+        """In how many training seeds more is right than in another cell: "2 of 3"."""
+        pairs = [(share, other.entry.seeds[seed]) for seed, share in self.entry.seeds.items()]
+        return f"{sum(own > others for own, others in pairs)} of {len(pairs)}"
+
     def flag(self, name: str) -> float:
         """Share of the answers step by step of which the row says so: hop1_right, bridge_copied, hop2_right;
         or that have the "form" of a chain.
