@@ -126,7 +126,7 @@ for known in (True, False):
 #
 # Some popular rules do not add products. They add the *factors*: with $\Delta_i = A_i B_i^T$,
 #
-# $$\Big(\sum_i w_i A_i\Big)\Big(\sum_j w_j B_j\Big)^T
+# $$\left(\sum_i w_i A_i\right)\left(\sum_j w_j B_j\right)^T
 # = \sum_i w_i^2 A_iB_i^T + \sum_{i\ne j} w_i w_j\,A_iB_j^T .$$
 #
 # The second sum is made of **cross terms**. $A_2 B_1^T$ reads what adapter 1 reads (x) and writes what
