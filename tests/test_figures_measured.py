@@ -174,7 +174,7 @@ def test_relabelled_rows_meet_the_prediction_of_their_own_relabelling():
     assert row["spec_hash"] == rows[0].spec_hash and all(cell.toy for cell in found)
 
 
-@pytest.mark.parametrize("name", ["table1", "table2", "table12", "relabel", "gauge"])
+@pytest.mark.parametrize("name", ["table1", "contrast", "table2", "table12", "relabel", "gauge"])
 def test_whatever_is_planned_to_be_measured_can_be_joined(name):
     small = replace(PROFILES["small"], facts=3, bridge_facts=2, library_facts=2, train=(0,), fit_facts=1)
     plan = EXPERIMENTS[name].plan(Base("tiny", "0" * 16), small, (0,))

@@ -224,8 +224,9 @@ def bridge(plan: Plan) -> Iterable[Cell]:
 def contrast(plan: Plan) -> Iterable[Cell]:
     """Plain against bridged, under matched and longer training, from one initial A for each or one for all.
 
-    The paper trains by epochs, so its bridged adapters take about three times the steps of plain ones at
-    our sizes.
+    Every adapter is also asked alone, which parts what its training left out from what the merge took away.
+    The paper trains by epochs, so its bridged adapters take about three times the steps of plain ones at our
+    sizes.
     """
     steps = plan.profile.training.steps
     for seed in plan.seeds:
@@ -238,7 +239,10 @@ def contrast(plan: Plan) -> Iterable[Cell]:
                 scene = plan.setup(number, "R", **start, **more)
                 for rule in ("sum", "mean", "arrow-products"):
                     yield plan.answers(scene, library, rule, seed)
-        yield from plan.controls(plan.setup(0, "R"), seed, ("hop1", "hop2", "oracle", "joint"), ("mean",))
+                for name, adapter in zip(PAIR, library, strict=True):
+                    alone = plan.setup(number, "R", (name,), **start, **more)
+                    yield plan.answers(alone, [adapter], "sum", seed, control=name)
+        yield from plan.controls(plan.setup(0, "R"), seed, ("oracle", "joint"), ("mean",))
 
 
 def table2(plan: Plan) -> Iterable[Cell]:
