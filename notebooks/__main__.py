@@ -10,6 +10,7 @@ import copy
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 import jupytext
@@ -31,10 +32,12 @@ def executed(name: str) -> nbformat.NotebookNode:
     """The lesson with its outputs, solution included. Errors: CellExecutionError for a cell that raises."""
     notebook = jupytext.read(LESSONS[name])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    # Through a socket file, not a port: nothing else on the machine or the network can listen.
-    config = Config({"ConnectionFileMixin": {"transport": "ipc"}})
     where = {"metadata": {"path": str(HERE.parent)}}
-    NotebookClient(notebook, config=config, timeout=PATIENCE, resources=where).execute()
+    with TemporaryDirectory() as folder:
+        # Through socket files, not ports: nothing else on the machine or the network can listen.
+        sockets = {"transport": "ipc", "ip": str(Path(folder) / "kernel")}
+        config = Config({"ConnectionFileMixin": sockets})
+        NotebookClient(notebook, config=config, timeout=PATIENCE, resources=where).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day: the same source gives the same file
     return notebook
