@@ -26,20 +26,30 @@ $(READY): pyproject.toml constraints.txt
 MODEL ?= embedded
 EXPERIMENTS ?= $(if $(filter embedded,$(MODEL)),quick,table1 survival)
 SEEDS ?= 0
-RUN = out/llm$(if $(filter embedded,$(MODEL)),,$(subst /,-,/$(MODEL)))
+PROFILE ?=
 DEVICE = $(if $(filter embedded,$(MODEL)),cpu,auto)
+# One folder a model and profile: no name of a model has a colon or a comma.
+RUN = out/reproduce/$(subst /,:,$(MODEL))$(PROFILE:%=,%)
 
-# Interrupted, it goes on: what was computed is computed again only after a change of the code it comes from.
-# A failed claim must not hide the report: every step runs, and the first bad status is the target's.
+ifneq ($(filter reproduce,$(MAKECMDGOALS)),)
+ifneq ($(words $(MODEL)):$(MODEL),1:$(firstword $(MODEL)))
+$(error MODEL is '$(MODEL)': give one hub id, folder or .gguf file, without spaces)
+endif
+endif
+
+# Interrupted, it goes on. Checks and predictions are computed again after a change of their code; what was measured
+# is not: its key holds a version that is raised by hand, and the page warns of a run of another commit.
+# A failed step must not hide the report: every step runs, unless one was interrupted, and the first bad status is
+# the target's.
 reproduce: setup out/ledger.json out/theory_rows.json  ## check, predict and measure everything, write out/report.html (MODEL=hub id or folder)
-	@rm -rf out/report.html out/figures
+	@rm -rf out/report.html out/figures out/toy_rows.json && mkdir -p out/figures
 	@status=0; \
-	step() { echo "==> $$*"; "$$@" || { bad=$$?; [ $$status -ne 0 ] || status=$$bad; }; }; \
-	for name in $(EXPERIMENTS); do \
-		step $(PY) -m llm_experiments run $$name --model $(MODEL) --device $(DEVICE) --seeds $(SEEDS) --out $(RUN); \
-	done; \
-	step $(PY) -m figures all --rows out/theory_rows.json --run $(RUN) --fresh --toy out/toy_rows.json --out out/figures; \
-	step $(PY) -m figures report --ledger out/ledger.json --rows out/theory_rows.json --run $(RUN) \
+	step() { echo "==> $$*"; "$$@" || { bad=$$?; [ $$bad -lt 128 ] || exit $$bad; [ $$status -ne 0 ] || status=$$bad; }; }; \
+	step $(PY) -m llm_experiments run $(EXPERIMENTS) --model '$(MODEL)' $(PROFILE:%=--profile '%') --device $(DEVICE) \
+		--seeds '$(SEEDS)' --out '$(RUN)'; \
+	set --; [ ! -d '$(RUN)' ] || set -- --run '$(RUN)'; \
+	step $(PY) -m figures all --rows out/theory_rows.json "$$@" --fresh --toy out/toy_rows.json --out out/figures; \
+	step $(PY) -m figures report --ledger out/ledger.json --rows out/theory_rows.json "$$@" \
 		--toy out/toy_rows.json --figures out/figures --out out/report.html; \
 	exit $$status
 
@@ -47,12 +57,14 @@ THEORY := $(wildcard toytransformer/*.py toytransformer/*/*.py)
 
 # Dated by when they were begun: an edit since then counts as newer.
 out/ledger.json: $(READY) $(THEORY)
-	@mkdir -p out && rm -f $@
-	started=$$(date +%Y-%m-%dT%H:%M:%S) && { $(PY) -m toytransformer verify --json $@ || [ -s $@ ]; } && touch -d $$started $@
+	@mkdir -p out && rm -f $@ && touch $@.begun
+	$(PY) -m toytransformer verify --json $@ || [ -s $@ ]
+	@touch -r $@.begun $@ && rm $@.begun
 
-out/theory_rows.json: $(READY) $(THEORY) $(wildcard figures/*.py)
-	@mkdir -p out && rm -f $@
-	started=$$(date +%Y-%m-%dT%H:%M:%S) && $(PY) -m figures theory --fresh --rows $@ --out out/figures && touch -d $$started $@
+out/theory_rows.json: $(READY) $(THEORY) figures/rows.py figures/samples.py figures/store.py
+	@mkdir -p out && rm -f $@ && touch $@.begun
+	$(PY) -m figures theory --fresh --no-draw --rows $@
+	@touch -r $@.begun $@ && rm $@.begun
 
 test: setup  ## run the tests (more options: make test ARGS='-k merging')
 	$(PY) -m pytest $(ARGS)
@@ -76,9 +88,9 @@ coq-packages:
 bench: setup  ## time the fast routes against plain NumPy
 	$(PY) -m benchmarks $(ARGS)
 
-figures: setup  ## draw the figures into out/figures and refresh the one in the README (anew: ARGS=--fresh)
+figures: setup  ## draw the figures into out/figures and refresh those in docs (anew: ARGS=--fresh)
 	$(PY) -m figures all --out out/figures $(ARGS)
-	@mkdir -p docs && cp out/figures/outcomes.png out/figures/outcomes.svg docs/
+	@for name in answers outcomes; do cp out/figures/$$name.png out/figures/$$name.svg docs/; done
 
 notebooks: setup  ## run the six lessons and write them into out/notebooks (one: ARGS=03_two_adapters)
 	$(PY) -m notebooks $(ARGS)

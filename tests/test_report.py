@@ -1,11 +1,14 @@
 """The page holds every row, drawing and cell, claims only what they bear out, and refuses a broken ledger."""
 
 import ast
+import gzip
 import html
 import inspect
 import json
 import math
+import os
 import re
+import subprocess
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -15,15 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from figures import report, store, theory, words
-from figures.__main__ import MEASURED, THEORY, main
+from figures.__main__ import MEASURED, THEORY, _joined, main
 from figures.measured import cells as measured
 from figures.measured import toy
+from figures.measured.weights import curves, swept
 from figures.report import Content, opening, render, rerun, sources, tables, value
 from figures.report.drawings import CAPTIONS, embed
 from figures.report.ledger import COLUMNS, ReportError, claims, read
-from llm_experiments.asking.statistics import mcnemar_exact
+from llm_experiments.asking.statistics import mcnemar_exact, wilson
 from llm_experiments.running.tables import read_file
-from toytransformer.compositions import OUTCOMES, Record, write_jsonl
+from toytransformer.compositions import OUTCOMES, Record, provenance, write_jsonl
 
 ROW = {
     "claim": "c1 > c2 <always>",
@@ -151,13 +155,14 @@ def reasons(content):
     return opening.reasons(content.cells, formed)
 
 
-def test_the_committed_rows_bear_out_every_reason(committed):
+def test_every_reason_is_stated_or_marked_as_contradicted(committed):
     found = reasons(committed)
-    assert len(found) == 4 and all(reason.holds for reason in found)
     shown = html.unescape(render(committed))
-    assert "Contradicted" not in shown
+    assert len(found) == 4
+    assert shown.count("Contradicted by these rows:") == sum(not reason.holds for reason in found)
     for reason in found:
         assert reason.says in shown and reason.numbers in shown
+        assert (f"<s>{reason.says}</s>" in shown) == (not reason.holds)
 
 
 def with_shares(content, **wanted):
@@ -187,11 +192,91 @@ def test_a_reason_that_the_rows_contradict_is_not_claimed(committed):
             assert f"<s>{reason.says}</s>" in shown
 
 
+def of_pair(place):
+    return place.library == opening.PAIR and place.asked == "two-hop/direct" and place.dataset == "R"
+
+
+RIGHT = dict.fromkeys(OUTCOMES, 0.0) | {"correct": 1.0}
+#: What contradicts each reason: which cells, and how they are changed.
+AGAINST = {
+    0: (of_pair, lambda cell: replace(cell, toy=cell.toy and {**cell.toy, "margin": 1.0})),
+    1: (
+        lambda place: place.library == ("mixed",) and place.decode == "direct",
+        lambda cell: replace(cell, shares=RIGHT),
+    ),
+    2: (
+        lambda place: swept(place) and place.group in opening.PAIR,
+        lambda cell: replace(cell, shares=RIGHT),
+    ),
+}
+
+
+@pytest.mark.parametrize("number", AGAINST)
+def test_each_reason_is_contradicted_on_its_own(committed, number):
+    chosen, change = AGAINST[number]
+    cells = [change(cell) if chosen(cell.place) else cell for cell in committed.cells]
+    formed = {place: share for source in committed.committed for place, share in source.formed.items()}
+    before, after = (
+        [reason.holds for reason in opening.reasons(found, formed)] for found in (committed.cells, cells)
+    )
+    assert after == [holds and place != number for place, holds in enumerate(before)]
+
+
+def test_that_the_merges_fail_too_belongs_to_not_merging(committed):
+    cells = [replace(cell, shares=RIGHT) if of_pair(cell.place) else cell for cell in committed.cells]
+    assert not opening.reasons(cells, {})[1].holds
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_form_explains_nothing_unless_some_have_it_and_some_have_not(committed, share):
+    formed = {place: share for source in committed.committed for place in source.formed}
+    assert not opening.reasons(committed.cells, formed)[-1].holds
+
+
+def test_each_model_has_the_prediction_of_its_own_merge(committed):
+    shown = html.unescape(render(committed))
+    for line in opening.lines(committed.cells):
+        for cells in line.cells.values():
+            top, told = opening.best(cells), opening.measured(cells)
+            said = max(top.shares, key=top.shares.get)
+            assert words.SAYS[said] in told["answers"].partition("; ")[0]
+            if top.toy:
+                predicted = max(top.toy["shares"], key=top.toy["shares"].get)
+                assert words.SAYS[predicted] in told["answers"].partition("; predicted: ")[2]
+            assert (
+                told["answers"] in shown and f"{top.items} questions on {top.chains} chains" in told["about"]
+            )
+    assert opening.instead(opening.lines(committed.cells), committed.cells) in shown
+
+
+def test_what_is_said_instead_counts_the_answers_that_are_as_predicted(committed):
+    for outcome, agree in (("correct", None), ("bridge", True)):
+        cells = with_shares(committed, **{outcome: 1.0}).cells
+        told = opening.instead(opening.lines(cells), cells)
+        found = re.search(r"in (\d+) of (\d+) cells", told)
+        assert (found and found[1] == found[2]) == agree
+    other = [replace(cell, shares=RIGHT) for cell in cells]
+    assert " in 0 of " in opening.instead(opening.lines(other), other)
+
+
 def test_verdicts_follow_the_rows(committed):
     (composes,) = opening.verdicts(opening.lines(with_shares(committed, correct=1.0).cells))
     (fails,) = opening.verdicts(opening.lines(with_shares(committed, bridge=1.0).cells))
     (half,) = opening.verdicts(opening.lines(with_shares(committed, correct=0.5, old=0.5).cells))
     assert (composes, fails, half) == (opening.COMPOSES, opening.FAILS, opening.OPEN)
+
+
+def test_a_verdict_names_the_models_that_it_is_said_of(committed):
+    lines = opening.lines(committed.cells)
+    models = {model for line in lines for model in line.cells}
+    for line in lines:
+        told = opening.verdicts(lines)[line.verdict][opening.ASKED[line.decode]]
+        agree = len({opening.verdict(cells) for cells in line.cells.values()}) == 1
+        if agree and line.cells.keys() == models:
+            assert line.held.name in told
+        else:
+            (said,) = (text for text in told if text.startswith(f"{line.held.name} ("))
+            assert all(model in said for model in line.cells) and said.endswith("only)") == agree
 
 
 def test_nothing_is_said_of_what_was_not_measured():
@@ -209,7 +294,8 @@ def test_the_best_merge_alone_decides_that_a_model_composes_and_all_that_it_does
     shares = [{**dict.fromkeys(OUTCOMES, 0.0), "correct": count / 40} for count in counts]
     cells = [measured.Cell(place, (0,), 40, 20, share) for share in shares]
     said = opening.verdict(cells)
-    assert (said == opening.COMPOSES) == any(cell.interval()[0] > 0.5 for cell in cells)
+    sure = 1 - 0.05 / len(counts)
+    assert (said == opening.COMPOSES) == any(wilson(count, 40, sure)[0] > 0.5 for count in counts)
     assert (said == opening.FAILS) == all(cell.interval()[1] < 0.5 for cell in cells)
 
 
@@ -270,34 +356,74 @@ def compared(folder, here, there):
 def test_a_run_with_the_same_answers_has_reproduced_whatever_the_model_is_called(tmp_path):
     rows = [record(number) for number in range(20)]
     found = compared(tmp_path, [replace(row, source="elsewhere") for row in rows], rows)
-    assert (found.equal, found.differing, found.alone) == (1, 0, 0)
-    assert (found.same, found.answers) == (20, 20) and found.told.startswith("it reproduced")
+    assert (found.count(rerun.IDENTICAL), found.failed, found.alone) == (1, False, 0)
+    assert found.told.startswith("it reproduced") and "20 of 20" in found.told
+
+
+WRONG = {"text": "wrong", "shares": {"bridge": 1.0}}
 
 
 @given(st.integers(0, 20), st.sampled_from(["bridge", "old", "edited", "other"]))
-def test_a_tampered_row_is_shown_and_judged_by_mcnemars_test(tmp_path_factory, flipped, outcome):
+def test_tampered_rows_are_shown_and_judged_by_the_sign_test(tmp_path_factory, flipped, outcome):
     folder = tmp_path_factory.mktemp("run")
     rows = [record(number) for number in range(20)]
     wrong = {"text": "wrong", "shares": {outcome: 1.0}}
     here = [replace(row, **wrong) if number < flipped else row for number, row in enumerate(rows)]
     (pair,) = compared(folder, here, rows).pairs
     p = mcnemar_exact([number >= flipped for number in range(20)], [True] * 20).p
-    assert (pair.same, pair.equal) == (20 - flipped, not flipped)
+    assert (pair.same, pair.verdict == rerun.IDENTICAL) == (20 - flipped, not flipped)
     assert math.isclose(pair.holm["correct"], min(1.0, len(OUTCOMES) * p))
-    assert pair.differs == (min(1.0, len(OUTCOMES) * p) < rerun.LEVEL)
+    assert (pair.verdict == rerun.DIFFERS) == (min(1.0, len(OUTCOMES) * p) < rerun.LEVEL)
 
 
-def test_other_words_for_the_same_outcome_are_counted_but_not_blamed(tmp_path):
+def test_the_wordings_of_a_chain_are_one_unit(tmp_path):
+    rows = [record(number) for number in range(20)]
+    rows += [replace(row, regime={**row.regime, "template": 49}) for row in rows]
+    here = [replace(row, **WRONG) if row.prompt in ("x0 R1 R2", "x1 R1 R2") else row for row in rows]
+    (pair,) = compared(tmp_path, here, rows).pairs
+    assert (pair.same, pair.items) == (36, 40)
+    assert (pair.tests["bridge"].first, pair.tests["bridge"].second) == (2, 0)
+    assert (pair.tests["correct"].first, pair.tests["correct"].second) == (0, 2)
+
+
+def test_one_cell_that_differs_among_many_is_found_and_comes_first(tmp_path):
+    rules = ("mean", "sum", "ties", "dare")
+    rows = [replace(record(number), rule=rule) for rule in rules for number in range(20)]
+    here = [replace(row, **WRONG) if row.rule == "ties" else row for row in rows]
+    found = compared(tmp_path, here, rows)
+    assert (found.count(rerun.DIFFERS), found.count(rerun.IDENTICAL)) == (1, 3) and found.failed
+    assert found.pairs[0].place.rule == "ties" and "1 of 4 cells differ" in found.told
+    p = mcnemar_exact([False] * 20, [True] * 20).p
+    assert math.isclose(found.pairs[0].holm["correct"], min(1.0, len(rules) * len(OUTCOMES) * p))
+
+
+def test_other_words_for_the_same_outcome_are_neither_blamed_nor_called_reproduced(tmp_path):
     rows = [record(number) for number in range(20)]
     found = compared(tmp_path, [replace(rows[0], text="right too"), *rows[1:]], rows)
-    assert (found.same, found.answers, found.equal, found.differing) == (19, 20, 0, 0)
-    assert "19 of 20" in found.told
+    assert (found.count(rerun.WORDS), found.count(rerun.IDENTICAL), found.failed) == (1, 0, False)
+    assert "19 of 20" in found.told and "reproduced" not in found.told and "another" in found.told
+
+
+def test_another_training_seed_of_the_committed_rows_is_never_called_reproduced(tmp_path):
+    for path in sorted(sources.committed(), key=lambda path: path.stat().st_size):
+        seeds = {}
+        for row in read_file(path):
+            if row.regime.get("seed") in (0, 1) and row.regime.get("control") is None:
+                seeds.setdefault(row.regime["seed"], []).append(row)
+        if 1 in seeds:
+            break
+    wanted = {(row.spec_hash, row.prompt, row.decode) for row in seeds[1]}
+    first = [row for row in seeds[0] if (row.spec_hash, row.prompt, row.decode) in wanted]
+    renamed = [replace(row, regime={**row.regime, "seed": 0}) for row in seeds[1]]
+    found = compared(tmp_path, renamed, first)
+    assert found.pairs and "reproduced" not in found.told
+    assert found.count(rerun.IDENTICAL) < len(found.pairs)
 
 
 def test_a_question_that_only_one_side_has_is_a_difference(tmp_path):
     rows = [record(number) for number in range(20)]
     found = compared(tmp_path, rows[:19], rows)
-    assert found.differing == 1 and found.pairs[0].lacking == 1
+    assert found.count(rerun.DIFFERS) == 1 and found.pairs[0].lacking == 1
 
 
 def test_cells_without_a_counterpart_are_counted(tmp_path):
@@ -305,7 +431,13 @@ def test_cells_without_a_counterpart_are_counted(tmp_path):
     found = compared(tmp_path, [*rows, *(record(number, seed=1) for number in range(20))], rows)
     assert (len(found.pairs), found.alone) == (1, 1)
     other = [replace(row, regime={**row.regime, "model": "another"}) for row in rows]
-    assert "no committed rows" in compared(tmp_path, other, rows).told
+    found = compared(tmp_path, other, rows)
+    assert "no committed rows" in found.told and not found.failed
+
+
+def test_a_run_in_which_nothing_was_measured_fails(tmp_path):
+    found = compared(tmp_path, [], [record(0)])
+    assert found.failed and found.told == "nothing was measured"
 
 
 def test_the_page_shows_what_differs_escapes_it_and_counts_as_failed(tmp_path):
@@ -314,9 +446,18 @@ def test_the_page_shows_what_differs_escapes_it_and_counts_as_failed(tmp_path):
     here, there = source(tmp_path, "run", wrong), source(tmp_path, "committed", rows)
     content = Content((ROW,), committed=[there], runs=[here], reruns=[rerun.compare(here, [there])])
     shown = render(content)
-    assert content.failures == 1 and "1 of 1 cells did not reproduce" in shown
+    assert content.failures == 1 and "1 of 1 cells differ from the committed rows" in shown
     assert shown.count('<tr class="failed"') == shown.count('<details class="failed" open>') == 1
     assert "<b>.jsonl" not in shown and "made <up>" not in shown and "made &lt;up&gt;" in shown
+
+
+def test_the_page_warns_of_a_run_of_another_commit(tmp_path):
+    git = provenance()["git"]
+    for commit, warned in (("abc", True), (git, False)):
+        rows = [replace(record(0), provenance={"git": commit, "packages": {}})]
+        run = source(tmp_path, "run", rows)
+        shown = render(Content((ROW,), runs=[run], reruns=[rerun.compare(run, [])]))
+        assert ("another commit" in shown) == warned
 
 
 def test_what_a_file_says_of_itself_is_its_provenance(tmp_path):
@@ -324,6 +465,31 @@ def test_what_a_file_says_of_itself_is_its_provenance(tmp_path):
     assert origin["rows"] == "2 answers in 1 cells" and origin["training seeds"] == "0, 1"
     assert origin["commit"] == "abc, with changes" and origin["versions"] == "Python 3, torch 2"
     assert len(origin["SHA-256"]) == 64 and origin["path"].endswith("some.jsonl")
+
+
+def test_in_what_the_base_was_held_while_adapters_trained_is_told(committed):
+    for path, kept in zip(sources.committed(), committed.committed, strict=True):
+        beside = path.with_name(path.name.replace(".jsonl", sources.BESIDE[0].partition(".")[0] + ".jsonl"))
+        rows = map(json.loads, gzip.decompress(beside.read_bytes()).splitlines())
+        wanted = {row["training"]["base_dtype"] for row in rows if row["kind"] == "adapter"} - {None}
+        told = kept.origin["adapters trained on a base in"]
+        assert all(dtype in told for dtype in wanted) and ("precision of the answers" in told) != bool(wanted)
+
+
+def test_rows_computed_anew_are_compared_with_their_own_counterparts(tmp_path, monkeypatch):
+    rows = {"a": {"n": 1, "provenance": "x"}, "b": {"n": 2}, "c": {"n": 3}}
+    found = report._beside(rows, {"a": {"n": 1, "provenance": "y"}, "b": {"n": 0}, "d": {}})
+    assert found == report.Anew(2, 1, 1) and "1 have no committed counterpart" in str(found)
+    (tmp_path / "ledger.json").write_text(json.dumps([ROW]))
+    monkeypatch.chdir(store.COMMITTED.parent)
+    assert report.gather(tmp_path / "ledger.json", rows=Path(store.COMMITTED.name)).anew == {}
+
+
+def test_one_point_is_no_curve(committed):
+    sweep = [cell for cell in committed.cells if swept(cell.place) and cell.place.group == "hop1"]
+    assert curves(sweep) == sweep and len(sweep) > 2
+    one = next(cell for cell in sweep if cell.place.known)
+    assert curves([one]) == [] == curves([one, next(cell for cell in sweep if not cell.place.known)])
 
 
 # --- the command ------------------------------------------------------------------------------------------
@@ -367,11 +533,61 @@ def test_the_command_compares_a_run_with_the_committed_rows(tmp_path, run, monke
     write_jsonl(tmp_path / "kept.jsonl", kept)
     write_jsonl(tmp_path / "same.jsonl", kept)
     write_jsonl(tmp_path / "other.jsonl", [replace(row, text="?", shares={"other": 1.0}) for row in kept])
+    words = [replace(row, text=f"{row.text}!") if place % 2 else row for place, row in enumerate(kept)]
+    write_jsonl(tmp_path / "words.jsonl", words)
+    write_jsonl(tmp_path / "empty.jsonl", [])
     (tmp_path / "ledger.json").write_text(json.dumps([ROW]))
     monkeypatch.setattr(sources, "committed", lambda: [tmp_path / "kept.jsonl"])
     for name, status, told in (
-        ("same", 0, "160 of 160 answers word for word"),
-        ("other", 1, "did not reprod"),
+        ("same", 0, "it reproduced the committed rows: 160 of 160 answers"),
+        ("other", 1, "differ from the committed rows"),
+        ("words", 0, "80 of 160 answers are the committed ones word for word; no outcome differs"),
+        ("empty", 1, "nothing was measured"),
     ):
         done = run("--ledger", tmp_path / "ledger.json", "--run", tmp_path / f"{name}.jsonl")
         assert (done.exit_code, told in done.output) == (status, True), done.output
+
+
+def test_edits_of_a_run_on_another_dataset_are_kept(tmp_path):
+    paths = []
+    for name, dataset, number in (("kept", "F", 0), ("same", "F", 1), ("other", "R", 2)):
+        paths.append(tmp_path / f"{name}.jsonl")
+        row = {"kind": "overlap", "model": "d", "dataset": dataset, "number": number}
+        paths[-1].write_text(json.dumps(row) + "\n")
+    _, edits = _joined(tuple(paths[:1]), None, False, tuple(paths[1:]))
+    assert [edit["number"] for edit in edits] == [0, 2]
+
+
+# --- make reproduce ---------------------------------------------------------------------------------------
+
+
+def planned(*arguments):
+    command = ["make", "--no-print-directory", "-n", "reproduce", *arguments]
+    return subprocess.run(command, cwd=sources.ROOT, capture_output=True, text=True, env=BARE)
+
+
+BARE = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        ((), ("run quick --model 'embedded'", "--device cpu", "--seeds '0'", "out/reproduce/embedded'")),
+        (("MODEL=a/b",), ("run table1 survival --model 'a/b'", "--device auto", "out/reproduce/a:b'")),
+        (("MODEL=a-b", "SEEDS=0,1"), ("--model 'a-b'", "--seeds '0,1'", "out/reproduce/a-b'")),
+        (("MODEL=./m/x.gguf",), ("--model './m/x.gguf'", "out/reproduce/.:m:x.gguf'")),
+        (("PROFILE=small",), ("--profile 'small'", "out/reproduce/embedded,small'")),
+        (("EXPERIMENTS=fig1 table1",), ("run fig1 table1 --model",)),
+    ],
+)
+def test_make_reproduce_measures_what_it_is_asked_to(arguments, told):
+    done = planned(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert all(text in done.stdout for text in told)
+    assert ("--profile" in done.stdout) == ("PROFILE=small" in arguments)
+
+
+@pytest.mark.parametrize("model", ["", "a b", "embedded ", " "])
+def test_make_reproduce_refuses_a_model_that_is_not_one_word(model):
+    done = planned(f"MODEL={model}")
+    assert done.returncode == 2 and "MODEL is" in done.stderr and not done.stdout

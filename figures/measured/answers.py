@@ -29,7 +29,7 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
     """The map of one model, that with most cells; plain adapters on MLP layers, as the paper's."""
     asked = [cell for cell in found if _drawn(cell.place)]
     if not asked:
-        raise NothingToDrawError("needs rows of setup 0 or of the relations' libraries on two-hop questions")
+        raise NothingToDrawError("needs rows of setup 0 on two-hop questions")
     model = words.models(asked)[0]
     asked = pooled(cell for cell in asked if cell.place.model == model)
     data = {known: _dataset(asked, known) for known in (True, False)}
@@ -72,8 +72,7 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
 
 def _drawn(place: Place) -> bool:
     plain = not place.variant and place.weights is None and place.layers in (None, "mlp")
-    named = place.composition == "setup-0" or place.composition.startswith("library-")
-    return plain and named and place.group == "two-hop"
+    return plain and place.composition == "setup-0" and place.group == "two-hop"
 
 
 def _dataset(found: Sequence[Cell], known: bool) -> str | None:
@@ -86,24 +85,19 @@ def _line(place: Place) -> Line:
         return "Controls", "no adapter"
     if place.control == "random":
         return "Controls", f"random ones, {place.rule}"
-    if place.composition.startswith("library-"):
-        kind = place.composition.removeprefix("library-")
-        if len(place.library) == 1:
-            return f"Five relations, {kind} graphs", f"{place.library[0]} alone"
-        return f"Five relations, {kind} graphs", place.rule
     if len(place.library) == 1:
         return "One adapter alone, trained on", words.ALONE[place.library[0]]
     return words.LIBRARIES[place.library] + ", merged by", place.rule
 
 
 def _ordered(lines: Sequence[Line]) -> list[Line]:
-    """Groups as in `words`, relations' libraries after them and controls last."""
+    """Groups as in `words`, controls last."""
     first = [f"{library}, merged by" for library in words.LIBRARIES.values()] + [
         "One adapter alone, trained on"
     ]
 
     def place(line: Line) -> tuple[int, int]:
-        group = first.index(line[0]) if line[0] in first else len(first) + (line[0] == "Controls")
+        group = first.index(line[0]) if line[0] in first else len(first)
         return group, RULES.index(line[1]) if line[1] in RULES else len(RULES)
 
     return sorted(lines, key=place)

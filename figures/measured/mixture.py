@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from figures import style
 from figures.measured import words
 from figures.measured.cells import Cell, NothingToDrawError, Place, pooled
+from figures.measured.weights import curves
 from figures.style import GREEN, ORANGE
 
 ROLES = {
@@ -35,9 +36,11 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
     Of several models it is the one with most cells.
     """
     asked = [c for c in found if scaled(c.place) and c.place.asked == "two-hop/direct" and c.logprobs]
-    cells = pooled(asked)
+    cells = curves(pooled(asked))
     if not cells:
-        raise NothingToDrawError("needs log-probabilities in rows of experiment survival (weights 1 and s)")
+        raise NothingToDrawError(
+            "needs log-probabilities in rows of experiment survival (two weights s at least)"
+        )
     model = words.models(cells)[0]
     cells = [cell for cell in cells if cell.place.model == model]
     columns = sorted({not cell.place.known for cell in cells})

@@ -167,7 +167,7 @@ def _cell(axes: Axes, cell: Cell, height: float, models: Sequence[str]) -> None:
     filled, alone = cell.place.rule not in FACTORS, len(cell.place.library) == 1
     directly = cell.place.decode == "direct" and not alone
     shift = height if alone else height + (0.17 if filled else -0.17)
-    if cell.place.model == models[0]:
+    if cell.place.model == models[0] and cell.toy:
         right = cell.toy["shares"].get("correct", 0.0)
         axes.add_line(_mark(BLACK, "x" if directly else "D", filled, xy=([right], [shift]), zorder=2.5))
     if cell.place.model in models and not directly:

@@ -18,6 +18,7 @@ from figures.measured.cells import Cell, Place, Row, RowsError
 from toytransformer.compositions import Composition, Merge, Question, catalogue, question
 from toytransformer.compositions.setups import setup
 from toytransformer.compositions.worlds import Prompt
+from toytransformer.merging import RuleError
 
 COMMITTED = Path(__file__).parents[1] / "data" / "toy_rows.json"
 #: Neurons behind rules that act on single entries; dimension and draws where tied singular values leave the
@@ -66,8 +67,9 @@ def join(
 ) -> tuple[list[Cell], list[Row]]:
     """Cells with their predictions, and the rows that these are.
 
-    rows: predictions that are there; those that lack are computed, with `tick(done, all)` after each.
-    Errors: RowsError on measured rows that are not those of the composition they describe.
+    rows: predictions that are there; those that lack are computed, with `tick(done, all)` after each. A cell
+    whose merge the toy refuses has none. Errors: RowsError on measured rows that are not those of the
+    composition they describe.
     """
     known = {row["spec_hash"]: row for row in rows}
     places = dict.fromkeys(replace(cell.place, group="", decode="") for cell in found)
@@ -85,7 +87,9 @@ def join(
     return joined, [known[hash_] for hash_ in wanted]
 
 
-def _of(row: Row, place: Place) -> dict[str, Any]:
+def _of(row: Row, place: Place) -> dict[str, Any] | None:
+    if "refused" in row:
+        return None
     asked = row["asked"].get(place.asked)
     if asked is None:
         raise RowsError(f"the prediction of {row['spec_hash']} has no {place.asked}: compute it with --fresh")
@@ -111,7 +115,8 @@ def predicted(spec: Composition) -> Row:
 
     margin: output of the right answer minus the largest other, mean over questions; step by step the smaller
     one of the two steps, each asked on its own. outputs: of the right answer, the bridge and the old one.
-    Where tied singular values leave the full limit open, means over draws at finite d.
+    Where tied singular values leave the full limit open, means over draws at finite d. A rule that cannot
+    merge the toy's adapters, whose ranks are numbers of facts, has its words in "refused" instead.
     """
     import jax
 
@@ -119,19 +124,25 @@ def predicted(spec: Composition) -> Row:
     from toytransformer.prediction import predict
     from toytransformer.regimes import FullLimit, Regime, WidthLimit
 
-    asked = replace(spec, questions=(*spec.questions, *_steps(spec)))
-    with jax.enable_x64(True):
-        regime: Regime = FullLimit(quadrature=NEURONS)
-        several = [predict(asked, regime)]
-        if tied := undetermined(several[0]):
-            regime = WidthLimit(dimension=DIMENSION, quadrature=NEURONS)
-            several = [predict(asked, replace(regime, seed=seed)) for seed in range(DRAWS)]
-    return {
+    about = {
         "spec_hash": spec.spec_hash,
         "composition": spec.name,
         "library": [adapter.name for adapter in spec.adapters],
         "rule": spec.merge.rule,
         "weights": spec.merge.weights,
+    }
+    asked = replace(spec, questions=(*spec.questions, *_steps(spec)))
+    with jax.enable_x64(True):
+        regime: Regime = FullLimit(quadrature=NEURONS)
+        try:
+            several = [predict(asked, regime)]
+        except RuleError as refusal:
+            return {**about, "refused": str(refusal)}
+        if tied := undetermined(several[0]):
+            regime = WidthLimit(dimension=DIMENSION, quadrature=NEURONS)
+            several = [predict(asked, replace(regime, seed=seed)) for seed in range(DRAWS)]
+    return {
+        **about,
         "tied": tied,
         "regime": store.described(regime),
         "seeds": list(range(len(several))),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,11 +30,21 @@ def swept(place: Place) -> bool:
     )  # fmt: skip
 
 
+def curves(cells: Iterable[Cell]) -> list[Cell]:
+    """Those of the cells that differ from another one in nothing but the weights: one point is no curve."""
+    sweeps: dict[Place, list[Cell]] = {}
+    for cell in cells:
+        sweeps.setdefault(replace(cell.place, weights=None, spec_hash=""), []).append(cell)
+    return [cell for sweep in sweeps.values() if len(sweep) > 1 for cell in sweep]
+
+
 def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
     """A column for known facts and one for fresh ones, a line of panels for each model."""
-    cells = pooled(cell for cell in found if swept(cell.place) and cell.place.group in HOPS)
+    cells = curves(pooled(cell for cell in found if swept(cell.place) and cell.place.group in HOPS))
     if not cells:
-        raise NothingToDrawError("needs rows of experiment survival (weights a and 1 - a)")
+        raise NothingToDrawError(
+            "needs rows of experiment survival (two pairs of weights a and 1 - a at least)"
+        )
     models = words.models(cells)
     kinds = [known for known in (True, False) if any(cell.place.known == known for cell in cells)]
     figure = style.blank(style.PAGE, 1.35 + 1.9 * len(models))

@@ -21,10 +21,23 @@ from figures.report import drawings as pictures
 from figures.report import ledger, opening, rerun, sources, tables
 from figures.report.rerun import Rerun
 from figures.report.sources import Source
-from toytransformer.compositions import replace_file
+from toytransformer.compositions import provenance, replace_file
 
 #: Rows that the theory computes, by their name in Content.
 COMPUTED = {"checks": "ledger", "drawn": "drawings of the theory", "predictions": "predictions of the toy"}
+
+
+@dataclass(frozen=True)
+class Anew:
+    """Of rows computed anew: how many the committed file has too, how many of those are equal, the new."""
+
+    both: int
+    equal: int
+    new: int
+
+    def __str__(self) -> str:
+        told = f"{self.equal} of {self.both} rows are equal to the committed ones"
+        return told + (f", {self.new} have no committed counterpart" if self.new else "")
 
 
 @dataclass(frozen=True)
@@ -32,8 +45,8 @@ class Content:
     """What the page shows: the ledger, drawings, and measured rows with what is predicted of them.
 
     drawn: the rows behind the drawings of the theory. committed, runs: joined with `predictions`. reruns:
-    each run beside the committed rows. anew: of rows computed anew, how many there are and how many the
-    committed file has just so. files: what the rows of COMPUTED were read from.
+    each run beside the committed rows. anew: rows computed anew beside the committed file. files: what the
+    rows of COMPUTED were read from.
     """
 
     checks: Sequence[Mapping[str, Any]]
@@ -43,20 +56,19 @@ class Content:
     runs: Sequence[Source] = ()
     reruns: Sequence[Rerun] = ()
     predictions: Sequence[Row] = ()
-    anew: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    anew: Mapping[str, Anew] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def failures(self) -> int:
-        """Checks that fail and cells that did not reproduce."""
-        return sum(map(ledger.failed, self.checks)) + sum(run.differing for run in self.reruns)
+        """Checks that fail, and runs that differ from the committed rows or hold nothing."""
+        return sum(map(ledger.failed, self.checks)) + sum(run.failed for run in self.reruns)
 
     def told(self) -> list[str]:
         """What came out, in a line each."""
         broken = sum(map(ledger.failed, self.checks))
         lines = [f"{broken} of {len(self.checks)} checks fail" if broken else "every claim holds"]
-        for name, (rows, equal) in self.anew.items():
-            lines.append(f"{COMPUTED[name]}: {equal} of {rows} rows are equal to the committed ones")
+        lines += [f"{COMPUTED[name]}, computed anew: {anew}" for name, anew in self.anew.items()]
         return lines + [f"{run.name}: {run.told}" for run in self.reruns]
 
     @property
@@ -94,10 +106,10 @@ def gather(
     kept, ran = several[: len(kept)], several[len(kept) :]
     drawn = store.read(rows)
     anew = {}
-    if rows != store.COMMITTED:
-        anew["drawn"] = _equal(drawn, store.read(store.COMMITTED))
-    if toy_file != toy.COMMITTED:
-        anew["predictions"] = _equal(predictions, toy.read())
+    if rows.resolve() != store.COMMITTED.resolve():
+        anew["drawn"] = _beside(dict(enumerate(drawn)), dict(enumerate(store.read(store.COMMITTED))))
+    if toy_file.resolve() != toy.COMMITTED.resolve():
+        anew["predictions"] = _beside(_hashed(predictions), _hashed(toy.read()))
     return Content(
         checks,
         pictures.embed(drawings) if drawings else (),
@@ -111,15 +123,20 @@ def gather(
     )
 
 
-def _equal(rows: Sequence[Row], committed: Sequence[Row]) -> tuple[int, int]:
-    """How many of the rows there are, and how many of them the committed file has just so."""
-    there = {_told(row) for row in committed}
-    return len(rows), sum(_told(row) in there for row in rows)
+def _beside(rows: Mapping[Any, Row], committed: Mapping[Any, Row]) -> Anew:
+    """Rows computed anew beside the committed ones, each by what tells it from the others of its file."""
+    both = rows.keys() & committed.keys()
+    equal = sum(_told(rows[key]) == _told(committed[key]) for key in both)
+    return Anew(len(both), equal, len(rows) - len(both))
 
 
 def _told(row: Row) -> str:
     """A row as text, without where it comes from."""
     return json.dumps({**row, "provenance": None}, sort_keys=True)
+
+
+def _hashed(rows: Sequence[Row]) -> dict[str, Row]:
+    return {row["spec_hash"]: row for row in rows}
 
 
 def write(out: Path, content: Content) -> None:
@@ -143,11 +160,14 @@ def render(content: Content) -> str:
     several = (*content.committed, *content.runs)
     formed = {place: share for source in reversed(several) for place, share in source.formed.items()}
     lines = opening.lines(content.cells)
+    models = list(dict.fromkeys(model for line in lines for model in line.cells))
     return environment.get_template("page.html").render(
         content=content,
         lines=lines,
-        models=list(dict.fromkeys(model for line in lines for model in line.cells)),
+        models=models,
         verdicts=opening.verdicts(lines),
+        instead=opening.instead(lines, content.cells),
+        elsewhere={run.name: sorted(set(run.commits) - {provenance()["git"]}) for run in content.runs},
         reasons=opening.reasons(content.cells, formed),
         claims=ledger.claims(content.checks),
         failures=sum(map(ledger.failed, content.checks)),
@@ -157,6 +177,7 @@ def render(content: Content) -> str:
         asked=opening.ASKED,
         tone={opening.COMPOSES: "yes", opening.FAILS: "no", opening.OPEN: ""},
         level=rerun.LEVEL,
+        told=(rerun.IDENTICAL, rerun.WORDS, rerun.DIFFERS),
         header=tables.HEADER,
         sources=several,
         origins=_origins(content),
@@ -168,7 +189,9 @@ def _origins(content: Content) -> dict[str, dict[str, str]]:
     found = {}
     for name, title in COMPUTED.items():
         rows, file = getattr(content, name), content.files.get(name)
-        about = {**sources.identity(file), "rows": f"{len(rows):,}"} if file else {}
+        about = {"rows": f"{len(rows):,}"} if file else {}
+        if file and file.exists():
+            about |= sources.identity(file)
         said = next((row["provenance"] for row in rows if "provenance" in row), {})
         if about or said:
             found[title] = {**about, **{key: value(entry) for key, entry in said.items()}}

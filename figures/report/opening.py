@@ -1,25 +1,28 @@
 """The answer: what composes, what does not, and why, each verdict and reason read off the cells.
 
 A model composes what it answers rightly more often than not: Wilson's interval lies above one half under some
-merge. It does not where the interval lies below one half under every merge; otherwise it is open. A reason is
-stated with the cells that bear it out, and as contradicted where they do not.
+merge, at a confidence raised for the number of merges that it is the best of (Bonferroni). It does not where
+the interval lies below one half under every merge; otherwise it is open. A reason is stated with the cells
+that bear it out, and as contradicted where they do not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 from figures import words
 from figures.measured.cells import Cell, Place
-from figures.measured.weights import swept
+from figures.measured.weights import curves, swept
 from figures.measured.words import seeds
+from llm_experiments.asking.statistics import wilson
 from llm_experiments.running.layout import percent
 
 PAIR = ("hop1", "hop2")
 #: Ways to train an adapter that leave a library what it is; other variants are experiments on it.
 TRAINED = {"initial_a", "steps", "adapters", "form"}
+#: The chance that an interval misses; all of them are of this level.
+LEVEL = 0.05
 #: The data set of the opening: real names, about which a base model may know something.
 REAL = "R"
 
@@ -89,12 +92,11 @@ DEPENDS = "depends on the model"
 
 @dataclass(frozen=True)
 class Line:
-    """One thing held and one way of asking: the cells of each model, and what is predicted of them."""
+    """One thing held and one way of asking: the cells of each model."""
 
     held: Held
     decode: str
     cells: Mapping[str, Sequence[Cell]]
-    predicted: Mapping[str, str]
 
     @property
     def verdict(self) -> str:
@@ -111,13 +113,15 @@ def best(cells: Sequence[Cell]) -> Cell:
 
 def verdict(cells: Sequence[Cell]) -> str:
     """Of one model: whether any of these merges composes."""
-    if above(best(cells)):
+    if above(best(cells), len(cells)):
         return COMPOSES
     return FAILS if all(map(below, cells)) else OPEN
 
 
-def above(cell: Cell) -> bool:
-    return cell.interval()[0] > 1 / 2
+def above(cell: Cell, among: int = 1) -> bool:
+    """Whether more is right than not; among: of how many cells it is the best."""
+    right = min(cell.shares["correct"], 1.0) * cell.items
+    return wilson(right, cell.items, 1 - LEVEL / among)[0] > 1 / 2
 
 
 def below(cell: Cell) -> bool:
@@ -140,13 +144,28 @@ def merge(place: Place) -> str:
     return rule + weights + (f" ({', '.join(told)})" if told else "")
 
 
+def mostly(shares: Mapping[str, float]) -> str:
+    """The most frequent outcome."""
+    return max(shares, key=lambda outcome: shares[outcome])
+
+
 def measured(cells: Sequence[Cell]) -> dict[str, str]:
-    """What a cell of the table says: the best merge's share, and over how much it is the best."""
+    """What a cell of the table says of the best merge: its share right, over how much it is the best, and the
+    most frequent answer beside the predicted one.
+    """
     top, least = best(cells), min(cell.shares["correct"] for cell in cells)
-    about = f"n = {top.items}, {seeds([top])}"
+    about = f"n = {top.items} questions on {top.chains} chains, {seeds([top])}"
     if len(cells) > 1:
         about = f"{merge(top.place)}, the best of {len(cells)} (least {percent(least)}%); {about}"
-    return {"right": right(top), "about": about, "verdict": verdict(cells)}
+    answers = f"most often {_most(top.shares)}"
+    if top.toy:
+        answers += f"; predicted: {_most(top.toy['shares'])}"
+    return {"right": right(top), "about": about, "answers": answers, "verdict": verdict(cells)}
+
+
+def _most(shares: Mapping[str, float]) -> str:
+    outcome = mostly(shares)
+    return f"{words.SAYS[outcome]}, {percent(shares[outcome])}%"
 
 
 def lines(cells: Iterable[Cell]) -> list[Line]:
@@ -162,8 +181,7 @@ def lines(cells: Iterable[Cell]) -> list[Line]:
                 if cell.place.decode == decode and held.of(cell.place):
                     models.setdefault(names[cell.place.model, cell.place.digest], []).append(cell)
             if models:
-                toys = [cell.toy for several in models.values() for cell in several if cell.toy]
-                found.append(Line(held, decode, models, _predicted(toys)))
+                found.append(Line(held, decode, models))
     return found
 
 
@@ -176,24 +194,45 @@ def _names(cells: Iterable[Cell]) -> dict[tuple[str, str | None], str]:
     }
 
 
-def _predicted(toys: Sequence[Mapping]) -> dict[str, str]:
-    """The right answer's share, over all merges, and what is answered instead."""
-    if not toys:
-        return {}
-    shares = [toy["shares"].get("correct", 0.0) for toy in toys]
-    least, most = percent(min(shares)), percent(max(shares))
-    return {
-        "right": f"{least}%" if least == most else f"{least} to {most}%",
-        "about": words.answers(toys).partition(",")[0],
-    }
-
-
 def verdicts(found: Sequence[Line]) -> dict[str, dict[str, list[str]]]:
-    """What composes, what does not, and what depends or is open: by way of asking."""
+    """What composes, what does not, and what depends or is open: by way of asking, with the models that it is
+    said of where these are not all.
+    """
+    models = {model for line in found for model in line.cells}
     told: dict[str, dict[str, list[str]]] = {name: {} for name in (COMPOSES, FAILS, DEPENDS, OPEN)}
     for line in found:
-        told[line.verdict].setdefault(ASKED[line.decode], []).append(line.held.name)
+        by: dict[str, list[str]] = {}
+        for model, cells in line.cells.items():
+            by.setdefault(verdict(cells), []).append(model)
+        about = "; ".join(f"{', '.join(own)}: {name}" for name, own in by.items())
+        if len(by) == 1:
+            about = f"{', '.join(line.cells)} only" if line.cells.keys() < models else ""
+        told[line.verdict].setdefault(ASKED[line.decode], []).append(
+            line.held.name + (f" ({about})" if about else "")
+        )
     return {name: asked for name, asked in told.items() if asked}
+
+
+def instead(found: Sequence[Line], cells: Sequence[Cell]) -> str:
+    """How often the table's most frequent answer is the predicted one, and what the bases answer directly."""
+    tops = [top for line in found for several in line.cells.values() if (top := best(several)).toy]
+    wrong = [top for top in tops if not (mostly(top.shares) == mostly(top.toy["shares"]) == "correct")]
+    agree = sum(mostly(top.shares) == mostly(top.toy["shares"]) for top in wrong)
+    if not wrong:
+        return ""
+    told = (
+        "Leaving out the cells where the right answer is predicted and most frequent, the most frequent "
+        f"answer is the predicted one in {agree} of {len(wrong)} cells of this table."
+    )
+    bases = [cell for cell in cells if cell.place.control == "base" and cell.place.asked == "two-hop/direct"]
+    bases = [cell for cell in bases if cell.place.dataset == REAL and cell.place.known and _plain(cell.place)]
+    if bases:
+        given = ", ".join(f"{cell.place.model} in {percent(cell.shares['old'])}%" for cell in bases)
+        told += (
+            " For known facts the theory takes for granted that the base answers two-hop questions; asked "
+            f"directly, these bases give the old answer: {given}."
+        )
+    return told
 
 
 # --- why --------------------------------------------------------------------------------------------------
@@ -213,27 +252,33 @@ def reasons(cells: Sequence[Cell], formed: Mapping[Place, float]) -> list[Reason
     table = {(line.held.name, line.decode): line.cells for line in lines(cells)}
     direct, steps, mixed = (table.get(key) for key in ((TWO, "direct"), (TWO, "steps"), (ONE, "direct")))
     found = [
-        direct and _mixture([cell for several in direct.values() for cell in several if cell.toy]),
+        direct and _mixture([cell for several in direct.values() for cell in several]),
         direct and mixed and _not_merging(direct, mixed),
-        _survival([cell for cell in cells if swept(cell.place) and cell.place.known]),
+        _survival(curves(cell for cell in cells if swept(cell.place) and cell.place.known)),
         steps and _form(steps, cells, formed),
     ]
     return [reason for reason in found if reason]
 
 
-def _mixture(predicted: Sequence[Cell]) -> Reason | None:
+def _mixture(direct: Sequence[Cell]) -> Reason | None:
+    """What is predicted of every merge, and that no measured one composes either."""
+    predicted = [cell for cell in direct if cell.toy]
     if not predicted:
         return None
     margins = [cell.toy["margin"] for cell in predicted]
     shares = [cell.toy["shares"].get("correct", 0.0) for cell in predicted]
     guesses = [1 / dict(cell.place.setting)["facts"] for cell in predicted]
+    top = best(direct)
     return Reason(
-        "The output of a merged model mixes what its adapters and its base say. Asked directly, none of them "
-        "says the right answer: another one is larger, and no merge is right more often than a guess.",
+        "In the theory, the output of a merged model mixes what its adapters and its base say; asked "
+        "directly, another answer than the right one is the largest, and none of these merges is predicted "
+        "right more often than a guess.",
         f"In {len(predicted)} predicted merges of {words_of(predicted)} the right answer's output lies "
         f"{-max(margins):.2g} to {-min(margins):.2g} below the largest, and {percent(max(shares))}% of the "
-        "questions get it at most.",
-        max(margins) < 0 and all(share <= guess for share, guess in zip(shares, guesses, strict=True)),
+        f"questions get it at most; measured, {right(top)} at most ({top.place.model}).",
+        max(margins) < 0
+        and all(share <= guess for share, guess in zip(shares, guesses, strict=True))
+        and all(map(below, direct)),
     )
 
 
@@ -243,35 +288,44 @@ def _not_merging(direct: Mapping[str, Sequence[Cell]], mixed: Mapping[str, Seque
         return None
     told = (f"{model} {right(best(mixed[model]))} against {right(best(direct[model]))}" for model in models)
     return Reason(
-        "It is not the merging. One adapter that holds both hops does not compose them directly either.",
+        f"It is not the merging ({', '.join(models)}): one adapter that holds both hops does not compose "
+        "them directly either.",
         f"One adapter against the best merge of two: {'; '.join(told)}.",
-        all(below(cell) for model in models for cell in mixed[model]),
+        all(below(cell) for model in models for cell in (*mixed[model], *direct[model])),
     )
 
 
 def _survival(sweep: Sequence[Cell]) -> Reason | None:
-    """Single hops by the weight of their own adapter: below one half, at it, above it."""
-    sides: dict[int, list[Cell]] = {-1: [], 0: [], 1: []}
+    """Single hops by the weight of their own adapter: one half, the weights next to it, where it turns."""
+    by: dict[float, list[Cell]] = {}
     for cell in sweep:
         if cell.place.group in PAIR:
-            weight = cell.place.weights[PAIR.index(cell.place.group)]
-            sides[(weight > 1 / 2) - (weight < 1 / 2)].append(cell)
-    if not all(sides.values()):
+            by.setdefault(cell.place.weights[PAIR.index(cell.place.group)], []).append(cell)
+    by = dict(sorted(by.items()))
+    less, more = ([weight for weight in by if (weight > 1 / 2) == side] for side in (False, True))
+    if 1 / 2 not in by or len(less) < 2 or not more:
         return None
-    less, edge, more = (fmean(cell.shares["correct"] for cell in side) for side in sides.values())
+    near = (less[-2], 1 / 2, more[0])
+    told = (
+        " and ".join(f"{percent(cell.shares['correct'])}%" for cell in by[weight]) + f" at {weight:g}"
+        for weight in near
+    )
+    # A hop dies at the weights below `low` and lives at those above `high`.
+    low = max((w for w in by if all(below(c) for v in by if v <= w for c in by[v])), default=0.0)
+    high = min((w for w in by if all(above(c) for v in by if v >= w for c in by[v])), default=1.0)
     return Reason(
-        "A hop over a known fact survives a merge only above half of the weight, and a plain average of two "
-        "puts both hops on that edge.",
-        f"Single hops are right in {percent(less)}% below one half, {percent(edge)}% at it, "
-        f"{percent(more)}% above ({words_of(sweep)}, {sum(map(len, sides.values()))} cells).",
-        less < edge < more and not any(map(above, sides[-1])) and not any(map(below, sides[1])),
+        "A hop over a known fact survives a merge if its own adapter has enough of the weight. The edge lies "
+        "near one half, so a plain average of two puts both hops close to it.",
+        f"Single hops are right in {', '.join(told)} of the weight; up to {low:g} less than one half of the "
+        f"answers are right, from {high:g} on more ({words_of(sweep)}, {sum(map(len, by.values()))} cells).",
+        1 / 4 <= low < high <= 3 / 4,
     )
 
 
 def _form(
     steps: Mapping[str, Sequence[Cell]], cells: Sequence[Cell], formed: Mapping[Place, float]
 ) -> Reason | None:
-    """Each model's best merge of the plain pair, whether it has the form of a chain, and its single hops."""
+    """Each model's best merge of the plain pair, whether its answers end as a chain does, its single hops."""
     chosen = {model: best(several) for model, several in steps.items()}
     hops = {
         model: [cell for cell in cells if cell.place.group in PAIR and _as(cell.place, top.place)]
@@ -280,17 +334,20 @@ def _form(
     if len(chosen) < 2 or not all(hops.values()) or not all(top.place in formed for top in chosen.values()):
         return None
     told = (
-        f"{model} {percent(formed[top.place])}% in the form of a chain, {right(top)} right, hops alone "
+        f"{model} writes it in {percent(formed[top.place])}%, {right(top)} right, hops alone "
         + " and ".join(f"{percent(cell.shares['correct'])}%" for cell in hops[model])
         for model, top in chosen.items()
     )
     formless = [model for model, top in chosen.items() if formed[top.place] < 1 / 2]
     return Reason(
-        "Step by step, two adapters compose where the base knows the form of a chain of thought. Where it "
-        "does not, both hops are there one at a time and the chain still fails.",
+        "Step by step, two merged adapters compose where the merged model writes “the answer is”, as a chain "
+        "of thought ends. Where it does not, both hops are there one at a time and the chain still fails.",
         f"Under the best merge: {'; '.join(told)}.",
-        bool(formless)
-        and all(above(top) == (model not in formless) for model, top in chosen.items())
+        0 < len(formless) < len(chosen)
+        and all(
+            below(top) if model in formless else above(top, len(steps[model]))
+            for model, top in chosen.items()
+        )
         and all(above(hop) for model in formless for hop in hops[model]),
     )
 

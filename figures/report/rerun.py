@@ -1,13 +1,14 @@
 """A run beside the committed rows: the same questions to the same model after the same training.
 
-Answers are compared word for word. Where they differ, each outcome has McNemar's exact test over the
-questions of a cell, with p-values adjusted for all cells and outcomes (Holm). Machines round differently,
-which flips an answer one way as easily as the other. What is significant is more than that: such a run has
-not reproduced.
+Answers are compared word for word, and only a run whose answers all agree has reproduced. Where they differ,
+each outcome has an exact sign test over the chains of a cell, with p-values adjusted for all cells and
+outcomes (Holm). A chain is one unit, as its wordings are answered alike. The test finds what chance does not
+explain; it does not say that the training was the same: another training seed may pass it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,8 +17,10 @@ from figures.report.sources import Answers, Key, Source
 from llm_experiments.asking.statistics import McNemar, holm, mcnemar_exact
 from toytransformer.compositions import OUTCOMES
 
-#: The most chance of blaming a run that only rounds otherwise.
+#: Adjusted p-values below this one count as a difference.
 LEVEL = 0.05
+#: Verdicts on a cell and on a run, from the worst.
+DIFFERS, WORDS, IDENTICAL = "differs", "other words", "identical"
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Pair:
     """One cell of a run and its committed counterpart.
 
     here, there: share right. items: questions both have; lacking: that only one of them has. same: answers
-    that agree word for word. tests: by outcome, "first" being the run. holm: adjusted p, by outcome.
+    that agree word for word. tests: by outcome, in how many chains more wordings have it in the run ("first")
+    or in the committed rows. holm: adjusted p, by outcome.
     """
 
     place: Place
@@ -44,48 +48,49 @@ class Pair:
         return min(self.tests, key=lambda name: (self.tests[name].p, name != "correct"))
 
     @property
-    def equal(self) -> bool:
-        return not self.lacking and self.same == self.items
-
-    @property
-    def differs(self) -> bool:
-        """More than rounding explains."""
-        return bool(self.lacking) or self.holm[self.outcome] < LEVEL
+    def verdict(self) -> str:
+        if self.lacking or self.holm[self.outcome] < LEVEL:
+            return DIFFERS
+        return IDENTICAL if self.same == self.items else WORDS
 
 
 @dataclass(frozen=True)
 class Rerun:
-    """A run's cells that have a committed counterpart, what differs most first; alone: how many have none."""
+    """A run's cells that have a committed counterpart, what differs most first.
+
+    alone: how many cells have none. empty: whether the run holds nothing at all.
+    """
 
     name: str
     pairs: tuple[Pair, ...]
     alone: int
+    empty: bool
+
+    def count(self, verdict: str) -> int:
+        """How many of its cells have this verdict."""
+        return sum(pair.verdict == verdict for pair in self.pairs)
 
     @property
-    def equal(self) -> int:
-        return sum(pair.equal for pair in self.pairs)
-
-    @property
-    def differing(self) -> int:
-        return sum(pair.differs for pair in self.pairs)
-
-    @property
-    def answers(self) -> int:
-        return sum(pair.items for pair in self.pairs)
-
-    @property
-    def same(self) -> int:
-        return sum(pair.same for pair in self.pairs)
+    def failed(self) -> bool:
+        return self.empty or bool(self.count(DIFFERS))
 
     @property
     def told(self) -> str:
-        """In a sentence whether it reproduced."""
+        """What came out, in a sentence."""
+        if self.empty:
+            return "nothing was measured"
         if not self.pairs:
             return "there are no committed rows of the same cells to compare it with"
-        words = f"{self.same} of {self.answers} answers word for word"
-        if self.differing:
-            return f"{self.differing} of {len(self.pairs)} cells did not reproduce ({words})"
-        return f"it reproduced the committed rows ({words})"
+        same, answers = (sum(getattr(pair, name) for pair in self.pairs) for name in ("same", "items"))
+        words = f"{same} of {answers} answers are the committed ones word for word"
+        if differing := self.count(DIFFERS):
+            return f"{differing} of {len(self.pairs)} cells differ from the committed rows ({words})"
+        if same == answers:
+            return f"it reproduced the committed rows: {words}"
+        return (
+            f"{words}; no outcome differs beyond chance, which does not tell it apart from a run with "
+            "another training seed"
+        )
 
 
 def compare(run: Source, committed: Iterable[Source]) -> Rerun:
@@ -94,29 +99,34 @@ def compare(run: Source, committed: Iterable[Source]) -> Rerun:
     for source in committed:
         there |= source.answers
     pairs = [_pair(key, mine, there[key]) for key, mine in run.answers.items() if key in there]
-    pairs = sorted(_adjusted(pairs), key=lambda pair: (not pair.differs, pair.equal, pair.holm[pair.outcome]))
-    return Rerun(run.name, tuple(pairs), len(run.answers) - len(pairs))
+    order = (DIFFERS, WORDS, IDENTICAL).index
+    pairs = sorted(_adjusted(pairs), key=lambda pair: (order(pair.verdict), pair.holm[pair.outcome]))
+    return Rerun(run.name, tuple(pairs), len(run.answers) - len(pairs), not run.cells and not run.edits)
 
 
 def _pair(key: Key, here: Answers, there: Answers) -> Pair:
     both = here.keys() & there.keys()
-    texts = [(here[item], there[item]) for item in sorted(both, key=str)]
-    tests = {
-        name: mcnemar_exact([a == name for (_, a), _ in texts], [b == name for _, (_, b) in texts])
-        if texts
-        else McNemar(0, 0, 0, 0, 1.0)
-        for name in OUTCOMES
-    }
     return Pair(
         *key,
         here=_right(here),
         there=_right(there),
         items=len(both),
         lacking=len(here.keys() ^ there.keys()),
-        same=sum(a == b for a, b in texts),
-        tests=tests,
+        same=sum(here[item] == there[item] for item in both),
+        tests={name: _signs(name, both, here, there) for name in OUTCOMES},
         holm={},
     )
+
+
+def _signs(outcome: str, both: Iterable[tuple], here: Answers, there: Answers) -> McNemar:
+    """The sign test over chains: in which of the two more of its wordings have the outcome."""
+    more: Counter[str] = Counter()
+    for prompt, template in both:
+        item = (prompt, template)
+        more[prompt] += (here[item][1] == outcome) - (there[item][1] == outcome)
+    if not more:
+        return McNemar(0, 0, 0, 0, 1.0)
+    return mcnemar_exact([count > 0 for count in more.values()], [count < 0 for count in more.values()])
 
 
 def _right(answers: Answers) -> float:

@@ -35,14 +35,17 @@ Answers = dict[tuple[str, Any], tuple[str | None, str]]
 class Source:
     """One file of rows or one run.
 
-    cells: training seeds pooled. answers: by cell and question. formed: share of a cell's answers step by
-    step that have the form of a chain. origin: where all of it comes from, name by name.
+    cells: training seeds pooled. edits: how many rows on closed-form edits. answers: by cell and question.
+    formed: share of a cell's answers step by step that have the form of a chain. commits: of the code that
+    measured. origin: where all of it comes from, name by name.
     """
 
     name: str
     cells: tuple[Cell, ...]
+    edits: int
     answers: Mapping[Key, Answers]
     formed: Mapping[Place, float]
+    commits: Collection[str]
     origin: Mapping[str, str]
 
 
@@ -66,7 +69,9 @@ def read(path: Path, wanted: Collection[Key] | None = None) -> Source:
     name = shown(path) if path.is_dir() else path.name.partition(".")[0]
     files = _of_run(path) if path.is_dir() else _of_file(path)
     formed = {place: right / asked for place, (right, asked) in watch.formed.items()}
-    return Source(name, pooled, dict(watch.answers), formed, {**files, **about, **watch.origin()})
+    commits = {json.loads(text).get("git", "unknown") for text in watch.said[""]}
+    origin = {**files, **about, **watch.origin()}
+    return Source(name, pooled, len(edits), dict(watch.answers), formed, commits, origin)
 
 
 class _Watch:
@@ -91,7 +96,7 @@ class _Watch:
             ("model", f"{place.model}, digest {place.digest}"),
             ("data sets", place.dataset),
             ("training seeds", seed),
-            ("computed in", record.regime.get("dtype")),
+            ("answers computed in", record.regime.get("dtype")),
         ):
             if text is not None:
                 self.said[name][str(text)] += 1
@@ -174,9 +179,14 @@ def _of_run(folder: Path) -> dict[str, str]:
 
 
 def _trained(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """How the adapters came out on the task they were trained on."""
-    own = [row["own_task"]["share"] for row in rows if row["kind"] == "adapter"]
-    if not own:
+    """How the adapters were trained, and came out on the task they were trained on."""
+    trained = [row for row in rows if row["kind"] == "adapter"]
+    if not trained:
         return {}
+    own = [row["own_task"]["share"] for row in trained]
     least, middle = percent(min(own)), percent(median(own))
-    return {"adapters": f"{len(own)}, right on their own task in {least}% at least, {middle}% in the middle"}
+    bases = {row["training"].get("base_dtype") or "the precision of the answers" for row in trained}
+    return {
+        "adapters": f"{len(own)}, right on their own task in {least}% at least, {middle}% in the middle",
+        "adapters trained on a base in": " or ".join(sorted(bases)),
+    }

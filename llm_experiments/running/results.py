@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,8 +80,9 @@ class Cell:
         return self.entry.items
 
     def wins(self, other: Cell) -> str:
-        """In how many training seeds more is right than in another cell: "2 of 3"."""
-        pairs = [(share, other.entry.seeds[seed]) for seed, share in self.entry.seeds.items()]
+        """In how many of the training seeds that both have more is right than in another cell: "2 of 3"."""
+        both = self.entry.seeds.keys() & other.entry.seeds.keys()
+        pairs = [(self.entry.seeds[seed], other.entry.seeds[seed]) for seed in both]
         return f"{sum(own > others for own, others in pairs)} of {len(pairs)}"
 
     def flag(self, name: str) -> float:
@@ -189,6 +191,17 @@ def adapters(path: Path, steps: int) -> list[dict[str, Any]]:
         return [row for row in rows if row["kind"] == "adapter" and row["steps"] == steps]
 
 
+def printed(table: str, **wanted: Any) -> list[float]:
+    """What the paper prints in one row of a table, over its models, in percent."""
+    (row,) = [row for row in tables.paper()[table]["rows"] if wanted.items() <= row.items()]
+    return [value for value in row["values"] if not math.isnan(value)]
+
+
+def span(values: Sequence[float]) -> str:
+    """Percentages from least to most: "3.9% to 8.8%"."""
+    return " to ".join(f"{value:g}%" for value in sorted({min(values), max(values)}))
+
+
 def work(experiment: str, profile: str) -> Work:
     """What one seed of an experiment asks for on a base whose facts nobody knows."""
     return EXPERIMENTS[experiment].work(Base("", ""), PROFILES[profile], (0,))
@@ -210,12 +223,13 @@ def render(template: Path, data: Path = DATA) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["median"] = median
+    environment.filters |= {"median": median, "span": span}
     environment.filters["percent"] = lambda share: f"{percent(share)}%"
     functions: dict[str, Callable] = {
         "rows": lambda name: Rows(data / f"{name}.jsonl.gz"),
         "adapters": lambda name, steps: adapters(data / f"{name}-cells.jsonl.gz", steps),
         "work": work,
+        "printed": printed,
         "claim": claim,
         "invented": invented,
         "as_before": as_before,
