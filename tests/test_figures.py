@@ -102,7 +102,7 @@ def test_another_process_draws_the_same_bytes(drawn, tmp_path):
         assert path.read_bytes() == (drawn / path.name).read_bytes(), path.name
 
 
-def test_the_readmes_drawing_is_up_to_date(drawn):
+def test_the_drawing_in_the_docs_is_up_to_date(drawn):
     """Compared by what is drawn and not by bytes, which may depend on the version of matplotlib."""
     committed, fresh = ((folder / "outcomes.svg").read_text() for folder in (ROOT / "docs", drawn))
     for element in ("<path", "<use"):

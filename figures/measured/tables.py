@@ -40,7 +40,7 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
         raise NothingToDrawError("needs rows of an experiment that the paper has a table of")
     models = words.models(cells)[: len(MODELS)]
     note = words.wrapped(
-        style.PAGE,
+        style.PAGE - 0.1,
         "Accuracy on two-hop questions; libraries are asked step by step, single adapters directly; the "
         "toy's direct answer is what a model gives that does not follow the steps; a tick is one model",
         "Above, open: factors are merged; below, filled: products, or one adapter",
