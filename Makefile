@@ -85,7 +85,7 @@ proofs:  ## build the machine-checked proofs and print the axioms they rest on
 coq-packages:
 	@echo $(COQ_PACKAGES)
 
-bench: setup  ## time the fast routes against plain NumPy
+bench: setup  ## time our routes against plain NumPy, PEFT and generate
 	$(PY) -m benchmarks $(ARGS)
 
 figures: setup  ## draw the figures into out/figures and refresh those in docs (anew: ARGS=--fresh)

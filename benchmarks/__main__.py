@@ -33,7 +33,11 @@ NAMES = tuple(dict.fromkeys(case.name for case in cases()))
     help="Write the rows and their provenance to FILE.",
 )
 def main(names: tuple[str, ...], small: bool, json_file: Path | None) -> None:
-    """Time toytransformer against plain NumPy in the same run: coefficients, memory, draws, dense, symmetry.
+    """Time our routes against named others in the same run.
+
+    Of toytransformer, against plain NumPy: coefficients, memory, draws, dense, symmetry. Of llm_experiments:
+    arrow (prototypes against PEFT's), together (training against Trainer on PEFT's layers), answers (against
+    plain generate).
 
     Every route runs in a process of its own, on the CPU, with one thread of BLAS unless the environment says
     otherwise. Exit status 1 if two routes disagree.
@@ -103,7 +107,7 @@ def row(case: Case, ours: Measurement, plain: Measurement | None, small: bool) -
 def table(rows: list[dict]) -> Table:
     """The rows for a terminal: medians of repeated calls, the first call's extra, peak memory."""
     shown = Table(
-        title="toytransformer against plain NumPy: median seconds of a call (+ the first call's extra, "
+        title="ours against the plain route: median seconds of a call (+ the first call's extra, "
         "mostly compilation); peak memory of each process, in GB",
         title_justify="left",
         box=box.SIMPLE_HEAD,

@@ -1,4 +1,7 @@
-"""What is timed: for each case our route, the plain one, how far their results may differ, and the target."""
+"""What is timed: for each case our route, the plain one, how far their results may differ, and the target.
+
+The routes of toytransformer are here; those of language models are in arrow, together and evaluation.
+"""
 
 from __future__ import annotations
 
@@ -227,6 +230,14 @@ def _shown(facts: int) -> list[int]:
 
 def cases(small: bool = False) -> Iterator[Case]:
     """Every case in order; `small` has sizes that take a moment, and its targets mean nothing."""
+    from benchmarks import arrow, evaluation, together
+
+    for module_cases in (theory_cases, arrow.cases, together.cases, evaluation.cases):
+        yield from module_cases(small)
+
+
+def theory_cases(small: bool = False) -> Iterator[Case]:
+    """Those of toytransformer; language models have theirs in files of their own."""
     d, m, wide = (64, 2_000, 20_000) if small else (1024, 10**6, 10**7)
     yield Case(
         "coefficients",
