@@ -198,13 +198,19 @@ def printed(table: str, **wanted: Any) -> list[float]:
 
 
 def span(values: Sequence[float]) -> str:
-    """Percentages from least to most: "3.9% to 8.8%"."""
-    return " to ".join(f"{value:g}%" for value in sorted({min(values), max(values)}))
+    """Percentages from least to most: "3.9–8.8%"."""
+    return "–".join(f"{value:g}" for value in sorted({min(values), max(values)})) + "%"
 
 
 def work(experiment: str, profile: str) -> Work:
     """What one seed of an experiment asks for on a base whose facts nobody knows."""
     return EXPERIMENTS[experiment].work(Base("", ""), PROFILES[profile], (0,))
+
+
+def timed(*cases: str) -> list[dict[str, Any]]:
+    """The kept benchmarks of these cases in which another route was timed beside ours."""
+    rows = json.loads((ROOT / "benchmarks" / "results.json").read_text())["rows"]
+    return [row for row in rows if row["case"] in cases and row["ratio"] is not None]
 
 
 def claim(holds: object) -> str:
@@ -230,6 +236,7 @@ def render(template: Path, data: Path = DATA) -> str:
         "adapters": lambda name, steps: adapters(data / f"{name}-cells.jsonl.gz", steps),
         "work": work,
         "printed": printed,
+        "timed": timed,
         "claim": claim,
         "invented": invented,
         "as_before": as_before,
