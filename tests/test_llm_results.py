@@ -8,7 +8,17 @@ import pytest
 from llm_experiments.lora.recipe import Training
 from llm_experiments.running.experiments import EXPERIMENTS, Base
 from llm_experiments.running.profiles import PROFILES
-from llm_experiments.running.results import DATA, PAGES, ResultsError, Rows, claim, render
+from llm_experiments.running.results import (
+    DATA,
+    PAGES,
+    Cell,
+    ResultsError,
+    Rows,
+    claim,
+    printed,
+    render,
+    span,
+)
 
 FILES = sorted(DATA.glob("*.jsonl.gz"))
 
@@ -61,6 +71,22 @@ def test_the_work_of_seeds_adds_up():
     assert two.adapters == 2 * one.adapters and two.examples == 2 * one.examples
     base = one.questions - (two.questions - one.questions)  # asked once, whatever the seeds
     assert base == 4 * small.facts * len(small.test)  # both hops; two hops directly and step by step
+
+
+def test_wins_are_counted_over_the_seeds_that_both_have():
+    mean, arrow = (
+        Rows(DATA / "smollm2-135m.jsonl.gz").cell(0, rule, "hop1") for rule in ("mean", "arrow-products")
+    )
+    better = sum(a > b for a, b in zip(arrow.seeds, mean.seeds, strict=True))
+    assert arrow.wins(mean) == f"{better} of 2" != mean.wins(arrow)
+    first = Cell(tuple(row for row in mean.rows if row.regime["seed"] == 0))
+    assert arrow.wins(first).endswith(" of 1")
+
+
+def test_what_the_paper_prints_is_one_row_of_its_table():
+    assert span(printed("table1", setup=0)) == "1–8.8%" and span([3.0, 3.0]) == "3%"
+    with pytest.raises(ValueError):
+        printed("table1", setup=99)
 
 
 def test_a_cell_is_counted_from_its_rows():
