@@ -145,6 +145,14 @@ def test_no_two_cells_have_rows_that_nothing_tells_apart(name):
     assert len(set(told)) == len(told)
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_rows_name_the_adapters_that_answer(name):
+    for cell in (cell for cell in planned(name) if cell.kind == "answers" and cell.library):
+        experts = [adapter.of if adapter.kind == "random-adapter" else adapter for adapter in cell.library]
+        named = [adapter.name for adapter in cell.scene.composition.adapters]
+        assert [expert.title.partition(" of ")[0] for expert in experts] == named, cell.label
+
+
 def test_table1_has_every_setup_under_both_forms_of_both_routings():
     cells = [cell for cell in planned("table1") if "control" not in cell.scene.regime]
     found = {(cell.scene.composition.name, cell.scene.composition.merge.rule) for cell in cells}
