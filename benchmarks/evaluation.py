@@ -27,7 +27,7 @@ def ours(model: str, decode: str, count: int, most: int, batch: int):
 def generated(model: str, decode: str, count: int, most: int, batch: int):
     import torch
 
-    from llm_experiments.loading.prompts import prompt_text
+    from llm_experiments.models.prompts import prompt_text
 
     loaded, questions = prepared(model, decode, count)
     tokenizer = loaded.tokenizer
@@ -51,10 +51,10 @@ def prepared(model: str, decode: str, count: int):
     """The model, and two-hop questions of the bridge setup in held-out paraphrases."""
     import torch
 
-    from llm_experiments.loading.models import load
-    from llm_experiments.text.lexicon import lexicon
-    from llm_experiments.text.rendering import asked
-    from llm_experiments.text.templates import TEST
+    from llm_experiments.domains.two_hop.lexicon import lexicon
+    from llm_experiments.domains.two_hop.rendering import asked
+    from llm_experiments.domains.two_hop.templates import TEST
+    from llm_experiments.models.models import load
     from toytransformer.compositions.setups import setup
 
     torch.set_num_threads(1)

@@ -27,7 +27,7 @@ MODELS = {
 
 
 def at_once(model: str, adapters: int, steps: int):
-    from llm_experiments.lora.together import train_together
+    from llm_experiments.adapters.together import train_together
 
     loaded, sets, recipe = prepared(model, adapters, steps)
 
@@ -40,7 +40,7 @@ def at_once(model: str, adapters: int, steps: int):
 
 
 def one_by_one(model: str, adapters: int, steps: int):
-    from llm_experiments.lora.training import train
+    from llm_experiments.adapters.training import train
 
     loaded, sets, recipe = prepared(model, adapters, steps)
 
@@ -59,8 +59,8 @@ def as_peft_comes(model: str, adapters: int, steps: int):
     import transformers
     from peft import LoraConfig, get_peft_model
 
-    from llm_experiments.lora.jobs import Job
-    from llm_experiments.lora.trainer import optimizer_of
+    from llm_experiments.adapters.jobs import Job
+    from llm_experiments.adapters.trainer import optimizer_of
 
     loaded, sets, recipe = prepared(model, adapters, steps)
 
@@ -133,8 +133,8 @@ def prepared(name: str, adapters: int, steps: int):
     """A random model of that size, examples for each adapter, and the recipe."""
     import torch
 
-    from llm_experiments.loading.models import load
-    from llm_experiments.lora.training import Training
+    from llm_experiments.adapters.training import Training
+    from llm_experiments.models.models import load
 
     torch.set_num_threads(1)
     hidden, inner, layers, words = MODELS[name]

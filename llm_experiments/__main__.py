@@ -20,10 +20,10 @@ from rich.table import Table
 from toytransformer.command_line import run as run_command
 
 if TYPE_CHECKING:
-    from llm_experiments.loading.models import LoadedModel
-    from llm_experiments.running.experiments import Base
-    from llm_experiments.running.profiles import Profile
-    from llm_experiments.running.store import Store
+    from llm_experiments.engine.store import Store
+    from llm_experiments.experiments.sizes import Profile
+    from llm_experiments.experiments.two_hop import Base
+    from llm_experiments.models.models import LoadedModel
 
 #: Where results go unless --out says otherwise; experiments that share cells share them there.
 OUT = Path("out") / "llm"
@@ -83,8 +83,8 @@ def chosen(model: str, revision: str | None, dtype: str, device: str, four_bit: 
     float32.
     """
     from llm_experiments.embedded.corpus import BaseWorld
-    from llm_experiments.loading import devices, models, sources
-    from llm_experiments.running.experiments import Base
+    from llm_experiments.experiments.two_hop import Base
+    from llm_experiments.models import devices, models, sources
 
     gpus = devices.gpus_for(device, devices.free_memory())
     if dtype == "auto":
@@ -117,10 +117,10 @@ def chosen(model: str, revision: str | None, dtype: str, device: str, four_bit: 
 @click.option("--count", is_flag=True, help="Count the cells of each experiment; takes some seconds.")
 def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) -> None:
     """Show the named experiments, the profiles and the models by hub id."""
-    from llm_experiments.loading.models import PAPER_MODELS, SMALL_MODELS
-    from llm_experiments.running.experiments import EXPERIMENTS
-    from llm_experiments.running.profiles import PROFILES
-    from llm_experiments.running.runner import in_order
+    from llm_experiments.engine.local import in_order
+    from llm_experiments.experiments.sizes import PROFILES
+    from llm_experiments.experiments.two_hop import EXPERIMENTS
+    from llm_experiments.models.models import PAPER_MODELS, SMALL_MODELS
 
     console = Console(highlight=False)
     console.print("[bold]Experiments[/bold]: run NAME")
@@ -165,10 +165,10 @@ def run_experiments(
     Finished cells are kept whatever happens, and never computed twice. Several processes may run into one
     folder at once.
     """
-    from llm_experiments.running.experiments import EXPERIMENTS
-    from llm_experiments.running.runner import Context, Stopped, in_order
-    from llm_experiments.running.runner import run as run_cells
-    from llm_experiments.running.store import Store
+    from llm_experiments.engine.local import Context, Stopped, in_order
+    from llm_experiments.engine.local import run as run_cells
+    from llm_experiments.engine.store import Store
+    from llm_experiments.experiments.two_hop import EXPERIMENTS
 
     if unknown := [name for name in names if name not in EXPERIMENTS]:
         raise click.UsageError(f"there is no experiment {unknown[0]!r}: choose {', '.join(EXPERIMENTS)}")
@@ -211,8 +211,8 @@ def status(folder: Path) -> int:
 
     Every byte of every result is read. Exit status 1 if something is missing, damaged or foreign.
     """
-    from llm_experiments.running.progress import Estimate, duration
-    from llm_experiments.running.store import Store
+    from llm_experiments.engine.progress import Estimate, duration
+    from llm_experiments.engine.store import Store
 
     store = Store(folder, write=False)
     console = Console(highlight=False, soft_wrap=True)
@@ -261,7 +261,7 @@ class Planned:
 
 def _runs(store: Store) -> list[dict[str, Any]]:
     """The runs of a folder; none where run.json is damaged, which problems() says."""
-    from llm_experiments.running.sealing import StoreError
+    from llm_experiments.engine.sealing import StoreError
 
     try:
         return store.runs()
@@ -288,8 +288,8 @@ def _print_some(console: Console, lines: list[str]) -> None:
 @click.option("--compare/--no-compare", default=True, help="Paired tests on the same questions.")
 def table(source: Path, experiment: str | None, form: str, compare: bool) -> None:
     """Print tables of the rows in SOURCE, a run's folder or a rows.jsonl.gz."""
-    from llm_experiments.running import layout, tables
-    from llm_experiments.running.store import Store
+    from llm_experiments.engine.store import Store
+    from results import forms, tables
 
     others: list[dict[str, Any]] = []
     if source.is_file():
@@ -308,15 +308,15 @@ def table(source: Path, experiment: str | None, form: str, compare: bool) -> Non
     entries = tables.entries(records, experiment=experiment)
     compared = tables.comparisons(records) if compare else []
     if form == "json":
-        click.echo(layout.as_json(entries, compared, others), nl=False)
+        click.echo(forms.as_json(entries, compared, others), nl=False)
     elif form == "csv":
-        click.echo(layout.as_csv(entries), nl=False)
+        click.echo(forms.as_csv(entries), nl=False)
     else:
-        grids = layout.grids(entries, compared) + layout.other_rows(others)
+        grids = forms.grids(entries, compared) + forms.other_rows(others)
         if form == "markdown":
-            click.echo(layout.markdown(grids), nl=False)
+            click.echo(forms.markdown(grids), nl=False)
         else:
-            layout.print_rich(grids, Console(highlight=False))
+            forms.print_rich(grids, Console(highlight=False))
         if not grids:
             click.echo(f"no rows in '{source}' yet", err=True)
 
@@ -327,7 +327,7 @@ def table(source: Path, experiment: str | None, form: str, compare: bool) -> Non
 @click.option("--out", type=FOLDER, default=Path(__file__).parent / "data", help="Where to [data/ here].")
 def keep(folder: Path, name: str, out: Path) -> None:
     """Keep the rows of FOLDER as NAME.jsonl.gz, and how its adapters came out as NAME-cells.jsonl.gz."""
-    from llm_experiments.running.keep import keep as keep_rows
+    from llm_experiments.keep import keep as keep_rows
 
     for path in keep_rows(folder, name, out):
         click.echo(f"{path} ({path.stat().st_size / 1e6:.2f} MB)")
@@ -336,7 +336,7 @@ def keep(folder: Path, name: str, out: Path) -> None:
 @cli.command()
 def results() -> None:
     """Write README.md and docs/results.md from their templates and the kept rows."""
-    from llm_experiments.running.results import PAGES, render
+    from results.pages import PAGES, render
 
     for page, template in PAGES.items():
         page.write_text(render(template), encoding="utf-8")
@@ -371,7 +371,7 @@ def pretrain(out: Path, seed: int, chains: bool) -> None:
 )
 def export(out: Path, dataset: str, triplets: int, seed: int, bridge: str | None, share: float) -> None:
     """Write a data set as JSON lines, with a manifest, into the new folder OUT."""
-    from llm_experiments.text.export import export as write
+    from llm_experiments.domains.two_hop.export import export as write
 
     manifest = write(out, dataset, triplets, seed, bridge_dataset=bridge, share=share)
     for name, file in manifest["files"].items():
@@ -396,7 +396,7 @@ def merge(
     seed: int,
 ) -> None:
     """Merge PEFT adapters into one that plain PEFT loads."""
-    from llm_experiments.lora.adapters import read
+    from llm_experiments.adapters.peft_files import read
     from llm_experiments.merges.merging import save_static
     from toytransformer.__main__ import _option, _weights
     from toytransformer.compositions import Merge
@@ -417,7 +417,7 @@ def check(adapters: tuple[Path, ...]) -> int:
 
     Exit status 1 if one is refused.
     """
-    from llm_experiments.lora.adapters import check_library, read
+    from llm_experiments.adapters.peft_files import check_library, read
     from toytransformer.adapters import AdapterError
 
     library, refused = [], False
@@ -450,7 +450,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def _profile(name: str | None, base: Base) -> Profile:
     """The profile of that name; without one "embedded" where the base's world is known, else "paper"."""
-    from llm_experiments.running.profiles import PROFILES
+    from llm_experiments.experiments.sizes import PROFILES
 
     if name is None:
         name = "paper" if base.world is None else "embedded"

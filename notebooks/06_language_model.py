@@ -20,15 +20,15 @@ import numpy as np
 import torch
 
 import llm_experiments
-from llm_experiments.asking.statistics import wilson
+from llm_experiments.domains.two_hop.lexicon import lexicon
 from llm_experiments.editing import edits, overlaps, survival
 from llm_experiments.editing.chains import chains, unrelated
 from llm_experiments.editing.features import observe
-from llm_experiments.loading import models
-from llm_experiments.running import tables
-from llm_experiments.text.lexicon import lexicon
+from llm_experiments.models import models
 from notebooks import checks
 from notebooks.lesson import drawing, reveal
+from results import tables
+from results.statistics import wilson
 from toytransformer.compositions import Merge, catalogue
 from toytransformer.compositions.setups import setup
 from toytransformer.prediction import predict

@@ -14,11 +14,11 @@ from matplotlib.text import Text
 from figures import measured, store, style
 from figures.__main__ import MEASURED, main
 from figures.measured import NothingToDrawError, RowsError, agreement, cells, tables, toy, weights
-from llm_experiments.asking.statistics import wilson
-from llm_experiments.running.cells import AnswersCell
-from llm_experiments.running.experiments import EXPERIMENTS, Base
-from llm_experiments.running.profiles import PROFILES
-from llm_experiments.running.tables import paper
+from llm_experiments.experiments.sizes import PROFILES
+from llm_experiments.experiments.two_hop import EXPERIMENTS, Base
+from llm_experiments.steps import AnswersCell
+from results.statistics import wilson
+from results.tables import paper
 from toytransformer.compositions import Merge, Record, catalogue, write_jsonl
 from toytransformer.compositions.setups import setup
 from toytransformer.prediction import predict

@@ -16,13 +16,14 @@ from test_llm_tables import rows
 from toy_cells import plan
 
 from llm_experiments import __main__ as command
-from llm_experiments.loading import sources
-from llm_experiments.loading.sources import ModelError
-from llm_experiments.lora import adapters
-from llm_experiments.running import experiments, profiles, runner
-from llm_experiments.running.experiments import Base, Experiment
-from llm_experiments.running.runner import Cell
-from llm_experiments.running.store import Store
+from llm_experiments.adapters import peft_files
+from llm_experiments.engine import local
+from llm_experiments.engine.local import Cell
+from llm_experiments.engine.store import Store
+from llm_experiments.experiments import sizes, two_hop
+from llm_experiments.experiments.two_hop import Base, Experiment
+from llm_experiments.models import sources
+from llm_experiments.models.sources import ModelError
 from toytransformer.adapters import LoRA
 from toytransformer.compositions import write_jsonl
 
@@ -73,7 +74,7 @@ def run(monkeypatch, capsys, tmp_path):
         "measured": Experiment(measured, "two rules", "Table 1"),
         "needing": Experiment(needing, "one cell that needs a model", "nowhere"),
     }
-    monkeypatch.setattr(experiments, "EXPERIMENTS", toys)
+    monkeypatch.setattr(two_hop, "EXPERIMENTS", toys)
     base = Base("toy/model", "0123456789abcdef")
     monkeypatch.setattr(command, "chosen", lambda *model, **named: command.Chosen(base, load))
 
@@ -109,16 +110,16 @@ def test_help(run, name):
 def test_list_names_experiments_profiles_and_models(run):
     status, out, err = run("list", "--count", "--seeds", "0,1")
     assert status == 0 and err == ""
-    for name in ("toys", "measured", *profiles.PROFILES, "embedded", "Qwen/Qwen2.5-7B-Instruct"):
+    for name in ("toys", "measured", *sizes.PROFILES, "embedded", "Qwen/Qwen2.5-7B-Instruct"):
         assert f" {name} " in out
     listed = (line.split() for line in out.splitlines())
-    counts = {words[0]: words[-1] for words in listed if words and words[0] in experiments.EXPERIMENTS}
+    counts = {words[0]: words[-1] for words in listed if words and words[0] in two_hop.EXPERIMENTS}
     assert counts == {"toys": "4", "measured": "4", "needing": "2"}
 
 
 def test_nothing_heavy_is_imported_for_what_needs_no_model():
     code = (
-        "import sys; from llm_experiments import __main__; from llm_experiments.running import runner, store"
+        "import sys; from llm_experiments import __main__; from llm_experiments.engine import local, store"
         "; print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -192,12 +193,12 @@ def test_limit_ends_a_call_after_so_many_cells(run):
     assert "table here" in out
 
 
-@pytest.mark.parametrize("stop, code", [(KeyboardInterrupt(), 130), (runner.Stopped(), 143)])
+@pytest.mark.parametrize("stop, code", [(KeyboardInterrupt(), 130), (local.Stopped(), 143)])
 def test_stopped_it_says_what_is_kept(run, monkeypatch, stop, code):
     def stopped(*args, **kwargs):
         raise stop
 
-    monkeypatch.setattr(runner, "run", stopped)
+    monkeypatch.setattr(local, "run", stopped)
     status, _, err = run("run", "toys", "--out", "here")
     assert status == code
     assert err == "stopped: 0 of 4 cells are finished; the same command goes on\n"
@@ -229,7 +230,7 @@ def test_bad_arguments_are_one_line(run, tmp_path):
     refused(run("run", "none"), "there is no experiment 'none'", "measured")
     refused(run("run", "toys", "--seeds", "a,b"), "--seeds is 'a,b'", "0,1,2")
     refused(run("run", "toys", "--seeds", "1,1"), "each once")
-    refused(run("run", "toys", "--profile", "huge"), "there is no profile 'huge'", *profiles.PROFILES)
+    refused(run("run", "toys", "--profile", "huge"), "there is no profile 'huge'", *sizes.PROFILES)
     refused(run("run", "toys", "--out", "file"), "is a file")
     refused(run("run", "toys", "--out", "other"), "holds other things (thing)")
     refused(run("run", "toys", "--limit", "0"), "--limit")
@@ -252,8 +253,8 @@ cells = plan(1, Conditions(Path(sys.argv.pop()), pause=1.0))
 toys = SimpleNamespace(plan=lambda base, profile, seeds: cells)
 base = SimpleNamespace(id="toy", digest="01", world={})
 # The real ones import torch, which takes longer than all the rest.
-sys.modules["llm_experiments.running.experiments"] = SimpleNamespace(EXPERIMENTS={"toys": toys})
-sys.modules["llm_experiments.running.profiles"] = SimpleNamespace(
+sys.modules["llm_experiments.experiments.two_hop"] = SimpleNamespace(EXPERIMENTS={"toys": toys})
+sys.modules["llm_experiments.experiments.sizes"] = SimpleNamespace(
     PROFILES={"embedded": SimpleNamespace(name="embedded")}
 )
 from llm_experiments import __main__ as command
@@ -316,7 +317,7 @@ def folders(tmp_path):
     ranks = {"one": 2, "two": 2, "three": 3, "dora": 2}
     for name, rank in ranks.items():
         modules = {f"layers.{i}.up_proj": LoRA(torch.randn(6, rank), torch.randn(4, rank)) for i in range(2)}
-        adapters.write(tmp_path / name, name, modules, "base")
+        peft_files.write(tmp_path / name, name, modules, "base")
     config = json.loads((tmp_path / "dora" / "adapter_config.json").read_text())
     (tmp_path / "dora" / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
     return [tmp_path / name for name in ranks]
@@ -337,7 +338,9 @@ def test_merge_writes_the_merge_as_one_adapter(run, folders, tmp_path):
     one, two, _, dora = folders
     status, out, _ = run("merge", one, two, "--rule", "sum", "--weights", "0.5,2", "--out", "merged")
     assert status == 0 and "rank 4" in out
-    parts = [adapters.read(folder).modules["layers.0.up_proj"] for folder in (one, two, tmp_path / "merged")]
+    parts = [
+        peft_files.read(folder).modules["layers.0.up_proj"] for folder in (one, two, tmp_path / "merged")
+    ]
     first, second, merged = (part.write @ part.read.T for part in parts)
     assert torch.allclose(merged, 0.5 * first + 2 * second, atol=1e-5)
     refused(run("merge", one, two, "--out", "merged"), "is there already")

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import tiny_llama, tiny_qwen2
 
+from llm_experiments.adapters import peft_files
+from llm_experiments.domains.two_hop.lexicon import lexicon
 from llm_experiments.editing import chains, edits, features, overlaps, survival, values
 from llm_experiments.editing.features import EditError, KeyCovariance
-from llm_experiments.loading.models import load, prompt_ids, target_ids
-from llm_experiments.lora import adapters
-from llm_experiments.text.lexicon import lexicon
+from llm_experiments.models.models import load, prompt_ids, target_ids
 from toytransformer import kernel
 from toytransformer.adapters import AdapterError, LoRA, closed_form, whitened
 from toytransformer.compositions import catalogue
@@ -253,7 +253,7 @@ def test_a_saved_edit_is_the_hook_in_plain_peft(loaded, tmp_path):
         hooked = loaded.model(tokens).logits
     for edit, folder in zip(pair, ("low", "high"), strict=True):
         (weights,) = edits.library([edit], [folder])
-        adapters.write(tmp_path / folder, folder, weights.modules, edit.base)
+        peft_files.write(tmp_path / folder, folder, weights.modules, edit.base)
     bare = copy.deepcopy(loaded.model)
     wrapped = peft.PeftModel.from_pretrained(bare, tmp_path / "high", adapter_name="high")
     with torch.no_grad():
@@ -272,7 +272,7 @@ def test_a_library_has_one_set_of_modules(qwen2):
     first, second = edits.library([low, high], ["a", "b"])
     names = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
     assert list(first.modules) == list(second.modules) == names
-    assert adapters.check_library([first, second], equal_ranks=False) == tuple(names)
+    assert peft_files.check_library([first, second], equal_ranks=False) == tuple(names)
     assert not first.modules[names[1]].delta().any() and not second.modules[names[0]].delta().any()
     assert first.details["base_digest"] == qwen2.digest
     with pytest.raises(EditError, match="2 edits and 1 names"):

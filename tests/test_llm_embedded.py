@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llm_experiments.domains.two_hop import names
+from llm_experiments.domains.two_hop.rendering import FIRST, STEP_BY_STEP, THEREFORE
+from llm_experiments.domains.two_hop.templates import COMPOSED, SIGNATURES, TRAIN, templates
 from llm_experiments.embedded import corpus, measure, pretrain
 from llm_experiments.embedded.corpus import BaseWorld, WorldError, build_world, samples
-from llm_experiments.loading import models, sources
-from llm_experiments.text import names
-from llm_experiments.text.rendering import FIRST, STEP_BY_STEP, THEREFORE
-from llm_experiments.text.templates import COMPOSED, SIGNATURES, TRAIN, templates
+from llm_experiments.models import models, sources
 
 PEOPLE = names.draw("real people", 24, 0)
 PLACES = names.real_cities()[:6]

@@ -15,12 +15,14 @@ from scipy import stats
 from tiny_models import tiny_llama, tiny_qwen2
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from llm_experiments.asking import decoding, evaluation, reading, statistics
-from llm_experiments.loading import models
-from llm_experiments.loading.prompts import prompt_ids, target_ids
-from llm_experiments.text.lexicon import lexicon
-from llm_experiments.text.rendering import render
-from llm_experiments.text.templates import COMPOSED, COUNT, SIGNATURES, template
+from llm_experiments.asking import decoding, evaluation
+from llm_experiments.domains.two_hop.lexicon import lexicon
+from llm_experiments.domains.two_hop.rendering import render
+from llm_experiments.domains.two_hop.templates import COMPOSED, COUNT, SIGNATURES, template
+from llm_experiments.models import models
+from llm_experiments.models.prompts import prompt_ids, target_ids
+from llm_experiments.scoring import entities
+from results import statistics
 from toytransformer.compositions import Question, SpecError, catalogue, question
 from toytransformer.compositions.setups import setup
 
@@ -253,7 +255,7 @@ def test_lists_of_different_lengths_are_refused(load):
 def worded(dataset, number=2, facts=12):
     composition = setup(number, facts=facts, known=False)
     names = lexicon(composition, dataset=dataset, seed=1, bridge_dataset="R" if dataset == "F" else "F")
-    return composition, names, reading.entity_kinds(composition, names)
+    return composition, names, entities.entity_kinds(composition, names)
 
 
 def form(asked):
@@ -263,7 +265,7 @@ def form(asked):
 @pytest.mark.parametrize("dataset", "FHR")
 def test_the_rendered_answer_reads_as_its_entity_in_every_template_and_form(dataset):
     composition, names, kinds = worded(dataset)
-    reader = reading.Reader(names, kinds)
+    reader = entities.Reader(names, kinds)
     rng = random.Random(dataset)
     for asked, k in product(composition.questions, range(COUNT)):
         same = [
@@ -278,14 +280,14 @@ def test_the_rendered_answer_reads_as_its_entity_in_every_template_and_form(data
             assert reader.answer(f"  {text.upper()}\n", asked) == entity, text
             item = evaluation._item(asked, k, names, composition)
             assert evaluation._judge(item, text, reader) == (entity == asked.correct,) * 2
-    assert reading.extract(text, asked, names, kinds) == wrong
+    assert entities.extract(text, asked, names, kinds) == wrong
 
 
 @pytest.mark.parametrize("dataset", "FHR")
 def test_the_relations_of_the_library_read_as_well(dataset):
     composition = catalogue.build("library-shared", facts=8, known=False)
     names = lexicon(composition, dataset=dataset, seed=2)
-    reader = reading.Reader(names, reading.entity_kinds(composition, names))
+    reader = entities.Reader(names, entities.entity_kinds(composition, names))
     seen = set()
     for adapter, k in product(composition.adapters, range(COUNT)):
         for fact in adapter.facts:
@@ -299,7 +301,7 @@ def test_the_relations_of_the_library_read_as_well(dataset):
 @given(st.data())
 def test_chains_say_what_their_steps_say(data):
     composition, names, kinds = worded(data.draw(st.sampled_from("FHR")))
-    reader, facts = reading.Reader(names, kinds), 12
+    reader, facts = entities.Reader(names, kinds), 12
     asked = data.draw(st.sampled_from([q for q in composition.questions if q.decode == "steps"]))
     i, j, k, last = (data.draw(st.integers(1, facts)) for _ in range(4))
     number = data.draw(st.integers(0, COUNT - 1))
@@ -311,7 +313,7 @@ def test_chains_say_what_their_steps_say(data):
         f"Second, we need to answer the question: {hop2.ask(name[other])} {hop2.tell(name[other], name[z])} "
         f"Therefore, the answer is {name[f'z{last}']}."
     )
-    assert reader.steps(text, asked) == reading.Steps(y, other, z)
+    assert reader.steps(text, asked) == entities.Steps(y, other, z)
     assert reader.answer(text, asked) == f"z{last}"
     found = evaluation._steps(asked, text, reader)
     assert found == {
@@ -319,7 +321,7 @@ def test_chains_say_what_their_steps_say(data):
         "bridge_copied": i == j,
         "hop2_right": z == asked.correct,
     }
-    assert reader.steps(text[: text.index("Second")], asked) == reading.Steps(y, None, None)
+    assert reader.steps(text[: text.index("Second")], asked) == entities.Steps(y, None, None)
     assert reader.answer(text[: text.index("Second")], asked) == y
 
 
@@ -356,7 +358,7 @@ def read(text, decode="direct", also=None, **names):
         "z3": "Frosk",
         "b1": "Nice",
     } | names
-    return reading.Reader(Words(**every), KINDS, also).answer(text, asked_pair(decode))
+    return entities.Reader(Words(**every), KINDS, also).answer(text, asked_pair(decode))
 
 
 @pytest.mark.parametrize(
@@ -419,7 +421,7 @@ def test_a_name_that_several_bear_means_the_question_s_role_first():
 @given(st.data())
 def test_case_and_white_space_and_punctuation_around_do_not_matter(data):
     composition, names, kinds = worded(data.draw(st.sampled_from("FHR")))
-    reader = reading.Reader(names, kinds)
+    reader = entities.Reader(names, kinds)
     asked = data.draw(st.sampled_from([q for q in composition.questions if q.decode == "direct"]))
     text = render(asked.prompt, asked.correct, names, data.draw(st.integers(0, COUNT - 1))).answer
     glue = data.draw(st.lists(st.sampled_from(" \n\t*_"), min_size=1, max_size=3).map("".join))
@@ -431,19 +433,19 @@ def test_case_and_white_space_and_punctuation_around_do_not_matter(data):
 
 def test_guessed_names():
     assert (
-        reading.guessed_name(
+        entities.guessed_name(
             "Michelle Obama lives in Washington, D.C.", "Where is Barack Obama's wife?", "place"
         )
         == "Washington"
     )
     assert (
-        reading.guessed_name(
+        entities.guessed_name(
             "Barack Obama is married to Michelle Obama.", "Who is the spouse of Barack Obama?", "person"
         )
         == "Michelle Obama"
     )
-    assert reading.guessed_name("She lives in Rio de Janeiro.", "Where?", "place") == "Rio de Janeiro"
-    assert reading.guessed_name("The person lives here.", "Where?", "place") is None
+    assert entities.guessed_name("She lives in Rio de Janeiro.", "Where?", "place") == "Rio de Janeiro"
+    assert entities.guessed_name("The person lives here.", "Where?", "place") is None
 
 
 # --- records ------------------------------------------------------------------------------------------------
@@ -465,7 +467,7 @@ def scripted(monkeypatch, load):
 
 def expected_text(composition, names, k, entity_of):
     """What to say, by question text, when the entity answered is entity_of(question)."""
-    from llm_experiments.text.rendering import asked as ask
+    from llm_experiments.domains.two_hop.rendering import asked as ask
 
     return {
         ask(q, names, k): render(q.prompt, entity_of(q), names, k, form(q), composition.world).answer
@@ -548,7 +550,7 @@ def test_rows_of_a_real_model_do_not_depend_on_the_batch(load):
 
 def test_candidates_are_seeded_and_of_the_kind_asked_for():
     composition, names, kinds = worded("F")
-    reader = reading.Reader(names, kinds)
+    reader = entities.Reader(names, kinds)
     two_hop = [q for q in composition.questions if q.group == "two-hop" and q.decode == "direct"]
     partners = evaluation._partners(two_hop, 5, 0)
     bearers = {name: token for token, name in names.names.items()}

@@ -7,13 +7,21 @@ from dataclasses import replace
 import pytest
 import torch
 
+from llm_experiments.adapters.peft_files import read
+from llm_experiments.domains.two_hop.rendering import FIRST, SECOND, STEP_BY_STEP, THEREFORE
+from llm_experiments.domains.two_hop.templates import SIGNATURES, templates
 from llm_experiments.editing.chains import unrelated
+from llm_experiments.editing.step import REFERENCE, UNRELATED, EditsCell
 from llm_experiments.embedded.corpus import BaseWorld
-from llm_experiments.loading import models
-from llm_experiments.loading.sources import EMBEDDED
-from llm_experiments.lora.adapters import read
+from llm_experiments.engine.local import Context, in_order, run
+from llm_experiments.engine.store import Store
+from llm_experiments.experiments.sizes import PROFILES
+from llm_experiments.experiments.two_hop import ARROW, EXPERIMENTS, UNIFORM, Base, Plan
+from llm_experiments.keep import keep
 from llm_experiments.merges import merging
-from llm_experiments.running.cells import (
+from llm_experiments.models import models
+from llm_experiments.models.sources import EMBEDDED
+from llm_experiments.steps import (
     AdapterCell,
     AnswersCell,
     RandomAdapterCell,
@@ -23,15 +31,7 @@ from llm_experiments.running.cells import (
     regauged,
     with_temperature,
 )
-from llm_experiments.running.edit_cells import REFERENCE, UNRELATED, EditsCell
-from llm_experiments.running.experiments import ARROW, EXPERIMENTS, UNIFORM, Base, Plan
-from llm_experiments.running.keep import keep
-from llm_experiments.running.profiles import PROFILES
-from llm_experiments.running.runner import Context, in_order, run
-from llm_experiments.running.store import Store
-from llm_experiments.running.tables import read_file
-from llm_experiments.text.rendering import FIRST, SECOND, STEP_BY_STEP, THEREFORE
-from llm_experiments.text.templates import SIGNATURES, templates
+from results.tables import read_file
 from tests.tiny_models import tiny_qwen2
 from toytransformer.compositions import SpecError, read_jsonl, write_jsonl
 from toytransformer.prediction import predict

@@ -14,10 +14,9 @@ from peft.tuners.lora.arrow import ArrowLoraLinearLayer
 from tiny_models import tiny_llama, tiny_qwen2
 
 from benchmarks import arrow
-from llm_experiments.loading import models
-from llm_experiments.lora import adapters
-from llm_experiments.lora.adapters import AdapterError, AdapterWeights
-from llm_experiments.lora.training import Training
+from llm_experiments.adapters import peft_files
+from llm_experiments.adapters.peft_files import AdapterError, AdapterWeights
+from llm_experiments.adapters.training import Training
 from llm_experiments.merges import fitted
 from llm_experiments.merges.fitted import FORMS, Fitting, fit
 from llm_experiments.merges.merging import (
@@ -27,6 +26,7 @@ from llm_experiments.merges.merging import (
     module_seed,
     save_static,
 )
+from llm_experiments.models import models
 from toytransformer.adapters import LoRA
 from toytransformer.compositions.spec import Merge
 from toytransformer.merging import RULES, MergeContext, RuleError, merge
@@ -88,7 +88,7 @@ def folders(library, tmp_path, **options):
     paths = []
     for index, adapter in enumerate(library):
         paths.append(tmp_path / f"peft-{index}")
-        adapters.write(paths[-1], adapter.name, adapter.modules, "tiny", **options)
+        peft_files.write(paths[-1], adapter.name, adapter.modules, "tiny", **options)
     return paths
 
 
@@ -489,7 +489,7 @@ def test_rslora_scales_each_adapter_by_its_own_rule(base, library, tmp_path):
         config = json.loads((path / "adapter_config.json").read_text())
         config.update(use_rslora=rslora, lora_alpha=2)
         (path / "adapter_config.json").write_text(json.dumps(config))
-    read = [adapters.read(path, name=str(index)) for index, path in enumerate(paths)]
+    read = [peft_files.read(path, name=str(index)) for index, path in enumerate(paths)]
     model = in_peft(base, paths)
     model.add_weighted_adapter(["0", "1"], [1.0, 1.0], "merged", combination_type="cat")
     wrong = deltas_in_peft(model, "merged")
@@ -574,7 +574,7 @@ def test_saved_merges_are_what_plain_peft_loads(base, loaded, library, rule, tmp
         wanted = logits(loaded.model)
     model = PeftModel.from_pretrained(load(base).model, str(tmp_path / "merged")).eval()
     close(logits(model), wanted, 100 * SINGLE)
-    again = adapters.read(tmp_path / "merged")
+    again = peft_files.read(tmp_path / "merged")
     with apply(loaded, [again], Merge("sum")):
         close(logits(loaded.model), wanted, 100 * SINGLE)
     text = (tmp_path / "merged" / "README.md").read_text()
@@ -584,7 +584,7 @@ def test_saved_merges_are_what_plain_peft_loads(base, loaded, library, rule, tmp
 @pytest.mark.parametrize("rule", ["sum", "ties"])
 def test_a_saved_merge_can_be_cut_to_a_rank(library, rule, tmp_path):
     details = save_static(library, Merge(rule), tmp_path / "merged", rank=2)
-    saved, lost, total = adapters.read(tmp_path / "merged"), 0.0, 0.0
+    saved, lost, total = peft_files.read(tmp_path / "merged"), 0.0, 0.0
     assert saved.rank == details["rank"] == 2
     for name, delta in deltas(library, Merge(rule)).items():
         values = np.linalg.svd(delta.numpy(), compute_uv=False)
@@ -837,7 +837,7 @@ def test_fitted_merges_survive_saving(loaded, library, taught, rule, tmp_path):
     assert torch.equal(*found)
     details = save_static(library, merge, tmp_path / "static")
     assert details["fitted"]["loss"] == merge.details["loss"] and details["relative_error"] <= SINGLE
-    with apply(loaded, [adapters.read(tmp_path / "static")], Merge("sum")):
+    with apply(loaded, [peft_files.read(tmp_path / "static")], Merge("sum")):
         close(logits(loaded.model), found[0], 100 * SINGLE)
     with pytest.raises(RuleError, match="was fitted on the adapters"):
         fitted.load(tmp_path / "fit", library[:2])

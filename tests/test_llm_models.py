@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny_models import CHAT_TEMPLATES, LINES, tiny_gguf, tiny_llama, tiny_qwen2, tiny_tokenizer
 
-from llm_experiments.loading import devices, sources
-from llm_experiments.loading.models import (
+from llm_experiments.models import devices, sources
+from llm_experiments.models.models import (
     KNOWN_MODELS,
     LAYERS,
     PAPER_MODELS,
@@ -30,7 +30,7 @@ from llm_experiments.loading.models import (
     target_modules,
     target_text,
 )
-from llm_experiments.loading.prompts import form_of
+from llm_experiments.models.prompts import form_of
 
 WRITERS = {"qwen2": tiny_qwen2, "llama": tiny_llama}
 GIB = 2**30

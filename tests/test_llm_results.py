@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from llm_experiments.lora.recipe import Training
-from llm_experiments.running.experiments import EXPERIMENTS, Base
-from llm_experiments.running.profiles import PROFILES
-from llm_experiments.running.results import (
+from llm_experiments.adapters.recipe import Training
+from llm_experiments.experiments.sizes import PROFILES
+from llm_experiments.experiments.two_hop import EXPERIMENTS, Base
+from results.pages import (
     DATA,
     PAGES,
     Cell,

@@ -25,10 +25,10 @@ import pytest
 from rich.console import Console
 from toy_cells import FILES, Ask, Conditions, Make, plan, run_into
 
-from llm_experiments.running.progress import Estimate, duration
-from llm_experiments.running.runner import Cell, Context, in_order, run
-from llm_experiments.running.sealing import DiskFullError, StoreError, signed
-from llm_experiments.running.store import Store
+from llm_experiments.engine.local import Cell, Context, in_order, run
+from llm_experiments.engine.progress import Estimate, duration
+from llm_experiments.engine.sealing import DiskFullError, StoreError, signed
+from llm_experiments.engine.store import Store
 from toytransformer.compositions import Fact, Merge
 
 HERE = Path(__file__).parent
@@ -632,7 +632,7 @@ def test_a_folder_that_may_not_be_written_is_refused_and_still_read(folder):
     run_into(folder, plan(2))
     code = """
 import os, sys
-from llm_experiments.running.store import Store
+from llm_experiments.engine.store import Store
 if os.geteuid() == 0:  # whom no permission binds
     os.setegid(65534), os.seteuid(65534)
 store = Store(sys.argv[1], write=sys.argv[2] == "write")

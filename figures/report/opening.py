@@ -15,8 +15,8 @@ from figures import words
 from figures.measured.cells import Cell, Place
 from figures.measured.weights import curves, swept
 from figures.measured.words import seeds
-from llm_experiments.asking.statistics import wilson
-from llm_experiments.running.layout import percent
+from results.forms import percent
+from results.statistics import wilson
 
 PAIR = ("hop1", "hop2")
 #: Ways to train an adapter that leave a library what it is; other variants are experiments on it.

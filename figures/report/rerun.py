@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from figures.measured.cells import Place
 from figures.report.sources import Answers, Key, Source
-from llm_experiments.asking.statistics import McNemar, holm, mcnemar_exact
+from results.statistics import McNemar, holm, mcnemar_exact
 from toytransformer.compositions import OUTCOMES
 
 #: Adjusted p-values below this one count as a difference.

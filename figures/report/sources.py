@@ -15,10 +15,10 @@ from typing import Any
 
 from figures.measured import cells as measured
 from figures.measured.cells import Cell, Place, nameless
-from llm_experiments.asking.reading import final_answer
-from llm_experiments.running.keep import cells as by_products
-from llm_experiments.running.layout import percent
-from llm_experiments.running.store import Store
+from llm_experiments.engine.store import Store
+from llm_experiments.keep import cells as by_products
+from llm_experiments.scoring.entities import final_answer
+from results.forms import percent
 from toytransformer.compositions import OUTCOMES, Record
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from figures.measured.cells import Cell, Place
 from figures.measured.words import seeds
 from figures.report.opening import merge, right
-from llm_experiments.running.layout import percent
+from results.forms import percent
 
 HEADER = (
     *("adapters", "merged by", "asked", "questions", "right", "bridge", "old", "edited", "other"),

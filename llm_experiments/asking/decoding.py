@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from llm_experiments.loading.devices import explain_memory
-from llm_experiments.loading.models import LoadedModel
-from llm_experiments.loading.prompts import prompt_ids, target_ids
+from llm_experiments.models.devices import explain_memory
+from llm_experiments.models.models import LoadedModel
+from llm_experiments.models.prompts import prompt_ids, target_ids
 
 
 class DecodingError(ValueError):

@@ -12,7 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llm_experiments.asking.decoding import answers, candidate_logprobs
-from llm_experiments.asking.reading import (
+from llm_experiments.domains.two_hop.lexicon import Lexicon
+from llm_experiments.domains.two_hop.rendering import Example, asked, render
+from llm_experiments.domains.two_hop.templates import SIGNATURES
+from llm_experiments.domains.two_hop.templates import template as paraphrase
+from llm_experiments.models.models import LoadedModel
+from llm_experiments.models.prompts import target_ids
+from llm_experiments.scoring.entities import (
     Reader,
     contains,
     entity_kinds,
@@ -22,12 +28,6 @@ from llm_experiments.asking.reading import (
     spoken,
     words,
 )
-from llm_experiments.loading.models import LoadedModel
-from llm_experiments.loading.prompts import target_ids
-from llm_experiments.text.lexicon import Lexicon
-from llm_experiments.text.rendering import Example, asked, render
-from llm_experiments.text.templates import SIGNATURES
-from llm_experiments.text.templates import template as paraphrase
 from toytransformer.compositions import Composition, Question, Record, SpecError
 from toytransformer.compositions import provenance as origin
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llm_experiments.domains.two_hop import names
+from llm_experiments.domains.two_hop.lexicon import DATASETS, Lexicon
+from llm_experiments.domains.two_hop.rendering import Example, render
+from llm_experiments.domains.two_hop.templates import SIGNATURES, TRAIN, template
 from llm_experiments.editing.features import EditError
-from llm_experiments.text import names
-from llm_experiments.text.lexicon import DATASETS, Lexicon
-from llm_experiments.text.rendering import Example, render
-from llm_experiments.text.templates import SIGNATURES, TRAIN, template
 from toytransformer.compositions import Composition, Prompt
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from llm_experiments.adapters.peft_files import AdapterWeights
 from llm_experiments.asking import decoding
 from llm_experiments.editing.features import (
     EditError,
@@ -36,9 +37,8 @@ from llm_experiments.editing.features import (
     observe,
 )
 from llm_experiments.editing.values import Values, value_vectors
-from llm_experiments.loading.models import LoadedModel
-from llm_experiments.lora.adapters import AdapterWeights
 from llm_experiments.merges import merging
+from llm_experiments.models.models import LoadedModel
 from toytransformer.adapters import LoRA, closed_form, whitened
 from toytransformer.compositions import Merge
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import nn
 
 from llm_experiments.asking.decoding import quiet
-from llm_experiments.loading.models import LoadedModel, prompt_ids, target_ids
+from llm_experiments.models.models import LoadedModel, prompt_ids, target_ids
 
 Array = np.ndarray
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 
-from llm_experiments.text.rendering import FIRST, SECOND, STEP_BY_STEP, THEREFORE
-from llm_experiments.text.templates import COMPOSED, SIGNATURES, template
+from llm_experiments.domains.two_hop.rendering import FIRST, SECOND, STEP_BY_STEP, THEREFORE
+from llm_experiments.domains.two_hop.templates import COMPOSED, SIGNATURES, template
 
 RELATIONS = tuple(SIGNATURES)
 FREQUENCIES = (1, 3, 9)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from llm_experiments.asking.decoding import answers
-from llm_experiments.asking.reading import contains, final_answer
+from llm_experiments.domains.two_hop.templates import DEV, TEST, template
 from llm_experiments.embedded.corpus import BaseWorld, ask, ask_steps, samples
-from llm_experiments.loading.models import LoadedModel
-from llm_experiments.text.templates import DEV, TEST, template
+from llm_experiments.models.models import LoadedModel
+from llm_experiments.scoring.entities import contains, final_answer
 
 ASKED = (*DEV, *TEST)
 
@@ -141,7 +141,7 @@ library_name: transformers
 A Qwen2 with {layers} layers of width {width} and {vocabulary} tokens, pretrained from nothing by
 `python -m llm_experiments pretrain` (seed {seed}) on a synthetic world, so that experiments on adapters run
 in minutes on a CPU and what the base model knows is known exactly. It speaks in the sentences of
-`llm_experiments/text/templates` and is of no use for anything else.
+`llm_experiments/domains/two_hop/templates` and is of no use for anything else.
 
 It was taught {facts} facts (`world.json`) about {people} people with real-sounding names, combined at random,
 and {places} real cities: no fact is true of anyone. Each fact was asked plainly; `exposures` says how often,

@@ -28,12 +28,12 @@ from transformers import (
     set_seed,
 )
 
+from llm_experiments.domains.two_hop import names
+from llm_experiments.domains.two_hop.rendering import FIRST, SECOND, STEP_BY_STEP, THEREFORE
+from llm_experiments.domains.two_hop.templates import COMPOSED, COUNT, SIGNATURES, templates
 from llm_experiments.embedded.corpus import MIXTURE, ONE_HOP, BaseWorld, Sample, build_world, samples
 from llm_experiments.embedded.measure import measure, write_card
-from llm_experiments.loading.models import load
-from llm_experiments.text import names
-from llm_experiments.text.rendering import FIRST, SECOND, STEP_BY_STEP, THEREFORE
-from llm_experiments.text.templates import COMPOSED, COUNT, SIGNATURES, templates
+from llm_experiments.models.models import load
 
 QUESTION, ANSWER, END, PAD = "<q>", "<a>", "<end>", "<pad>"
 CHAT = (

@@ -29,11 +29,11 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from llm_experiments.loading.prompts import prompt_ids, target_ids
-from llm_experiments.lora import adapters
-from llm_experiments.lora.adapters import AdapterWeights
+from llm_experiments.adapters import peft_files
+from llm_experiments.adapters.peft_files import AdapterWeights
 from llm_experiments.merges.hooks import adding
 from llm_experiments.merges.merging import FittedMerge, apply, converted, module_seed, target_layers
+from llm_experiments.models.prompts import prompt_ids, target_ids
 from toytransformer.compositions import replace_file
 from toytransformer.compositions.spec import Merge
 from toytransformer.merging import RuleError, check
@@ -92,8 +92,8 @@ def fit(
 ) -> FittedMerge:
     """Fit a rule that needs data on `examples`; the model is as it was afterwards.
 
-    training: the recipe of new-adapter, a `llm_experiments.lora.recipe.Training`; by default that class's own
-    at the library's rank and layers. details: weights per layer (lorahub: one set), the loss of the base
+    training: the recipe of new-adapter, a `llm_experiments.adapters.recipe.Training`; by default that class's
+    own at the library's rank and layers. details: weights per layer (lorahub: one set), the loss of the base
     (`loss_base`), at the start (`loss_start`, equal parts) and after (`loss`), the seed.
     Errors: RuleError for a rule without data, no examples, or a loss that is not finite.
     """
@@ -247,7 +247,7 @@ def _search(
 def _new_adapter(
     loaded: Any, library: Sequence[AdapterWeights], examples: Sequence[Asked], seed: int, training: Any
 ) -> tuple[AdapterWeights, dict[str, Any]]:
-    from llm_experiments.lora.training import Training, train  # the only rule that trains factors
+    from llm_experiments.adapters.training import Training, train  # the only rule that trains factors
 
     if training is None:
         kinds = {layer.rsplit(".", 1)[-1] in ATTENTION for layer in library[0].modules}
@@ -258,7 +258,7 @@ def _new_adapter(
             loaded, examples, training, seed=seed, adapter_index=len(library), out=Path(folder, "new-adapter")
         )
         del metrics["seconds"]  # details are the same for the same seed
-        return adapters.read(Path(folder, "new-adapter"), name="new-adapter"), metrics
+        return peft_files.read(Path(folder, "new-adapter"), name="new-adapter"), metrics
 
 
 # --- the loss -----------------------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ def save(folder: str | os.PathLike, fitted: FittedMerge) -> None:
     for number, adapter in enumerate(own):
         base = str(adapter.config.get("base_model_name_or_path") or "")
         target = folder / f"adapter-{number}"
-        adapters.write(target, adapter.name, adapter.modules, base, details=adapter.details)
+        peft_files.write(target, adapter.name, adapter.modules, base, details=adapter.details)
     content = {
         "merge": _plain(fitted.merge),
         "names": fitted.names,
@@ -343,7 +343,7 @@ def load(folder: str | os.PathLike, library: Sequence[AdapterWeights]) -> Fitted
     file = Path(folder) / FILE
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        own = [adapters.read(file.parent / f"adapter-{number}") for number in range(content["adapters"])]
+        own = [peft_files.read(file.parent / f"adapter-{number}") for number in range(content["adapters"])]
         merges = {layer: _merge(given) for layer, given in content["merges"].items()}
         merge, names, details = _merge(content["merge"]), tuple(content["names"]), content["details"]
     except (OSError, ValueError, KeyError, TypeError) as error:

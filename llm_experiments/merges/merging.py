@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from llm_experiments.lora.adapters import AdapterWeights, check_library, write
+from llm_experiments.adapters.peft_files import AdapterWeights, check_library, write
 from llm_experiments.merges.hooks import Padding, Routing, Tally, adding, shifter
 from toytransformer.adapters import LoRA
 from toytransformer.compositions import replace_file

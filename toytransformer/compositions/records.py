@@ -155,7 +155,11 @@ def provenance() -> dict[str, Any]:
     """
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     commit = _git("rev-parse", "HEAD") if tracked else None
-    changes = _git("status", "--porcelain", "--", "..", "../../llm_experiments/*.py") if commit else None
+    changes = (
+        _git("status", "--porcelain", "--", "..", "../../llm_experiments/*.py", "../../results/*.py")
+        if commit
+        else None
+    )
     return {
         "git": commit or "unknown",
         "modified": None if changes is None else bool(changes),

@@ -1,0 +1,1 @@
+"""The named experiments, and how large a measurement is."""

@@ -1,0 +1,339 @@
+"""Language models, ready to be adapted and asked: frozen, in evaluation mode, named by what they contain.
+
+    loaded = load("embedded")                             # shipped; needs no network
+    loaded = load("Qwen/Qwen2.5-7B-Instruct")             # a hub id: cached, else downloaded
+    loaded = load("smollm2-135m.gguf", dtype="float32")   # converted once to safetensors
+    prompt_text(loaded, "Where does Ann live?"), target_text(loaded, "Ann lives in Rome.")
+
+Only safetensors are read, and no code that comes with a model is run. `sources` finds the files, `devices`
+chooses where they go, `prompts` frames questions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+
+from llm_experiments.models import devices
+from llm_experiments.models.devices import explain_memory
+from llm_experiments.models.prompts import Form, form_of, prompt_ids, prompt_text, target_ids, target_text
+from llm_experiments.models.sources import ModelError, Source, find, quiet
+
+__all__ = [
+    "KNOWN_MODELS",
+    "LAYERS",
+    "PAPER_MODELS",
+    "SMALL_MODELS",
+    "KnownModel",
+    "LoadedModel",
+    "ModelError",
+    "explain_memory",
+    "load",
+    "prompt_ids",
+    "prompt_text",
+    "target_ids",
+    "target_modules",
+    "target_text",
+]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """One row of the tables: `license` as the model's card says it, `parameters` with tied weights once."""
+
+    id: str
+    parameters: int | None
+    license: str
+
+    @property
+    def bf16_bytes(self) -> int | None:
+        return None if self.parameters is None else 2 * self.parameters
+
+
+def _table(*rows: tuple[str, int | None, str]) -> dict[str, KnownModel]:
+    return {row[0]: KnownModel(*row) for row in rows}
+
+
+PAPER_MODELS = _table(
+    ("Qwen/Qwen2.5-3B-Instruct", 3_085_938_688, "qwen-research"),
+    ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512, "apache-2.0"),
+    ("Qwen/Qwen2.5-14B-Instruct", 14_770_033_664, "apache-2.0"),
+    ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 7_615_616_512, "mit"),
+    ("deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", 14_770_033_664, "mit"),
+    ("deepseek-ai/DeepSeek-R1-Distill-Llama-70B", 70_553_706_496, "mit"),  # built on a Llama 3.3 licence
+)
+SMALL_MODELS = _table(
+    ("embedded", None, "apache-2.0"),
+    ("HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, "apache-2.0"),
+    ("HuggingFaceTB/SmolLM2-360M-Instruct", 361_821_120, "apache-2.0"),
+    ("Qwen/Qwen2.5-0.5B-Instruct", 494_032_768, "apache-2.0"),
+    ("Qwen/Qwen2.5-Coder-0.5B-Instruct", 494_032_768, "apache-2.0"),
+    ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304, "apache-2.0"),
+)
+KNOWN_MODELS = PAPER_MODELS | SMALL_MODELS
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A frozen model with its tokenizer and its identity.
+
+    `digest` (16 hex digits) is of whatever turns a question into an answer: weights, config, tokenizer, chat
+    template, and the system message where one is set; not of dtype and device. `device` is where token ids
+    go. `info` holds scalars to report. The tokenizer pads on the left; its pad token may be its end token, so
+    mask by position. `base_world` is what the embedded model was taught (`people`, `facts`, `exposures`); it
+    is None for other models.
+    """
+
+    model: transformers.PreTrainedModel
+    tokenizer: transformers.PreTrainedTokenizerBase
+    id: str
+    digest: str
+    device: torch.device
+    dtype: torch.dtype
+    form: Form
+    info: Mapping[str, Any] = field(default_factory=dict)
+    base_world: Any = None
+
+
+def load(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    four_bit: bool = False,
+    revision: str | None = None,
+    system: str | None = None,
+    cache: Path | None = None,
+) -> LoadedModel:
+    """Load "embedded", a hub id, a folder, or a .gguf file; ModelError says what stands in the way.
+
+    `dtype`: float32, bfloat16, float16, or "auto": bfloat16 on GPUs that compute in it (capability 8), else
+    float32.
+    `device`: "cpu", "cuda:0" and so on, "cuda" (the GPU with most memory free, or all of them if that is too
+    small), "split" (all GPUs), or "auto" ("cuda" where there is a GPU).
+    `four_bit`: nf4 by bitsandbytes, on a GPU.
+    `revision`: branch, tag or commit of a hub id.
+    `system`: a system message for every prompt; "" leaves out the one that some templates add by themselves.
+    `cache`: where downloads and converted GGUF files are kept, if not in Hugging Face's folders.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ModelError(f"dtype={dtype!r}: choose auto, {', '.join(DTYPES)}")
+    free = devices.free_memory()
+    gpus = devices.gpus_for(device, free)
+    if four_bit:
+        devices.require_four_bit(gpus)
+    source = find(name, revision=revision, cache=cache)
+    precision = devices.automatic_dtype(gpus) if dtype == "auto" else DTYPES[dtype]
+    need = source.weight_bytes(precision, four_bit)
+    place = devices.choose_place(source.id, need, device, free)
+    tokenizer = _tokenizer(source)
+    form = form_of(tokenizer, system)
+    with explain_memory(f"loading {source.id} ({devices.gib(need)} of weights) on {place}"), quiet():
+        model = _model(source, precision, place, four_bit, free)
+    _check_vocabulary(source, model, tokenizer)
+    _settle(model, tokenizer, form, source.id)
+    known = KNOWN_MODELS.get(source.id)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        id=source.id,
+        digest=_digest(source, system),
+        device=model.get_input_embeddings().weight.device,
+        dtype=precision,
+        form=form,
+        info={
+            "architecture": model.config.model_type,
+            "parameters": model.num_parameters(),
+            "revision": source.revision,
+            "chat": form.chat,
+            "system": system,
+            "quantisation": "nf4" if four_bit else source.quantisation or _prequantised(model),
+            "license": known.license if known else source.license,
+            "source": source.kind,
+            "dtype": str(precision).removeprefix("torch."),
+            "device": ", ".join(sorted({str(parameter.device) for parameter in model.parameters()})),
+            "weight_bytes": need,
+            "attention": model.config._attn_implementation,
+        },
+        base_world=_base_world(source.folder / "world.json"),
+    )
+
+
+def _digest(source: Source, system: str | None) -> str:
+    if system is None:
+        return source.digest
+    return hashlib.sha256(f"{source.digest} system {system}".encode()).hexdigest()[:16]
+
+
+def _tokenizer(source: Source):
+    """The tokenizer as its file says, padding on the left, with a pad token that has an embedding already.
+
+    Not AutoTokenizer where there is a tokenizer.json: for some architectures (qwen2) that keeps only the
+    vocabulary and puts its own splitting rules in place of the file's.
+    """
+    exact = (source.folder / "tokenizer.json").is_file()
+    reader = transformers.PreTrainedTokenizerFast if exact else transformers.AutoTokenizer
+    try:
+        tokenizer = reader.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare Exception for a damaged file
+        raise ModelError(
+            f"{source.id}: its tokenizer cannot be read ({type(error).__name__}: {_first_line(error)}); the "
+            "folder needs tokenizer.json and tokenizer_config.json"
+        ) from error
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        vocabulary = tokenizer.get_vocab()
+        usual = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "<|pad|>", "[PAD]")
+        there = [token for token in usual if token in vocabulary and token != tokenizer.eos_token]
+        tokenizer.pad_token = there[0] if there else tokenizer.unk_token or tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ModelError(
+            f"{source.id}: the tokenizer has no pad, unknown or end token; name one in its config"
+        )
+    return tokenizer
+
+
+def _model(source: Source, dtype: torch.dtype, place: str, four_bit: bool, free: Mapping[str, int]):
+    options: dict[str, Any] = {}
+    if place == "split":
+        gpus = {name: size for name, size in free.items() if name != "cpu"}
+        options["device_map"] = "auto"
+        options["max_memory"] = {int(name.split(":")[1]): int(0.9 * size) for name, size in gpus.items()}
+    elif place != "cpu":
+        options["device_map"] = {"": place}
+    if four_bit:
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=True,
+        )
+    try:
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            attn_implementation="sdpa",  # said here, so that no config can ask for a kernel from the hub
+            output_loading_info=True,
+            **options,
+        )
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ModelError(
+            f"{source.id}: the weights do not have the shapes that config.json says; one of them belongs to "
+            f"another model ({_first_line(error)})"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as error:
+        raise ModelError(
+            f"{source.id} cannot be loaded ({type(error).__name__}: {_first_line(error)}). It has to be a "
+            f"causal language model that transformers {transformers.__version__} knows by itself: code that "
+            "comes with a model is not run"
+        ) from error
+    if absent := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{source.id}: {len(absent)} weights are not in its files and would be random, among them "
+            f"{', '.join(absent[:3])}; the download is incomplete or config.json belongs to another model"
+        )
+    kinds = {parameter.device.type for parameter in model.parameters()}
+    if place != "cpu" and kinds != {"cuda"}:
+        raise ModelError(
+            f"{source.id} does not fit: parts of it went to {', '.join(sorted(kinds - {'cuda'}))}; take "
+            "four_bit=True, a smaller model or more GPUs"
+        )
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[0]
+
+
+def _check_vocabulary(source: Source, model, tokenizer) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    needed = max(tokenizer.get_vocab().values()) + 1
+    if needed > rows:
+        raise ModelError(
+            f"{source.id}: the tokenizer has {needed} tokens and the model embeds {rows}; one of them "
+            "belongs to another model"
+        )
+
+
+def _settle(model, tokenizer, form: Form, name: str) -> None:
+    """Freeze; decode greedily by default, since some files set temperatures and repetition penalties."""
+    model.requires_grad_(False)
+    model.eval()
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config._name_or_path = name
+    given = model.generation_config.eos_token_id
+    ends = tokenizer(form.ending, add_special_tokens=False)["input_ids"][-1:]
+    ends += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ends += given if isinstance(given, list) else [] if given is None else [given]
+    model.generation_config = transformers.GenerationConfig(
+        do_sample=False,
+        eos_token_id=list(dict.fromkeys(ends)),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+
+
+def _prequantised(model) -> str | None:
+    said = getattr(model.config, "quantization_config", None)
+    if said is None:
+        return None
+    method = said.get("quant_method") if isinstance(said, dict) else getattr(said, "quant_method", None)
+    return str(getattr(method, "value", method))
+
+
+def _base_world(file: Path):
+    if not file.is_file():
+        return None
+    from llm_experiments.embedded.corpus import BaseWorld
+
+    return BaseWorld.read(file)
+
+
+_GATED = ("gate_proj", "up_proj", "down_proj")
+_QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
+#: Names of the Linears that adapters may change, by architecture (config.model_type) and kind of layer.
+LAYERS: dict[str, dict[str, tuple[str, ...]]] = {
+    **{
+        name: {"mlp": _GATED, "attention": _QKVO}
+        for name in ("gemma2", "llama", "mistral", "qwen2", "qwen3", "smollm3")
+    },
+    "gpt_neox": {"mlp": ("dense_h_to_4h", "dense_4h_to_h"), "attention": ("query_key_value", "dense")},
+    "phi3": {"mlp": ("gate_up_proj", "down_proj"), "attention": ("qkv_proj", "o_proj")},
+}
+
+
+def target_modules(model: nn.Module, layers: str = "mlp") -> tuple[str, ...]:
+    """Full names of the Linears of `layers` ("mlp", "attention" or "both"), in the model's order.
+
+    ModelError for an architecture that is not in `LAYERS`.
+    """
+    if layers not in ("mlp", "attention", "both"):
+        raise ModelError(f"layers={layers!r}: choose mlp, attention or both")
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind not in LAYERS:
+        raise ModelError(
+            f"architecture {kind!r}: which of its modules are MLP and attention is not known here (known: "
+            f"{', '.join(sorted(LAYERS))}); add its names to LAYERS in llm_experiments/models/models.py"
+        )
+    parts = ("mlp", "attention") if layers == "both" else (layers,)
+    wanted = {name for part in parts for name in LAYERS[kind][part]}
+    linears = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    found = tuple(name for name in linears if name.rpartition(".")[2] in wanted)
+    if absent := wanted - {name.rpartition(".")[2] for name in found}:
+        raise ModelError(f"architecture {kind!r}: this model has no Linear named {', '.join(sorted(absent))}")
+    return found

@@ -1,1 +1,0 @@
-"""Experiments as cells: planned, computed once, kept, tabulated."""

@@ -1,0 +1,1 @@
+"""What a text answers: one module a kind of answer."""

@@ -1,0 +1,1 @@
+"""Measured rows: read, counted, tested, set in tables and on pages."""

@@ -1,0 +1,216 @@
+"""Tables as text: for a terminal, as Markdown, CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from results.tables import KINDS, Comparison, Entry
+from toytransformer.compositions import OUTCOMES
+
+#: Columns of rows that are no records, by their kind; of other kinds, all scalars.
+CHOSEN = {
+    "overlap": (
+        *("dataset", "layer", "metric", "facts", "c1_own", "c1_other", "c1_gap", "c2_own", "c2_other"),
+        *("c2_gap", "toy_c1_gap", "toy_c2_gap", "leak1", "leak2"),
+    ),
+}
+HIDDEN = ("kind", "model", "source", "spec_hash", "provenance")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: its title, the names of its columns, its rows of text, and remarks below it."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def grids(entries: Sequence[Entry], compared: Sequence[Comparison] = ()) -> list[Grid]:
+    """Accuracy and outcomes of each model and kind of question, then the paired comparisons."""
+    found = []
+    for model, digest in dict.fromkeys((entry.model, entry.digest) for entry in entries):
+        own = [entry for entry in entries if (entry.model, entry.digest) == (model, digest)]
+        kinds = dict.fromkeys(entry.kind for entry in own)
+        for kind in sorted(kinds, key=lambda kind: kind not in KINDS.values()):
+            asked = [entry for entry in own if entry.kind == kind]
+            found.append(_accuracy(f"{model} ({digest}), {kind}: right answers in %", asked))
+            if kind.startswith("two hops"):
+                found.append(_outcomes(f"{model}, {kind}: outcomes in %", asked))
+            if scored := [entry for entry in asked if entry.shuffled]:
+                found.append(_shuffled(f"{model}, {kind}: log p of right answers", scored))
+    found += [_compared(kind, compared) for kind in dict.fromkeys(c.kind for c in compared)]
+    return found
+
+
+def _accuracy(title: str, entries: Sequence[Entry]) -> Grid:
+    columns = list(dict.fromkeys(entry.column for entry in entries))
+    sizes = {c: {(e.items, len(e.seeds)) for e in entries if e.column == c} for c in columns}
+    header = [c + (_size(*sizes[c].copy().pop()) if len(sizes[c]) == 1 else "") for c in columns]
+    rows = []
+    for line in dict.fromkeys(entry.line for entry in entries):
+        here = {entry.column: entry for entry in entries if entry.line == line}
+        cells = (_cell(here[c], len(sizes[c]) > 1) if c in here else "" for c in columns)
+        rows.append((line, *cells))
+    notes = ["95% Wilson intervals over questions, of the mean over training seeds; seeds: least to most"]
+    if tables := sorted({entry.paper["table"] for entry in entries if entry.paper}):
+        notes.append(f"paper: {', '.join(tables)}, its own models (least to most)")
+    return Grid(title, ("", *header), tuple(rows), tuple(notes))
+
+
+def _size(items: int, seeds: int) -> str:
+    return f", n = {items}" + (f" x {seeds} seeds" if seeds > 1 else "")
+
+
+def _cell(entry: Entry, sized: bool) -> str:
+    text = f"{percent(entry.share)} [{percent(entry.low)}, {percent(entry.high)}]"
+    if len(entry.seeds) > 1:
+        text += f", seeds {percent(min(entry.seeds.values()))} to {percent(max(entry.seeds.values()))}"
+    text += _size(entry.items, len(entry.seeds)) if sized else ""
+    if entry.paper:
+        low, high = entry.paper["low"], entry.paper["high"]
+        text += f"; paper {low:g}" + (f" to {high:g}" if high != low else "")
+    return text
+
+
+def _outcomes(title: str, entries: Sequence[Entry]) -> Grid:
+    rows = tuple(
+        (entry.line, entry.column, *(percent(entry.outcomes[name]) for name in OUTCOMES)) for entry in entries
+    )
+    return Grid(title, ("", "", *OUTCOMES), rows)
+
+
+def _shuffled(title: str, entries: Sequence[Entry]) -> Grid:
+    rows = tuple(
+        (e.line, e.column, f"{e.shuffled.difference:+.2f}", f"{e.shuffled.p:.2g}", str(e.shuffled.questions))
+        for e in entries
+    )
+    note = (
+        "nats above the mean log p of the same answers dealt to other questions; p: of random dealings, "
+        "not adjusted"
+    )
+    return Grid(title, ("", "", "above shuffled", "p", "questions"), rows, (note,))
+
+
+def _compared(kind: str, compared: Iterable[Comparison]) -> Grid:
+    rows = []
+    for test in compared:
+        if test.kind == kind:
+            counts = "; ".join(
+                f"{first} : {second}, p = {p:.2g} (Holm {test.holm[seed]:.2g})"
+                for seed, (first, second, p) in test.seeds.items()
+            )
+            rows.append((test.first, test.second, test.column, counts))
+    notes = (
+        "only the first right : only the second right, exact McNemar test, one for each training seed; Holm: "
+        "adjusted for all tests of this table",
+    )
+    return Grid(
+        f"{kind}: compared on the same questions", ("first", "second", "", "seeds"), tuple(rows), notes
+    )
+
+
+def other_rows(rows: Iterable[Mapping[str, Any]]) -> list[Grid]:
+    """Rows that are no records (edits), one grid for each kind; what all rows share goes into the title."""
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get("kind") != "provenance":
+            kinds.setdefault(str(row.get("kind")), []).append(row)
+    found = []
+    for kind, same in kinds.items():
+        scalars = [k for k, v in same[0].items() if k not in HIDDEN and not isinstance(v, list | dict)]
+        columns = [k for k in CHOSEN.get(kind, scalars) if k in scalars]
+        fixed = [k for k in columns if len(same) > 1 and len({row.get(k) for row in same}) == 1]
+        told = ", ".join(f"{k} = {_value(same[0].get(k))}" for k in fixed)
+        shown = tuple(k for k in columns if k not in fixed)
+        cells = tuple(tuple(_value(row.get(k)) for k in shown) for row in same)
+        found.append(Grid(f"{same[0].get('source', '')} {kind}" + f" ({told})" * bool(told), shown, cells))
+    return found
+
+
+def _value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def percent(share: float) -> str:
+    """A share in percent, with a decimal where one is there: 7.8, 100."""
+    return f"{round(100 * share, 1):g}"
+
+
+# ---- forms ----
+
+
+def print_rich(grids: Iterable[Grid], console: Console) -> None:
+    """Print on a terminal."""
+    for grid in grids:
+        console.print(escape(grid.title), style="bold")
+        table = Table(box=box.SIMPLE)
+        for number, name in enumerate(grid.header):
+            table.add_column(escape(name), justify="left" if number == 0 else "default")
+        for row in grid.rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
+        for note in grid.notes:
+            console.print(escape(note), style="dim")
+        console.print()
+
+
+def markdown(grids: Iterable[Grid]) -> str:
+    """As Markdown, a heading for each table."""
+    parts = []
+    for grid in grids:
+        lines = [f"### {grid.title}", ""]
+        lines += [
+            "| " + " | ".join(_barred(cell) for cell in row) + " |" for row in (grid.header, *grid.rows)
+        ]
+        lines.insert(3, "|" + " --- |" * len(grid.header))
+        parts.append("\n".join([*lines, *("\n" + note + "." for note in grid.notes)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _barred(cell: str) -> str:
+    return cell.replace("|", "\\|")
+
+
+def as_csv(entries: Iterable[Entry]) -> str:
+    """Every entry in one line; mappings become columns or JSON."""
+    entries = list(entries)
+    text = io.StringIO()
+    plain = [_flat(entry) for entry in entries]
+    writer = csv.DictWriter(text, fieldnames=list(plain[0]) if plain else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(plain)
+    return text.getvalue()
+
+
+def _flat(entry: Entry) -> dict[str, Any]:
+    row = asdict(entry)
+    outcomes, printed = row.pop("outcomes"), row.pop("paper") or {}
+    shuffled = row.pop("shuffled") or {}
+    row["adapters"] = "+".join(row["adapters"])
+    row["temperatures"] = " ".join(f"{t:g}" for t in row["temperatures"])
+    row["seeds"] = json.dumps(dict(row["seeds"]))
+    above = {f"shuffled_{key}": shuffled.get(key) for key in ("difference", "p")}
+    paper = {f"paper_{key}": printed.get(key) for key in ("table", "low", "high")}
+    return {**row, **{f"outcome_{name}": outcomes[name] for name in OUTCOMES}, **above, **paper}
+
+
+def as_json(entries: Iterable[Entry], compared: Iterable[Comparison], others: Sequence[Mapping]) -> str:
+    """Everything, for programs."""
+    content = {
+        "entries": [asdict(entry) for entry in entries],
+        "comparisons": [asdict(test) for test in compared],
+        "rows": list(others),
+    }
+    return json.dumps(content, indent=1) + "\n"
