@@ -17,6 +17,7 @@ from toy_cells import plan
 
 from llm_experiments import __main__ as command
 from llm_experiments.adapters import peft_files
+from llm_experiments.commands import options
 from llm_experiments.engine import local
 from llm_experiments.engine.local import Cell
 from llm_experiments.engine.store import Store
@@ -76,7 +77,7 @@ def run(monkeypatch, capsys, tmp_path):
     }
     monkeypatch.setattr(two_hop, "EXPERIMENTS", toys)
     base = Base("toy/model", "0123456789abcdef")
-    monkeypatch.setattr(command, "chosen", lambda *model, **named: command.Chosen(base, load))
+    monkeypatch.setattr(options, "chosen", lambda *model, **named: options.Chosen(base, load))
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["llm_experiments", *map(str, arguments)])
@@ -258,8 +259,9 @@ sys.modules["llm_experiments.experiments.sizes"] = SimpleNamespace(
     PROFILES={"embedded": SimpleNamespace(name="embedded")}
 )
 from llm_experiments import __main__ as command
+from llm_experiments.commands import options
 
-command.chosen = lambda **model: command.Chosen(base, None)
+options.chosen = lambda **model: options.Chosen(base, None)
 command.main()
 """
 
@@ -282,18 +284,18 @@ def test_a_killed_command_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, suffix",
+    "changed, suffix",
     [
         ({}, ""),
         ({"dtype": "bfloat16"}, "-bfloat16"),
         ({"dtype": "bfloat16", "four_bit": True}, "-bfloat16-nf4"),
     ],
 )
-def test_what_a_model_computes_in_is_part_of_its_digest(monkeypatch, tmp_path, options, suffix):
+def test_what_a_model_computes_in_is_part_of_its_digest(monkeypatch, tmp_path, changed, suffix):
     found = sources.Source("toy", "folder", tmp_path, "0123456789abcdef")
     monkeypatch.setattr(sources, "find", lambda name, revision: found)
-    given = {"dtype": "float32", "device": "cpu", "four_bit": False, "revision": None, **options}
-    base = command.chosen(model="toy", **given).base
+    given = {"dtype": "float32", "device": "cpu", "four_bit": False, "revision": None, **changed}
+    base = options.chosen(model="toy", **given).base
     assert (base.id, base.digest, base.world) == ("toy", f"0123456789abcdef{suffix}", None)
 
 

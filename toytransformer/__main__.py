@@ -17,7 +17,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from toytransformer.command_line import run
+from toytransformer.command_line import merge_option, merge_weights, run
 from toytransformer.compositions import (
     OUTCOMES,
     Merge,
@@ -133,7 +133,7 @@ def predict(
     from toytransformer import merging
 
     jax.config.update("jax_enable_x64", True)
-    merge = Merge(rule, _weights(weights), tuple(_option(text) for text in options))
+    merge = Merge(rule, merge_weights(weights), tuple(map(merge_option, options)))
     merging.check(merge)
     _writable(json_file)
     chosen = _regime(regime, dimension, width, mask=mask, attention=attention, seed=seed)
@@ -307,25 +307,6 @@ def _regime(name: str, dimension: int | None, width: int | None, **common):
     if name == "width":
         return regimes.WidthLimit(dimension=dimension, **common)
     return regimes.Finite(dimension=dimension, width=65536 if width is None else width, **common)
-
-
-def _weights(text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise click.UsageError(f"--weights is {text!r}; give numbers by comma, such as 0.5,0.5") from None
-
-
-def _option(text: str) -> tuple[str, object]:
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise click.UsageError(f"--option is {text!r}; give KEY=VALUE, such as density=0.2")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
 
 
 def _number(value: float | str) -> str:

@@ -1,18 +1,28 @@
-"""What the command lines of all packages share: how they end, and what a bad argument looks like."""
+"""What the command lines of all packages share: how they end, how a bad argument looks."""
 
 from __future__ import annotations
 
+import functools
+import json
 import sys
-from typing import NoReturn
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import NoReturn, ParamSpec, TypeVar
 
 import click
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+#: What becomes one line and status 2: bad arguments, what the library refuses, files that cannot be used.
+REFUSALS = (click.ClickException, ValueError, MemoryError, OSError)
 
 
 def run(command: click.Command, name: str) -> NoReturn:
     """Run a command and exit with its status; a bad argument is one line on stderr and status 2.
 
     What the library refuses (ValueError, MemoryError) and files that cannot be read or written (OSError) are
-    bad arguments too. Without any argument, the help is shown.
+    bad arguments too. Without any argument, the help is shown. `name` is how the command was called.
     """
     try:
         status = command.main(prog_name=name, standalone_mode=False)
@@ -21,8 +31,58 @@ def run(command: click.Command, name: str) -> NoReturn:
         sys.exit(2)
     except (click.exceptions.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except (click.ClickException, ValueError, MemoryError, OSError) as error:
+    except REFUSALS as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def needs_extra(extra: str) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
+    """Decorator of a command that imports what only an extra installs: without it, one line says which."""
+
+    def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        @functools.wraps(function)
+        def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            try:
+                return function(*args, **kwargs)
+            except ModuleNotFoundError as error:
+                package = (error.name or "").partition(".")[0]
+                if not package or find_spec(package):  # a module of an installed package: a bug, not an extra
+                    raise
+                install = f"pip install 'lora-limits[{extra}]'"
+                raise click.UsageError(
+                    f"this command needs {package}, which is not installed: {install}"
+                ) from error
+
+        return call
+
+    return decorate
+
+
+def merge_weights(text: str | None) -> tuple[float, ...] | None:
+    """--weights of a merge, "0.5,0.5", as numbers."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.UsageError(f"--weights is {text!r}; give numbers by comma, such as 0.5,0.5") from None
+
+
+def merge_option(text: str) -> tuple[str, str | int | float | bool | None]:
+    """--option of a merge, "density=0.2", as name and value; what is no JSON is text."""
+    key, equals, written = text.partition("=")
+    if not (key and equals):
+        raise click.UsageError(f"--option is {text!r}; give KEY=VALUE, such as density=0.2")
+    try:
+        value = json.loads(written)
+    except json.JSONDecodeError:
+        value = written
+    except (ValueError, RecursionError):  # a number of 5,000 digits, a list in a list in a list ..
+        raise click.UsageError(f"--option {key} is no value of an option: {written[:40]!r} ..") from None
+    if not isinstance(value, str | int | float | bool | None):
+        raise click.UsageError(
+            f"--option {key} is {written[:40]}; give a number, true, false, null or a text"
+        )
+    return key, value

@@ -1,0 +1,1 @@
+"""The commands of `python -m llm_experiments`, by what they work on: runs, rows, adapters, data."""

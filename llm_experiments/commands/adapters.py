@@ -1,0 +1,74 @@
+"""PEFT adapters on disk: `check` whether they can be merged, and `merge` them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from llm_experiments.commands.options import FOLDER
+from toytransformer.command_line import merge_option, merge_weights, needs_extra
+
+
+@click.command()
+@click.argument("adapters", nargs=-1, required=True, type=FOLDER)
+@click.option("--out", required=True, type=FOLDER, help="New folder for the merged adapter.")
+@click.option("--rule", default="mean", show_default=True, help="A static merge rule of the theory.")
+@click.option("--weights", help="Merge weights, by comma, one for each adapter.")
+@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the rule.")
+@click.option("--rank", type=click.IntRange(min=1), help="Keep this rank [all that is there].")
+@click.option("--seed", type=int, default=0, show_default=True, help="For rules that draw at random.")
+@needs_extra("llm")
+def merge(
+    adapters: tuple[Path, ...],
+    out: Path,
+    rule: str,
+    weights: str | None,
+    options: tuple[str, ...],
+    rank: int | None,
+    seed: int,
+) -> None:
+    """Merge PEFT adapters into one that plain PEFT loads."""
+    from llm_experiments.adapters.peft_files import read
+    from llm_experiments.merges.merging import save_static
+    from toytransformer.compositions import Merge
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise click.UsageError(f"--out '{out}' is there already: name a new folder")
+    spec = Merge(rule, merge_weights(weights), tuple(map(merge_option, options)))
+    details = save_static(
+        [read(folder) for folder in adapters], spec, out, seed=seed, rank=rank, name=out.name
+    )
+    click.echo(f"{out}: rank {details['rank']}, relative error {details['relative_error']:.2g}")
+
+
+@click.command()
+@click.argument("adapters", nargs=-1, required=True, type=FOLDER)
+@needs_extra("llm")
+def check(adapters: tuple[Path, ...]) -> int:
+    """Say of each of the ADAPTERS whether it can be merged here, and of all whether they fit together.
+
+    Exit status 1 if one is refused.
+    """
+    from llm_experiments.adapters.peft_files import check_library, read
+    from toytransformer.adapters import AdapterError
+
+    library, refused = [], False
+    for folder in adapters:
+        try:
+            library.append(read(folder))
+        except AdapterError as error:
+            click.echo(f"refused  {folder}: {' '.join(str(error).split())}")
+            refused = True
+        else:
+            own = library[-1]
+            click.echo(f"fine     {folder}: rank {own.rank}, {len(own.modules)} modules, base {own.base}")
+    if len(library) > 1:
+        try:
+            check_library(library)
+        except AdapterError as error:
+            click.echo(f"refused  together: {' '.join(str(error).split())}")
+            refused = True
+        else:
+            click.echo("fine     together")
+    return int(refused)

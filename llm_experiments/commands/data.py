@@ -1,0 +1,47 @@
+"""What measurements start from: a data set as files (`export`), a base model from nothing (`pretrain`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from llm_experiments.commands.options import FOLDER
+from toytransformer.command_line import needs_extra
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=FOLDER,
+    default=Path("out") / "embedded",
+    show_default=True,
+    help="New folder for the model.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--chains/--no-chains", default=True, show_default=True, help="Show chains of thought.")
+@needs_extra("llm")
+def pretrain(out: Path, seed: int, chains: bool) -> None:
+    """Train a model like the embedded one from nothing on a synthetic world; use it by --model FOLDER."""
+    from llm_experiments.embedded.pretrain import main as train_embedded
+
+    click.echo(f"{train_embedded(out, seed=seed, chains=chains)}")
+
+
+@click.command()
+@click.argument("out", type=FOLDER)
+@click.option("--dataset", type=click.Choice(["F", "H", "R"]), default="F", show_default=True)
+@click.option("--triplets", type=click.IntRange(min=3), default=100, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--bridge", type=click.Choice(["F", "H", "R"]), help="Add a bridge of this dataset.")
+@click.option(
+    "--share", type=float, default=0.1, show_default=True, help="Triplets held out, of dev and test."
+)
+@needs_extra("llm")
+def export(out: Path, dataset: str, triplets: int, seed: int, bridge: str | None, share: float) -> None:
+    """Write a data set as JSON lines, with a manifest, into the new folder OUT."""
+    from llm_experiments.domains.two_hop.export import export as write
+
+    manifest = write(out, dataset, triplets, seed, bridge_dataset=bridge, share=share)
+    for name, file in manifest["files"].items():
+        click.echo(f"{out / name}: {file}")

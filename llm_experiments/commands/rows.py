@@ -1,0 +1,90 @@
+"""Measured rows: in a `table`, kept beside the code (`keep`), and on the project's pages (`results`)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from llm_experiments.commands.options import FOLDER
+from toytransformer.command_line import needs_extra
+
+#: The kept rows, beside the code.
+DATA = Path(__file__).parents[1] / "data"
+
+
+@click.command()
+@click.argument("source", type=FOLDER)
+@click.option("--experiment", help="Only the rows of this experiment.")
+@click.option(
+    "--form",
+    type=click.Choice(["terminal", "markdown", "csv", "json"]),
+    default="terminal",
+    show_default=True,
+)
+@click.option("--compare/--no-compare", default=True, help="Paired tests on the same questions.")
+@needs_extra("results")
+def table(source: Path, experiment: str | None, form: str, compare: bool) -> None:
+    """Print tables of the rows in SOURCE, a run's folder or a rows.jsonl.gz."""
+    from llm_experiments.engine.store import Store
+    from results import forms, tables
+
+    others: list[dict[str, Any]] = []
+    if source.is_file():
+        records = tables.read_file(source)
+    else:
+        store = Store(source, write=False)
+        runs = [run for run in store.runs() if experiment in (None, run["experiment"])]
+        if not runs:
+            names = ", ".join(sorted({run["experiment"] for run in store.runs()})) or "none"
+            raise click.UsageError(f"no run of {experiment or 'anything'} in '{source}': there are {names}")
+        only = None if experiment is None else {cell["name"] for run in runs for cell in run["cells"]}
+        records = tables.read_rows(store.rows(only=only), str(source))
+        for name in store.row_files():
+            if name != "rows.jsonl":
+                others += map(json.loads, store.rows(name, only=only))
+    entries = tables.entries(records, experiment=experiment)
+    compared = tables.comparisons(records) if compare else []
+    if form == "json":
+        click.echo(forms.as_json(entries, compared, others), nl=False)
+    elif form == "csv":
+        click.echo(forms.as_csv(entries), nl=False)
+    else:
+        grids = forms.grids(entries, compared) + forms.other_rows(others)
+        if form == "markdown":
+            click.echo(forms.markdown(grids), nl=False)
+        else:
+            forms.print_rich(grids, Console(highlight=False))
+        if not grids:
+            click.echo(f"no rows in '{source}' yet", err=True)
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.argument("name")
+@click.option("--out", type=FOLDER, default=DATA, help="Where to [data/ here].")
+@needs_extra("results")
+def keep(folder: Path, name: str, out: Path) -> None:
+    """Keep the rows of FOLDER as NAME.jsonl.gz, and how its adapters came out as NAME-cells.jsonl.gz."""
+    from llm_experiments.keep import keep as keep_rows
+
+    for path in keep_rows(folder, name, out):
+        click.echo(f"{path} ({path.stat().st_size / 1e6:.2f} MB)")
+
+
+@click.command()
+@needs_extra("results")
+def results() -> None:
+    """Write README.md and docs/results.md from their templates and the kept rows."""
+    from results.pages import PAGES, render
+
+    if missing := [template for template in PAGES.values() if not template.is_file()]:
+        raise click.UsageError(
+            f"'{missing[0]}' is not there: the pages are written in a checkout of the repository"
+        )
+    for page, template in PAGES.items():
+        page.write_text(render(template), encoding="utf-8")
+        click.echo(page.name)

@@ -1,0 +1,196 @@
+"""Runs: `list` what can be run, `run` it or go on with it, and the `status` of a folder of results."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from llm_experiments.commands import options
+from llm_experiments.commands.options import FOLDER, profile_named, training_seeds
+from toytransformer.command_line import needs_extra
+
+if TYPE_CHECKING:
+    from llm_experiments.engine.store import Store
+
+#: Where results go unless --out says otherwise; experiments that share cells share them there.
+OUT = Path("out") / "llm"
+#: Lines of a list that are shown before it is cut.
+SHOWN = 12
+
+
+@click.command("list")
+@options.model_options
+@click.option("--profile", "profile_name", help="Count cells for this profile.")
+@click.option("--seeds", default="0,1,2", show_default=True, help="Training seeds, by comma.")
+@click.option("--count", is_flag=True, help="Count the cells of each experiment; takes some seconds.")
+@needs_extra("llm")
+def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) -> None:
+    """Show the named experiments, the profiles and the models by hub id."""
+    from llm_experiments.engine.local import in_order
+    from llm_experiments.experiments.sizes import PROFILES
+    from llm_experiments.experiments.two_hop import EXPERIMENTS
+    from llm_experiments.models.models import PAPER_MODELS, SMALL_MODELS
+
+    console = Console(highlight=False)
+    console.print("[bold]Experiments[/bold]: run NAME")
+    base = options.chosen(**model).base if count else None
+    table = Table(box=box.SIMPLE, show_header=count)
+    for heading in ("", "", "in the paper", *(["cells"] if count else [])):
+        table.add_column(heading)
+    for name, experiment in EXPERIMENTS.items():
+        row = [name, escape(experiment.about), escape(experiment.source)]
+        if base is not None:
+            planned = experiment.plan(base, profile_named(profile_name, base), training_seeds(seeds))
+            row.append(str(len(in_order(planned))))
+        table.add_row(*row)
+    console.print(table)
+    console.print("[bold]Profiles[/bold]: --profile NAME")
+    table = Table(box=box.SIMPLE, show_header=False)
+    for name, profile in PROFILES.items():
+        table.add_row(name, escape(profile.about))
+    console.print(table)
+    console.print("[bold]Models[/bold]: --model ID, or any other causal model: hub id, folder or .gguf file")
+    table = Table(box=box.SIMPLE, show_header=False)
+    table.add_column(no_wrap=True)
+    for models, where in ((SMALL_MODELS, "small"), (PAPER_MODELS, "the paper's")):
+        for known in models.values():
+            size = "" if known.parameters is None else f"{known.parameters / 1e9:.2g} B parameters"
+            table.add_row(known.id, where, size, known.license)
+    console.print(table)
+
+
+@click.command("run")
+@click.argument("names", nargs=-1, required=True, metavar="NAME..")
+@options.model_options
+@click.option("--seeds", default="0,1,2", show_default=True, help="Training seeds, by comma.")
+@click.option("--profile", "profile_name", help="Size of the measurement (see `list`).")
+@click.option("--out", type=FOLDER, default=OUT, show_default=True, help="Folder of the results.")
+@click.option("--limit", type=click.IntRange(min=1), help="Compute at most so many cells in this call.")
+@needs_extra("llm")
+def run_experiments(
+    names: tuple[str, ...], seeds: str, profile_name: str | None, out: Path, limit: int | None, **model: Any
+) -> int:
+    """Run the experiments of these names, or go on with them; exit status 1 if a cell failed.
+
+    Finished cells are kept whatever happens, and never computed twice. Several processes may run into one
+    folder at once.
+    """
+    from llm_experiments.engine.local import Context, Stopped, in_order
+    from llm_experiments.engine.local import run as run_cells
+    from llm_experiments.engine.store import Store
+    from llm_experiments.experiments.two_hop import EXPERIMENTS
+
+    if unknown := [name for name in names if name not in EXPERIMENTS]:
+        raise click.UsageError(f"there is no experiment {unknown[0]!r}: choose {', '.join(EXPERIMENTS)}")
+    drawn = training_seeds(seeds)
+    model_chosen = options.chosen(**model)
+    base = model_chosen.base
+    profile, store = profile_named(profile_name, base), Store(out)
+    planned = {name: in_order(EXPERIMENTS[name].plan(base, profile, drawn)) for name in names}
+    about = {"model": base.id, "digest": base.digest, "seeds": list(drawn), "profile": profile.name}
+    for name, cells in planned.items():
+        listed = [{"name": cell.address, "label": cell.label} for cell in cells]
+        for problem in store.add_run({"experiment": name, **about}, listed):
+            click.echo(f"set aside {problem}", err=True)
+    wanted = order = in_order(chain.from_iterable(planned.values()))
+    if limit is not None:
+        order = [cell for cell in order if not store.finished(cell.address)][:limit]
+    try:
+        summary = run_cells(order, store, Context(store, model_chosen.load))
+    except KeyboardInterrupt as stop:
+        finished = sum(store.path(cell.address).exists() for cell in wanted)
+        click.echo(
+            f"stopped: {finished} of {len(wanted)} cells are finished; the same command goes on", err=True
+        )
+        sys.exit(143 if isinstance(stop, Stopped) else 130)
+    finished = sum(store.finished(cell.address) for cell in wanted)
+    click.echo(f"{finished} of {len(wanted)} cells finished, {len(summary.computed)} of them now: {out}")
+    if summary.failed:
+        click.echo(f"{len(summary.failed)} failed:", err=True)
+        for line in summary.failed.values():
+            click.echo(f"  {line}", err=True)
+    elif finished == len(wanted):
+        click.echo(f"{click.get_current_context().find_root().info_name} table {out}")
+    return summary.status
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@needs_extra("llm")
+def status(folder: Path) -> int:
+    """Show what is finished in FOLDER, what is missing and what is not trusted.
+
+    Every byte of every result is read. Exit status 1 if something is missing, damaged or foreign.
+    """
+    from llm_experiments.engine.progress import Estimate, duration
+    from llm_experiments.engine.store import Store
+
+    store = Store(folder, write=False)
+    console = Console(highlight=False, soft_wrap=True)
+    problems = store.problems()
+    missing_any = False
+    runs = _runs(store)
+    for entry in runs:
+        missing = [cell for cell in entry["cells"] if not store.finished(cell["name"])]
+        missing_any = missing_any or bool(missing)
+        total = len(entry["cells"])
+        seeds = ", ".join(map(str, entry.get("seeds", ())))
+        console.print(
+            f"[bold]{escape(str(entry['experiment']))}[/bold] on {escape(str(entry.get('model')))} "
+            f"({entry.get('digest')}), profile {entry.get('profile')}, seeds {seeds}: "
+            f"{total - len(missing)} of {total} cells finished"
+        )
+        if missing:
+            left = Estimate((Planned(cell["name"]) for cell in entry["cells"]), store).left()
+            console.print(f"  about {duration(left)} left; missing:")
+            _print_some(console, [cell["label"] for cell in missing])
+    if not runs:
+        console.print("nothing known was run into this folder")
+    if failures := sorted((folder / "failures").glob("*.txt")):
+        console.print("failed, with traceback:")
+        _print_some(console, [str(path) for path in failures])
+    if problems:
+        console.print("not trusted:")
+        for problem in problems:
+            console.print(f"  {escape(str(problem))}")
+    if rejected := store.rejected():
+        console.print(f"set aside earlier, in {folder / 'rejected'}:")
+        _print_some(console, rejected)
+    return int(bool(problems) or missing_any)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell as run.json knows it."""
+
+    address: str
+
+    @property
+    def kind(self) -> str:
+        return self.address.rpartition("-")[0]
+
+
+def _runs(store: Store) -> list[dict[str, Any]]:
+    """The runs of a folder; none where run.json is damaged, which problems() says."""
+    from llm_experiments.engine.sealing import StoreError
+
+    try:
+        return store.runs()
+    except StoreError:
+        return []
+
+
+def _print_some(console: Console, lines: list[str]) -> None:
+    for line in lines[:SHOWN]:
+        console.print(f"  {escape(line)}")
+    if len(lines) > SHOWN:
+        console.print(f"  .. and {len(lines) - SHOWN} more")
