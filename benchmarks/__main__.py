@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.cases import Case, Side, cases
+from benchmarks.case import Case, Side
+from benchmarks.cases import cases
 from benchmarks.measure import Measurement, measure
 from toytransformer.command_line import run as run_command
 from toytransformer.compositions import provenance, replace_file

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.cases import Case, Side
+from benchmarks.case import Case, Side
 
 #: Name -> the singular values of Delta W, or None for factors of independent normal entries.
 SPECTRA = {

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.cases import Case, Side
+from benchmarks.case import Case, Side
 
 #: Share of answers that may differ: a token whose two largest logits are closer than rounding may flip.
 FLIPPED = 0.02
@@ -54,7 +54,7 @@ def prepared(model: str, decode: str, count: int):
     from llm_experiments.domains.two_hop.lexicon import lexicon
     from llm_experiments.domains.two_hop.rendering import asked
     from llm_experiments.domains.two_hop.templates import TEST
-    from llm_experiments.models.models import load
+    from llm_experiments.models.load import load
     from toytransformer.compositions.setups import setup
 
     torch.set_num_threads(1)

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from benchmarks.cases import Case, Side
+from benchmarks.case import Case, Side
 
 #: Name -> hidden size, MLP size, layers, words the model knows. The first is about the embedded default's.
 MODELS = {
@@ -134,7 +134,7 @@ def prepared(name: str, adapters: int, steps: int):
     import torch
 
     from llm_experiments.adapters.training import Training
-    from llm_experiments.models.models import load
+    from llm_experiments.models.load import load
 
     torch.set_num_threads(1)
     hidden, inner, layers, words = MODELS[name]

@@ -24,7 +24,7 @@ from llm_experiments.domains.two_hop.lexicon import lexicon
 from llm_experiments.editing import edits, overlaps, survival
 from llm_experiments.editing.chains import chains, unrelated
 from llm_experiments.editing.features import observe
-from llm_experiments.models import models
+from llm_experiments.models.load import load
 from notebooks import checks
 from notebooks.lesson import drawing, reveal
 from results import tables
@@ -57,7 +57,7 @@ guessed_weight = None
 # same place as $W$ in the toy. Eight chains of people and cities, in English:
 
 # %%
-loaded = models.load("embedded")
+loaded = load("embedded")
 composition = setup(0, facts=8, known=True)
 names = lexicon(composition, dataset="R", seed=0, base_world=loaded.base_world)
 asked = chains(composition, names, 0)

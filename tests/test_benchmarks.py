@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import cases, measure, plain
+from benchmarks import measure, plain, theory
+from benchmarks.cases import cases
 from toytransformer import sampling
 from toytransformer.compositions import Prompt
 from toytransformer.regimes import Finite, FullLimit
 
 ROOT = Path(__file__).parents[1]
-SMALL = list(cases.cases(small=True))
+SMALL = list(cases(small=True))
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.name}-{case.ours.arguments}")
@@ -30,11 +31,11 @@ def test_both_sides_of_a_case_agree(case):
 @settings(max_examples=10)
 @given(st.integers(1, 12))
 def test_dense_and_symmetric_predictions_are_the_plain_solve(facts):
-    dense, solved = cases.dense_prediction(facts)(), cases.plain_prediction(facts)()
+    dense, solved = theory.dense_prediction(facts)(), theory.plain_prediction(facts)()
     assert dense.shape[0] == 3
     for difference, ours in (
-        (cases.same_numbers, dense),
-        (cases.same_chains(facts), cases.symmetric_prediction(facts)()),
+        (theory.same_numbers, dense),
+        (theory.same_chains(facts), theory.symmetric_prediction(facts)()),
     ):
         apart, allowed = difference(ours, solved)
         assert apart <= allowed
@@ -44,7 +45,7 @@ def test_places_and_spreads_are_those_of_the_explicit_network():
     dimension, width, draws, repeats = 24, 50, 4000, 1000
     keys, query = [Prompt("x1", ("R1",)), Prompt("y1", ("R2",))], Prompt("x1", ("R1", "R2"))
     ours = sampling.overlap_draws(Finite(dimension=dimension, width=width), keys, query, draws)
-    other = plain.coefficient_draws(cases.KEYS, cases.QUERY, dimension, width, repeats)
+    other = plain.coefficient_draws(theory.KEYS, theory.QUERY, dimension, width, repeats)
     # Mann-Whitney: of two samples of one law, one is above the other half of the time; its standard error
     error = np.sqrt((1 / draws + 1 / repeats) / 12)
     middle = np.median(ours, axis=0)
@@ -54,7 +55,7 @@ def test_places_and_spreads_are_those_of_the_explicit_network():
 
 
 def test_the_hidden_states_of_orthonormal_tokens_are_those_of_the_full_limit():
-    prompts = [*cases.KEYS, cases.QUERY, ("x1", "R2", "R1", "R1")]
+    prompts = [*theory.KEYS, theory.QUERY, ("x1", "R2", "R1", "R1")]
     count = len(plain.tokens(prompts))
     embeddings = np.eye(count, 2 * count)
     values = np.roll(np.eye(2 * count), count, axis=0)
@@ -122,7 +123,7 @@ def test_bad_arguments_are_named(arguments, words):
 def test_the_committed_results_are_of_a_full_run():
     report = json.loads((ROOT / "benchmarks" / "results.json").read_text())
     assert not report["small"]
-    expected = [(case.name, case.about) for case in cases.cases()]
+    expected = [(case.name, case.about) for case in cases()]
     assert [(row["case"], row["about"]) for row in report["rows"]] == expected
     assert all(row["agrees"] is not False for row in report["rows"])
 

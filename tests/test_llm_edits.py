@@ -20,7 +20,8 @@ from llm_experiments.adapters import peft_files
 from llm_experiments.domains.two_hop.lexicon import lexicon
 from llm_experiments.editing import chains, edits, features, overlaps, survival, values
 from llm_experiments.editing.features import EditError, KeyCovariance
-from llm_experiments.models.models import load, prompt_ids, target_ids
+from llm_experiments.models.load import load
+from llm_experiments.models.prompts import prompt_ids, target_ids
 from toytransformer import kernel
 from toytransformer.adapters import AdapterError, LoRA, closed_form, whitened
 from toytransformer.compositions import catalogue

@@ -15,7 +15,8 @@ from llm_experiments.domains.two_hop.rendering import FIRST, STEP_BY_STEP, THERE
 from llm_experiments.domains.two_hop.templates import COMPOSED, SIGNATURES, TRAIN, templates
 from llm_experiments.embedded import corpus, measure, pretrain
 from llm_experiments.embedded.corpus import BaseWorld, WorldError, build_world, samples
-from llm_experiments.models import models, sources
+from llm_experiments.models import sources
+from llm_experiments.models.load import load
 
 PEOPLE = names.draw("real people", 24, 0)
 PLACES = names.real_cities()[:6]
@@ -213,7 +214,7 @@ def test_pretraining_learns_and_repeats_itself(small, tmp_path):
     weights, again = (load_file(folder / "model.safetensors") for folder in (first, second))
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
-    loaded = models.load(str(first))
+    loaded = load(str(first))
     assert loaded.base_world.exposures and loaded.info["license"] == "apache-2.0"
 
 
@@ -273,7 +274,7 @@ def test_pretraining_leaves_what_is_there_and_nothing_half_done(small, tmp_path,
 @pytest.fixture(scope="module")
 def shipped():
     """(right, of) by what is asked, of the weights in the package."""
-    loaded = models.load("embedded", device="cpu")
+    loaded = load("embedded", device="cpu")
     _, kept = pretrain.invented_names(loaded.base_world.seed)
     total: dict[str, tuple[int, int]] = {}
     for row in measure.measure(loaded, kept, count=40, seed=1):

@@ -19,7 +19,7 @@ from llm_experiments.asking import decoding, evaluation
 from llm_experiments.domains.two_hop.lexicon import lexicon
 from llm_experiments.domains.two_hop.rendering import render
 from llm_experiments.domains.two_hop.templates import COMPOSED, COUNT, SIGNATURES, template
-from llm_experiments.models import models
+from llm_experiments.models.load import load as load_model
 from llm_experiments.models.prompts import prompt_ids, target_ids
 from llm_experiments.scoring import entities
 from results import statistics
@@ -37,7 +37,7 @@ def load(tmp_path_factory):
     @cache
     def loader(kind, chat=None):
         folder = MAKERS[kind](tmp_path_factory.mktemp("model"), chat=chat, seed=3)
-        return models.load(str(folder), dtype="float32", device="cpu")
+        return load_model(str(folder), dtype="float32", device="cpu")
 
     return loader
 

@@ -19,7 +19,7 @@ from llm_experiments.experiments.sizes import PROFILES
 from llm_experiments.experiments.two_hop import ARROW, EXPERIMENTS, UNIFORM, Base, Plan
 from llm_experiments.keep import keep
 from llm_experiments.merges import merging
-from llm_experiments.models import models
+from llm_experiments.models.load import load
 from llm_experiments.models.sources import EMBEDDED
 from llm_experiments.steps import (
     AdapterCell,
@@ -63,7 +63,7 @@ def tiny(tmp_path_factory):
     """A model to which the words of the templates are single tokens, so that chains are short."""
     texts = [text for word in SIGNATURES for t in templates((word,)) for text in (t.question, t.answer)]
     lines = [*texts, FIRST, SECOND, STEP_BY_STEP, THEREFORE] * 5
-    return models.load(str(tiny_qwen2(tmp_path_factory.mktemp("model"), lines, vocabulary=900)))
+    return load(str(tiny_qwen2(tmp_path_factory.mktemp("model"), lines, vocabulary=900)))
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from llm_experiments.merges.merging import (
     module_seed,
     save_static,
 )
-from llm_experiments.models import models
+from llm_experiments.models.load import load as load_model
 from toytransformer.adapters import LoRA
 from toytransformer.compositions.spec import Merge
 from toytransformer.merging import RULES, MergeContext, RuleError, merge
@@ -43,7 +43,7 @@ DOUBLE, SINGLE = 2**16 * np.finfo(np.float64).eps, 2**10 * np.finfo(np.float32).
 
 
 def load(folder):
-    return models.load(str(folder), dtype="float32", device="cpu")
+    return load_model(str(folder), dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="module")

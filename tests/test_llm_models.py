@@ -16,21 +16,12 @@ from safetensors.torch import load_file, save_file
 from tiny_models import CHAT_TEMPLATES, LINES, tiny_gguf, tiny_llama, tiny_qwen2, tiny_tokenizer
 
 from llm_experiments.models import devices, sources
-from llm_experiments.models.models import (
-    KNOWN_MODELS,
-    LAYERS,
-    PAPER_MODELS,
-    SMALL_MODELS,
-    ModelError,
-    explain_memory,
-    load,
-    prompt_ids,
-    prompt_text,
-    target_ids,
-    target_modules,
-    target_text,
-)
-from llm_experiments.models.prompts import form_of
+from llm_experiments.models.devices import explain_memory
+from llm_experiments.models.known import KNOWN_MODELS
+from llm_experiments.models.layers import LAYERS, target_modules
+from llm_experiments.models.load import load
+from llm_experiments.models.prompts import form_of, prompt_ids, prompt_text, target_ids, target_text
+from llm_experiments.models.sources import ModelError
 
 WRITERS = {"qwen2": tiny_qwen2, "llama": tiny_llama}
 GIB = 2**30
@@ -568,7 +559,7 @@ def test_embedded_says_what_it_was_taught(copy, monkeypatch):
     monkeypatch.setattr(sources, "EMBEDDED", copy)
     loaded = load("embedded")
     assert (loaded.id, loaded.info["source"]) == ("embedded", "embedded")
-    assert loaded.info["license"] == SMALL_MODELS["embedded"].license
+    assert loaded.info["license"] == KNOWN_MODELS["embedded"].license
     assert loaded.base_world.people == ("Ann", "Ben") and loaded.base_world.facts == facts
     assert loaded.base_world.exposures["Ann", "live_in"] == 7
 
@@ -783,7 +774,7 @@ SHAPES = {
 
 
 def test_the_tables_parameters_follow_from_the_models_shapes():
-    assert set(KNOWN_MODELS) == set(SHAPES) | {"embedded"} == set(PAPER_MODELS) | set(SMALL_MODELS)
+    assert set(KNOWN_MODELS) == set(SHAPES) | {"embedded"}
     for name, (hidden, inner, layers, heads, groups, vocabulary, tied, biases) in SHAPES.items():
         key_value = hidden * groups // heads
         attention = 2 * hidden * hidden + 2 * hidden * key_value + (hidden + 2 * key_value if biases else 0)

@@ -22,7 +22,8 @@ from llm_experiments.adapters import batches, grouped, jobs, peft_files, trainin
 from llm_experiments.adapters.peft_files import AdapterError, AdapterWeights
 from llm_experiments.adapters.together import train_together
 from llm_experiments.adapters.training import Training, TrainingError, random_like, train
-from llm_experiments.models import models
+from llm_experiments.models.layers import target_modules
+from llm_experiments.models.load import load
 from llm_experiments.models.prompts import prompt_ids, target_ids
 from toytransformer.adapters import LoRA
 from toytransformer.merging.static import keep_largest
@@ -71,7 +72,7 @@ def tiny(tmp_path_factory):
         if (kind, chat) not in loaded:
             write = {"llama": tiny_models.tiny_llama, "qwen2": tiny_models.tiny_qwen2}[kind]
             folder = write(tmp_path_factory.mktemp(kind), chat=chat)
-            loaded[kind, chat] = models.load(str(folder), device="cpu", dtype="float32")
+            loaded[kind, chat] = load(str(folder), device="cpu", dtype="float32")
         return loaded[kind, chat]
 
     return get
@@ -400,7 +401,7 @@ def by_hand(model, loaded, examples):
 def test_loss_and_gradient_are_those_of_full_logits_and_pefts_own_layers(tiny, kind, layers, chat, attention):
     loaded = copied(tiny(kind, chat))
     loaded.model.set_attn_implementation(attention)
-    names = models.target_modules(loaded.model, layers)
+    names = target_modules(loaded.model, layers)
     config = LoraConfig(r=3, lora_alpha=5, target_modules=list(names))
     rows = batches.encoded(loaded, FACTS[:3] + OTHERS[:2])
     prefix = batches.common_prefix(loaded, rows)

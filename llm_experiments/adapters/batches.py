@@ -18,7 +18,7 @@ import torch
 from llm_experiments.models.prompts import prompt_ids, target_ids
 
 if TYPE_CHECKING:
-    from llm_experiments.models.models import LoadedModel
+    from llm_experiments.models.handle import LoadedModel
 
 #: Position without a target, as in transformers.
 IGNORED = -100

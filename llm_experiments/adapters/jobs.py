@@ -25,7 +25,7 @@ from llm_experiments.models.devices import explain_memory
 from toytransformer.adapters import LoRA
 
 if TYPE_CHECKING:
-    from llm_experiments.models.models import LoadedModel
+    from llm_experiments.models.handle import LoadedModel
 
 #: Most points that a loss curve keeps.
 CURVE = 100

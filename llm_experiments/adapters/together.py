@@ -25,10 +25,10 @@ from llm_experiments.adapters.jobs import Job, Progress, prepared
 from llm_experiments.adapters.recipe import Training, TrainingError
 from llm_experiments.adapters.trainer import optimizer_of
 from llm_experiments.adapters.training import sparse_masks
-from llm_experiments.models.models import target_modules
+from llm_experiments.models.layers import target_modules
 
 if TYPE_CHECKING:
-    from llm_experiments.models.models import LoadedModel
+    from llm_experiments.models.handle import LoadedModel
 
 
 def train_together(

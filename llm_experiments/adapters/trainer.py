@@ -17,7 +17,7 @@ from llm_experiments.adapters.jobs import Job
 from llm_experiments.adapters.recipe import Training
 
 if TYPE_CHECKING:
-    from llm_experiments.models.models import LoadedModel
+    from llm_experiments.models.handle import LoadedModel
 
 
 def run(

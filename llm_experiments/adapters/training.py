@@ -27,11 +27,11 @@ from llm_experiments.adapters.grouped import Factors, Pass, adapted, losses
 from llm_experiments.adapters.jobs import Job, Progress, prepared, seeded, suffixes
 from llm_experiments.adapters.recipe import Training, TrainingError
 from llm_experiments.adapters.trainer import run
-from llm_experiments.models.models import target_modules
+from llm_experiments.models.layers import target_modules
 from toytransformer.adapters import LoRA
 
 if TYPE_CHECKING:
-    from llm_experiments.models.models import LoadedModel
+    from llm_experiments.models.handle import LoadedModel
 
 __all__ = ["Training", "TrainingError", "random_like", "train"]
 

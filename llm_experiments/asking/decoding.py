@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from llm_experiments.models.devices import explain_memory
-from llm_experiments.models.models import LoadedModel
+from llm_experiments.models.handle import LoadedModel
 from llm_experiments.models.prompts import prompt_ids, target_ids
 
 

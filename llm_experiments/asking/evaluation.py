@@ -16,7 +16,7 @@ from llm_experiments.domains.two_hop.lexicon import Lexicon
 from llm_experiments.domains.two_hop.rendering import Example, asked, render
 from llm_experiments.domains.two_hop.templates import SIGNATURES
 from llm_experiments.domains.two_hop.templates import template as paraphrase
-from llm_experiments.models.models import LoadedModel
+from llm_experiments.models.handle import LoadedModel
 from llm_experiments.models.prompts import target_ids
 from llm_experiments.scoring.entities import (
     Reader,

@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from llm_experiments.experiments.sizes import Profile
     from llm_experiments.experiments.two_hop import Base
-    from llm_experiments.models.models import LoadedModel
+    from llm_experiments.models.handle import LoadedModel
 
 FOLDER = click.Path(path_type=Path)
 
@@ -63,7 +63,8 @@ def chosen(model: str, revision: str | None, dtype: str, device: str, four_bit: 
     """
     from llm_experiments.embedded.corpus import BaseWorld
     from llm_experiments.experiments.two_hop import Base
-    from llm_experiments.models import devices, models, sources
+    from llm_experiments.models import devices, sources
+    from llm_experiments.models.load import load as load_model
 
     gpus = devices.gpus_for(device, devices.free_memory())
     if dtype == "auto":
@@ -84,7 +85,7 @@ def chosen(model: str, revision: str | None, dtype: str, device: str, four_bit: 
             import torch
 
             torch.set_num_threads(1)
-        return models.load(model, dtype=dtype, device=device, four_bit=four_bit, revision=revision)
+        return load_model(model, dtype=dtype, device=device, four_bit=four_bit, revision=revision)
 
     return Chosen(base, load)
 

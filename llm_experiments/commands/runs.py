@@ -38,7 +38,7 @@ def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) 
     from llm_experiments.engine.local import in_order
     from llm_experiments.experiments.sizes import PROFILES
     from llm_experiments.experiments.two_hop import EXPERIMENTS
-    from llm_experiments.models.models import PAPER_MODELS, SMALL_MODELS
+    from llm_experiments.models.known import KNOWN_MODELS
 
     console = Console(highlight=False)
     console.print("[bold]Experiments[/bold]: run NAME")
@@ -61,10 +61,9 @@ def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) 
     console.print("[bold]Models[/bold]: --model ID, or any other causal model: hub id, folder or .gguf file")
     table = Table(box=box.SIMPLE, show_header=False)
     table.add_column(no_wrap=True)
-    for models, where in ((SMALL_MODELS, "small"), (PAPER_MODELS, "the paper's")):
-        for known in models.values():
-            size = "" if known.parameters is None else f"{known.parameters / 1e9:.2g} B parameters"
-            table.add_row(known.id, where, size, known.license)
+    for known in KNOWN_MODELS.values():
+        size = "" if known.parameters is None else f"{known.parameters / 1e9:.2g} B parameters"
+        table.add_row(known.id, "the paper's" if known.paper else "small", size, known.license)
     console.print(table)
 
 

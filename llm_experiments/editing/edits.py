@@ -38,7 +38,7 @@ from llm_experiments.editing.features import (
 )
 from llm_experiments.editing.values import Values, value_vectors
 from llm_experiments.merges import merging
-from llm_experiments.models.models import LoadedModel
+from llm_experiments.models.handle import LoadedModel
 from toytransformer.adapters import LoRA, closed_form, whitened
 from toytransformer.compositions import Merge
 

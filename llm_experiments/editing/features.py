@@ -18,7 +18,8 @@ from jaxtyping import Float
 from torch import nn
 
 from llm_experiments.asking.decoding import quiet
-from llm_experiments.models.models import LoadedModel, prompt_ids, target_ids
+from llm_experiments.models.handle import LoadedModel
+from llm_experiments.models.prompts import prompt_ids, target_ids
 
 Array = np.ndarray
 

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from scipy import linalg, stats
 
 from llm_experiments.editing.features import EditError, observe
-from llm_experiments.models.models import LoadedModel
+from llm_experiments.models.handle import LoadedModel
 from toytransformer.compositions import Prompt
 from toytransformer.regimes import FullLimit
 

@@ -16,7 +16,8 @@ from jaxtyping import Float
 
 from llm_experiments.editing.features import Down, EditError, chosen_layers, encode, observe, padded
 from llm_experiments.merges.hooks import adding
-from llm_experiments.models.models import LoadedModel, prompt_ids, target_ids
+from llm_experiments.models.handle import LoadedModel
+from llm_experiments.models.prompts import prompt_ids, target_ids
 
 Array = np.ndarray
 

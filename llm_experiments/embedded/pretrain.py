@@ -33,7 +33,7 @@ from llm_experiments.domains.two_hop.rendering import FIRST, SECOND, STEP_BY_STE
 from llm_experiments.domains.two_hop.templates import COMPOSED, COUNT, SIGNATURES, templates
 from llm_experiments.embedded.corpus import MIXTURE, ONE_HOP, BaseWorld, Sample, build_world, samples
 from llm_experiments.embedded.measure import measure, write_card
-from llm_experiments.models.models import load
+from llm_experiments.models.load import load
 
 QUESTION, ANSWER, END, PAD = "<q>", "<a>", "<end>", "<pad>"
 CHAT = (

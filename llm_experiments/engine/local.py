@@ -26,7 +26,7 @@ from llm_experiments.engine.sealing import NO_SPACE, DiskFullError, StoreError, 
 from llm_experiments.engine.store import Problem, Store
 
 if TYPE_CHECKING:
-    from llm_experiments.models.models import LoadedModel
+    from llm_experiments.models.handle import LoadedModel
 
 #: Seconds between two looks at a cell that another process computes.
 POLL = 0.25

@@ -18,36 +18,15 @@ Three things templates do, and what is made of them:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
+from llm_experiments.models.handle import Form, LoadedModel
 from llm_experiments.models.sources import ModelError
-
-if TYPE_CHECKING:
-    from llm_experiments.models.models import LoadedModel
 
 _FIXED = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 _THOUGHT = re.compile(r"<think>\s*\Z")
 _QUESTION, _ANSWER = "Which one is it?", "It is this one."
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a tokenizer's template frames a question and an answer; see `form_of`.
-
-    Prompt: the template's user turn, with `cut[0]` at its beginning replaced by `cut[1]`, then `opening`.
-    Where `opening` is None the template's generation prompt is not just appended, and is used as it comes.
-    Without a template, `opening` is the first token. Target: `lead`, the answer, `ending`.
-    """
-
-    chat: bool
-    opening: str | None
-    lead: str
-    ending: str
-    system: str | None = None
-    cut: tuple[str, str] = ("", "")
 
 
 def form_of(tokenizer, system: str | None = None) -> Form:

@@ -13,96 +13,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import nn
 
 from llm_experiments.models import devices
 from llm_experiments.models.devices import explain_memory
-from llm_experiments.models.prompts import Form, form_of, prompt_ids, prompt_text, target_ids, target_text
+from llm_experiments.models.handle import Form, LoadedModel
+from llm_experiments.models.known import KNOWN_MODELS
+from llm_experiments.models.prompts import form_of
 from llm_experiments.models.sources import ModelError, Source, find, quiet
 
-__all__ = [
-    "KNOWN_MODELS",
-    "LAYERS",
-    "PAPER_MODELS",
-    "SMALL_MODELS",
-    "KnownModel",
-    "LoadedModel",
-    "ModelError",
-    "explain_memory",
-    "load",
-    "prompt_ids",
-    "prompt_text",
-    "target_ids",
-    "target_modules",
-    "target_text",
-]
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class KnownModel:
-    """One row of the tables: `license` as the model's card says it, `parameters` with tied weights once."""
-
-    id: str
-    parameters: int | None
-    license: str
-
-    @property
-    def bf16_bytes(self) -> int | None:
-        return None if self.parameters is None else 2 * self.parameters
-
-
-def _table(*rows: tuple[str, int | None, str]) -> dict[str, KnownModel]:
-    return {row[0]: KnownModel(*row) for row in rows}
-
-
-PAPER_MODELS = _table(
-    ("Qwen/Qwen2.5-3B-Instruct", 3_085_938_688, "qwen-research"),
-    ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512, "apache-2.0"),
-    ("Qwen/Qwen2.5-14B-Instruct", 14_770_033_664, "apache-2.0"),
-    ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 7_615_616_512, "mit"),
-    ("deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", 14_770_033_664, "mit"),
-    ("deepseek-ai/DeepSeek-R1-Distill-Llama-70B", 70_553_706_496, "mit"),  # built on a Llama 3.3 licence
-)
-SMALL_MODELS = _table(
-    ("embedded", None, "apache-2.0"),
-    ("HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, "apache-2.0"),
-    ("HuggingFaceTB/SmolLM2-360M-Instruct", 361_821_120, "apache-2.0"),
-    ("Qwen/Qwen2.5-0.5B-Instruct", 494_032_768, "apache-2.0"),
-    ("Qwen/Qwen2.5-Coder-0.5B-Instruct", 494_032_768, "apache-2.0"),
-    ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304, "apache-2.0"),
-)
-KNOWN_MODELS = PAPER_MODELS | SMALL_MODELS
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedModel:
-    """A frozen model with its tokenizer and its identity.
-
-    `digest` (16 hex digits) is of whatever turns a question into an answer: weights, config, tokenizer, chat
-    template, and the system message where one is set; not of dtype and device. `device` is where token ids
-    go. `info` holds scalars to report. The tokenizer pads on the left; its pad token may be its end token, so
-    mask by position. `base_world` is what the embedded model was taught (`people`, `facts`, `exposures`); it
-    is None for other models.
-    """
-
-    model: transformers.PreTrainedModel
-    tokenizer: transformers.PreTrainedTokenizerBase
-    id: str
-    digest: str
-    device: torch.device
-    dtype: torch.dtype
-    form: Form
-    info: Mapping[str, Any] = field(default_factory=dict)
-    base_world: Any = None
 
 
 def load(
@@ -302,38 +227,3 @@ def _base_world(file: Path):
     from llm_experiments.embedded.corpus import BaseWorld
 
     return BaseWorld.read(file)
-
-
-_GATED = ("gate_proj", "up_proj", "down_proj")
-_QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
-#: Names of the Linears that adapters may change, by architecture (config.model_type) and kind of layer.
-LAYERS: dict[str, dict[str, tuple[str, ...]]] = {
-    **{
-        name: {"mlp": _GATED, "attention": _QKVO}
-        for name in ("gemma2", "llama", "mistral", "qwen2", "qwen3", "smollm3")
-    },
-    "gpt_neox": {"mlp": ("dense_h_to_4h", "dense_4h_to_h"), "attention": ("query_key_value", "dense")},
-    "phi3": {"mlp": ("gate_up_proj", "down_proj"), "attention": ("qkv_proj", "o_proj")},
-}
-
-
-def target_modules(model: nn.Module, layers: str = "mlp") -> tuple[str, ...]:
-    """Full names of the Linears of `layers` ("mlp", "attention" or "both"), in the model's order.
-
-    ModelError for an architecture that is not in `LAYERS`.
-    """
-    if layers not in ("mlp", "attention", "both"):
-        raise ModelError(f"layers={layers!r}: choose mlp, attention or both")
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind not in LAYERS:
-        raise ModelError(
-            f"architecture {kind!r}: which of its modules are MLP and attention is not known here (known: "
-            f"{', '.join(sorted(LAYERS))}); add its names to LAYERS in llm_experiments/models/models.py"
-        )
-    parts = ("mlp", "attention") if layers == "both" else (layers,)
-    wanted = {name for part in parts for name in LAYERS[kind][part]}
-    linears = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
-    found = tuple(name for name in linears if name.rpartition(".")[2] in wanted)
-    if absent := wanted - {name.rpartition(".")[2] for name in found}:
-        raise ModelError(f"architecture {kind!r}: this model has no Linear named {', '.join(sorted(absent))}")
-    return found

@@ -1,0 +1,41 @@
+"""What a benchmark is: a case, two sides that come to one result, and what is asked of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Side:
+    """One route: `prepare(*arguments)` returns the work to time, called once and then `repeats` times.
+
+    share: the part of the case it does; its times are divided by it. instead: why it is not run.
+    """
+
+    prepare: Callable | None
+    arguments: tuple = ()
+    repeats: int = 5
+    share: float = 1.0
+    instead: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two routes to one result, and what is asked of ours.
+
+    difference(ours, plain) returns how far the results are apart and how far they may be (NaN where nothing
+    is compared); plain is None where that side is not run. Targets: least ratio plain to ours, most seconds,
+    most bytes.
+    """
+
+    name: str
+    about: str
+    ours: Side
+    plain: Side
+    difference: Callable[[np.ndarray, np.ndarray | None], tuple[float, float]]
+    ratio: float | None = None
+    seconds: float | None = None
+    peak: float | None = None
