@@ -25,9 +25,9 @@ from llm_experiments.domains.two_hop.lexicon import Lexicon
 from llm_experiments.domains.two_hop.rendering import Example
 from llm_experiments.engine.local import Cell, Context
 from llm_experiments.merges import fitted, merging
+from llm_experiments.origin import origin
 from toytransformer.adapters import LoRA
-from toytransformer.compositions import Composition, Merge, Record, provenance, read_jsonl, write_jsonl
-from toytransformer.compositions.records import replace_file
+from toytransformer.compositions import Composition, Merge, Record, read_jsonl, replace_file, write_jsonl
 
 #: Experts below this on their own task make the run say so: a merge would be blamed for what they lack.
 OWN_TASK = 0.95
@@ -144,7 +144,7 @@ class Scene:
     def records(self, context: Context, **options: Any) -> tuple[Record, ...]:
         """The questions asked of the context's model as it is now; options as in evaluation.records."""
         return evaluation.records(
-            context.model, self.composition, self.lexicon, self.templates, provenance=provenance(), **options
+            context.model, self.composition, self.lexicon, self.templates, provenance=origin(), **options
         )
 
     @property

@@ -18,6 +18,7 @@ from llm_experiments.domains.two_hop.templates import SIGNATURES
 from llm_experiments.domains.two_hop.templates import template as paraphrase
 from llm_experiments.models.handle import LoadedModel
 from llm_experiments.models.prompts import target_ids
+from llm_experiments.origin import origin
 from llm_experiments.scoring.entities import (
     Reader,
     contains,
@@ -29,7 +30,6 @@ from llm_experiments.scoring.entities import (
     words,
 )
 from toytransformer.compositions import Composition, Question, Record, SpecError
-from toytransformer.compositions import provenance as origin
 
 __all__ = ["answers", "candidate_logprobs", "extract", "own_answers", "own_task", "records"]
 

@@ -14,8 +14,9 @@ from llm_experiments.editing import edits, overlaps
 from llm_experiments.editing.chains import chains, unrelated
 from llm_experiments.editing.features import down_projections, key_covariance, observe
 from llm_experiments.engine.local import Cell, Context
+from llm_experiments.origin import origin
 from llm_experiments.steps import Scene
-from toytransformer.compositions import provenance, replace_file
+from toytransformer.compositions import replace_file
 
 #: Prompts that share nothing with the chains: for the mean and covariance of the keys, and for the leak.
 REFERENCE, UNRELATED = 56, 32
@@ -68,9 +69,9 @@ class EditsCell(Cell):
         last = max(down_projections(context.model.model))
         for layer in sorted({round(share * last) for share in self.depth}):
             rows += ({"kind": "edit", **fixed, **row} for row in _edited(context, asked, reference, layer))
-        origin = {"kind": "provenance", **provenance()}
+        first = {"kind": "provenance", **origin()}
         replace_file(
-            folder / "edits.jsonl", (json.dumps(row, default=float) + "\n" for row in [origin, *rows])
+            folder / "edits.jsonl", (json.dumps(row, default=float) + "\n" for row in [first, *rows])
         )
 
 

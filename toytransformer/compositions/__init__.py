@@ -5,7 +5,8 @@ a language model.
 """
 
 from toytransformer.compositions import catalogue, setups
-from toytransformer.compositions.records import Record, provenance, read_jsonl, replace_file, write_jsonl
+from toytransformer.compositions.io import provenance, replace_file
+from toytransformer.compositions.records import Record, read_jsonl, write_jsonl
 from toytransformer.compositions.spec import (
     DECODES,
     OUTCOMES,

@@ -6,30 +6,14 @@ A file of records is JSON lines: UTF-8, one object a line.
 import json
 import math
 import os
-import platform
-import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from toytransformer.compositions.io import replace_file
 from toytransformer.compositions.spec import DECODES, OUTCOMES
 from toytransformer.compositions.worlds import SpecError, check_name
-
-PACKAGES = (
-    "lora-limits",
-    "numpy",
-    "scipy",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "torch",
-    "transformers",
-    "peft",
-)
-"""Distributions whose versions a record carries, where they are installed."""
 
 
 @dataclass(frozen=True)
@@ -124,18 +108,6 @@ def write_jsonl(path: str | os.PathLike, records: Iterable[Record]) -> None:
     replace_file(path, (record.to_json() + "\n" for record in records))
 
 
-def replace_file(path: str | os.PathLike, lines: Iterable[str]) -> None:
-    """Write the lines to a file that appears under its name only once it is complete."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(lines)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def read_jsonl(path: str | os.PathLike) -> list[Record]:
     """The records of a file, in order. Errors: SpecError naming file and line of a row that is no record."""
     records = []
@@ -146,39 +118,3 @@ def read_jsonl(path: str | os.PathLike) -> list[Record]:
             except SpecError as error:
                 raise SpecError(f"{path}, line {number}: {error}") from error
     return records
-
-
-def provenance() -> dict[str, Any]:
-    """Where a result comes from: git commit, whether the code differs from it, Python, package versions.
-
-    git is "unknown" and modified None where no git work tree tracks the package.
-    """
-    tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
-    commit = _git("rev-parse", "HEAD") if tracked else None
-    changes = (
-        _git("status", "--porcelain", "--", "..", "../../llm_experiments/*.py", "../../results/*.py")
-        if commit
-        else None
-    )
-    return {
-        "git": commit or "unknown",
-        "modified": None if changes is None else bool(changes),
-        "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
-    }
-
-
-def _git(*arguments: str) -> str | None:
-    """What git says about this folder, None when it fails or is not there."""
-    command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None

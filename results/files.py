@@ -1,0 +1,195 @@
+"""A folder of measurements: what a run writes, and what is kept of it.
+
+    cells.jsonl.gz     one CellInfo a line
+    rows.jsonl.gz      one Row a line, those of a cell together
+    items.jsonl.gz     one Item a line, with "task": the items_hash of the task they belong to
+    specs.jsonl.gz     one composition a line, {"spec_hash", "spec"}: what predicts a cell
+    adapters.jsonl.gz  how each adapter came out: {"address", "own_task", "loss", ..}
+    sweeps.jsonl.gz    what was chosen on development items: {"address", "chosen", "sweep"}
+    edits.jsonl.gz     what closed-form edits measure; their first lines say where they come from
+
+A file that is not there has no lines. Lines that a folder has twice (an item that several cells asked) count
+once. Equal content gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from results.rows import CellInfo, Item, Row, RowsError, items_hash
+
+#: The files of a folder, without their ending.
+FILES = ("cells", "rows", "items", "specs", "adapters", "sweeps", "edits")
+ENDING = ".jsonl.gz"
+
+Line = dict[str, Any]
+
+
+@dataclass
+class Measurements:
+    """What a folder holds.
+
+    cells: by key. items: by hash of the task's items, in their order. rows: in the order of their cells.
+    specs: the spec of each composition by its hash, as parsed JSON. adapters, sweeps: lines by the address of
+    what was trained or swept. edits: lines as written.
+    """
+
+    cells: dict[str, CellInfo] = field(default_factory=dict)
+    items: dict[str, tuple[Item, ...]] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    specs: dict[str, Any] = field(default_factory=dict)
+    adapters: dict[str, Line] = field(default_factory=dict)
+    sweeps: dict[str, Line] = field(default_factory=dict)
+    edits: list[Line] = field(default_factory=list)
+
+    def add(self, later: Measurements) -> None:
+        """Take up what another folder holds; its rows take the place of those of the same cell."""
+        self.rows = [row for row in self.rows if row.cell not in later.cells] + later.rows
+        self.edits = [line for line in self.edits if line not in later.edits] + later.edits
+        for name in ("cells", "items", "specs", "adapters", "sweeps"):
+            getattr(self, name).update(getattr(later, name))
+
+    def check(self) -> None:
+        """Errors: RowsError where a row has no cell or no item, a cell no items, or an item two answers."""
+        ids = {task: {item.id for item in items} for task, items in self.items.items()}
+        if lone := [info for info in self.cells.values() if info.items not in ids]:
+            raise RowsError(f"the items {lone[0].items} of a cell of '{lone[0].task}' are missing")
+        seen: set[tuple[str, str]] = set()
+        for row in self.rows:
+            if row.cell not in self.cells:
+                raise RowsError(f"a row on '{row.item}' is of cell {row.cell}, which is missing")
+            if row.item not in ids[self.cells[row.cell].items]:
+                raise RowsError(f"cell {row.cell} has an answer to '{row.item}', which is none of its items")
+            if (row.cell, row.item) in seen:
+                raise RowsError(f"cell {row.cell} has two answers to '{row.item}': give runs that agree")
+            seen.add((row.cell, row.item))
+
+    def lines(self, file: str) -> Iterator[str]:
+        """The lines of one of FILES, as they are written."""
+        if file in ("cells", "rows"):
+            lines = self.cells.values() if file == "cells" else self.rows
+            yield from (line.to_json() + "\n" for line in lines)
+        elif file == "items":
+            for task, items in self.items.items():
+                for item in items:
+                    yield json.dumps({"task": task, **json.loads(item.to_json())}) + "\n"
+        elif file == "specs":
+            for spec_hash, spec in self.specs.items():
+                yield json.dumps({"spec_hash": spec_hash, "spec": spec}) + "\n"
+        else:
+            several = getattr(self, file)
+            yield from (
+                json.dumps(line) + "\n" for line in (several if file == "edits" else several.values())
+            )
+
+
+def content(folder: Path, file: str) -> bytes:
+    """The text of one of FILES in a folder, b"" where it is not there. Errors: RowsError on damage."""
+    path = Path(folder) / f"{file}{ENDING}"
+    try:
+        return gzip.decompress(path.read_bytes())
+    except FileNotFoundError:
+        return b""
+    except (OSError, EOFError, zlib.error) as error:
+        raise RowsError(
+            f"'{path}' cannot be read ({error}): give a run's folder, or one of kept rows"
+        ) from error
+
+
+def read(folder: Path, files: Sequence[str] = FILES) -> Measurements:
+    """What the folder holds, of these files only.
+
+    Errors: RowsError naming a line that is none, on a folder without cells, and as Measurements.check().
+    """
+    found = Measurements()
+    if "cells" in files:
+        found.cells = read_cells(folder)
+    if "items" in files:
+        found.items = read_items(folder)
+    for number, line in _lines(folder, "rows" if "rows" in files else None):
+        found.rows.append(_parsed(folder, "rows", number, Row.from_json, line))
+    for number, line in _lines(folder, "specs" if "specs" in files else None):
+        spec = _parsed(folder, "specs", number, json.loads, line)
+        found.specs[spec["spec_hash"]] = spec["spec"]
+    for name in ("adapters", "sweeps"):
+        for number, line in _lines(folder, name if name in files else None):
+            row = _parsed(folder, name, number, json.loads, line)
+            getattr(found, name)[row["address"]] = row
+    for number, line in _lines(folder, "edits" if "edits" in files else None):
+        found.edits.append(_parsed(folder, "edits", number, json.loads, line))
+    if {"cells", "rows", "items"} <= set(files):
+        found.check()
+    return found
+
+
+def read_cells(folder: Path) -> dict[str, CellInfo]:
+    """The cells by key. Errors: RowsError on a folder without any, and on damaged lines."""
+    lines = list(_lines(folder, "cells"))
+    if not lines:
+        raise RowsError(
+            f"'{folder}' holds no {'cells' + ENDING}: give a run's folder, or one of kept rows; what "
+            "earlier code wrote is carried over by `python -m llm_experiments migrate`"
+        )
+    infos = (_parsed(folder, "cells", number, CellInfo.from_json, line) for number, line in lines)
+    return {info.key: info for info in infos}
+
+
+def read_items(folder: Path) -> dict[str, tuple[Item, ...]]:
+    """The items of each task, by their hash. Errors: RowsError where they have another."""
+    tasks: dict[str, dict[str, Item]] = {}
+    for number, line in _lines(folder, "items"):
+        parsed = _parsed(folder, "items", number, json.loads, line)
+        task = parsed.pop("task", None)
+        item = _parsed(folder, "items", number, Item.from_dict, parsed)
+        tasks.setdefault(task, {})[item.id] = item
+    for task, items in tasks.items():
+        if items_hash(items.values()) != task:
+            raise RowsError(
+                f"'{folder}': the items called {task} have another hash, {items_hash(items.values())}: the "
+                "file was changed or is cut short"
+            )
+    return {task: tuple(items.values()) for task, items in tasks.items()}
+
+
+def write(folder: Path, found: Measurements) -> list[Path]:
+    """Write the files that have lines, each all or nothing; others are removed. Equal content, equal bytes.
+
+    Errors: RowsError on what Measurements.check() refuses.
+    """
+    found.check()
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for file in FILES:
+        path = folder / f"{file}{ENDING}"
+        text = "".join(found.lines(file))
+        if not text:
+            path.unlink(missing_ok=True)
+            continue
+        partial = folder / f".{file}.{os.getpid()}"
+        partial.write_bytes(gzip.compress(text.encode(), compresslevel=9, mtime=0))
+        paths.append(partial.replace(path))
+    return paths
+
+
+def is_folder_of_rows(folder: Path) -> bool:
+    """Whether there are measurements in the folder."""
+    return (Path(folder) / f"cells{ENDING}").is_file()
+
+
+def _lines(folder: Path, file: str | None) -> Iterator[tuple[int, bytes]]:
+    if file is not None:
+        yield from enumerate(content(folder, file).splitlines(), start=1)
+
+
+def _parsed(folder: Path, file: str, number: int, parse: Any, line: Any) -> Any:
+    try:
+        return parse(line)
+    except ValueError as error:
+        raise RowsError(f"'{Path(folder) / file}{ENDING}', line {number}: {error}") from error

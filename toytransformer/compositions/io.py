@@ -1,0 +1,69 @@
+"""Files that appear whole, and where a result comes from."""
+
+import os
+import platform
+import stat
+import subprocess
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+#: This package.
+HERE = Path(__file__).parents[1]
+#: Distributions that its results depend on.
+PACKAGES = ("lora-limits", "numpy", "scipy", "jax", "jaxlib", "flax", "optax")
+
+
+def replace_file(path: str | os.PathLike, lines: Iterable[str]) -> None:
+    """Write the lines to a file that appears under its name only once it is complete.
+
+    Where a link stands, the file it leads to is replaced; a device or a pipe is written to.
+    """
+    path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(lines)
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(lines)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def provenance(paths: Sequence[Path] = (HERE,), packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
+    """Where a result comes from: git commit, whether the code differs from it, Python, package versions.
+
+    paths: folders of the code that made it, in one work tree. packages: distributions whose versions matter,
+    where they are installed. git is "unknown" and modified None where git does not track the first path.
+    """
+    inside = Path(paths[0])
+    tracked = _git(inside, "ls-files", "--error-unmatch", "__init__.py") is not None
+    commit = _git(inside, "rev-parse", "HEAD") if tracked else None
+    code = (str(path.resolve() / "*.py") for path in paths)
+    changes = _git(inside, "status", "--porcelain", "--", *code) if commit else None
+    return {
+        "git": commit or "unknown",
+        "modified": None if changes is None else bool(changes),
+        "python": platform.python_version(),
+        "packages": {name: version for name in packages if (version := _version(name))},
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git says about a folder, None when it fails or is not there."""
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
