@@ -11,7 +11,7 @@ from toytransformer.command_line import run
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Draw the figures and write the report."""
+    """Draw the figures: one by name, or all."""
 
 
 #: Drawings of theory beside measurement, by name: the modules of figures.measured.
@@ -276,7 +276,9 @@ def report(
     toy_file: Path | None,
     out: Path,
 ) -> None:
-    """Write one self-contained page: what composes, the ledger, the figures, the cells, where they come from.
+    """Write one page of all that is predicted and measured.
+
+    It holds what composes, the ledger, the figures, the cells and where they come from, and loads nothing.
 
     Exit status 1 if a claim fails, or a run differs from the committed rows beyond chance or holds nothing.
     """

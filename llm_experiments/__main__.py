@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from llm_experiments.commands import adapters, data, rows, runs
 from toytransformer.command_line import run
-
-#: Read when torch is loaded: threads that wait do not spin on cores that are shared.
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,8 +24,6 @@ for command in (
 
 def main() -> None:
     """Run the command line; a bad argument is one line on stderr and status 2."""
-    for name, value in WAITING.items():
-        os.environ.setdefault(name, value)
     run(cli, "python -m llm_experiments")
 
 

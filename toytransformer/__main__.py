@@ -45,7 +45,7 @@ def cli() -> None:
 
 @cli.command("list")
 def list_names() -> None:
-    """Show the named compositions, the merge rules and their options."""
+    """Show the compositions, the merge rules and their options."""
     from toytransformer import merging
 
     console = Console(highlight=False)
@@ -127,7 +127,10 @@ def predict(
     seed,
     json_file,
 ) -> None:
-    """Predict the answers of the composition NAME (`two-hop` is the plain pair)."""
+    """Predict the answers of the composition NAME.
+
+    `two-hop` is the plain pair, one adapter for each hop; `list` shows the others.
+    """
     import jax
 
     from toytransformer import merging

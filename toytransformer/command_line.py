@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import NoReturn, ParamSpec, TypeVar
 
 import click
@@ -24,6 +24,9 @@ def run(command: click.Command, name: str) -> NoReturn:
     What the library refuses (ValueError, MemoryError) and files that cannot be read or written (OSError) are
     bad arguments too. Without any argument, the help is shown. `name` is how the command was called.
     """
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # read when torch is loaded: do not spin on shared cores
     try:
         status = command.main(prog_name=name, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -47,12 +50,11 @@ def needs_extra(extra: str) -> Callable[[Callable[Arguments, Result]], Callable[
             try:
                 return function(*args, **kwargs)
             except ModuleNotFoundError as error:
-                package = (error.name or "").partition(".")[0]
-                if not package or find_spec(package):  # a module of an installed package: a bug, not an extra
+                if not error.name or "." in error.name:  # of a package that is installed: a bug, no extra
                     raise
                 install = f"pip install 'lora-limits[{extra}]'"
                 raise click.UsageError(
-                    f"this command needs {package}, which is not installed: {install}"
+                    f"this command needs {error.name}, which is not installed: {install}"
                 ) from error
 
         return call

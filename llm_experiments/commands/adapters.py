@@ -46,9 +46,9 @@ def merge(
 @click.argument("adapters", nargs=-1, required=True, type=FOLDER)
 @needs_extra("llm")
 def check(adapters: tuple[Path, ...]) -> int:
-    """Say of each of the ADAPTERS whether it can be merged here, and of all whether they fit together.
+    """Check whether adapters can be merged, and fit together.
 
-    Exit status 1 if one is refused.
+    Each of the ADAPTERS is a PEFT folder. Exit status 1 if one is refused.
     """
     from llm_experiments.adapters.peft_files import check_library, read
     from toytransformer.adapters import AdapterError

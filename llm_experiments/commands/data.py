@@ -22,7 +22,10 @@ from toytransformer.command_line import needs_extra
 @click.option("--chains/--no-chains", default=True, show_default=True, help="Show chains of thought.")
 @needs_extra("llm")
 def pretrain(out: Path, seed: int, chains: bool) -> None:
-    """Train a model like the embedded one from nothing on a synthetic world; use it by --model FOLDER."""
+    """Train a model like the embedded one, from nothing.
+
+    It learns a synthetic world. Use it by --model FOLDER.
+    """
     from llm_experiments.embedded.pretrain import main as train_embedded
 
     click.echo(f"{train_embedded(out, seed=seed, chains=chains)}")
@@ -39,7 +42,10 @@ def pretrain(out: Path, seed: int, chains: bool) -> None:
 )
 @needs_extra("llm")
 def export(out: Path, dataset: str, triplets: int, seed: int, bridge: str | None, share: float) -> None:
-    """Write a data set as JSON lines, with a manifest, into the new folder OUT."""
+    """Write a data set as JSON lines, with a manifest.
+
+    OUT is a new folder.
+    """
     from llm_experiments.domains.two_hop.export import export as write
 
     manifest = write(out, dataset, triplets, seed, bridge_dataset=bridge, share=share)

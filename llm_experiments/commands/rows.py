@@ -28,7 +28,10 @@ DATA = Path(__file__).parents[1] / "data"
 @click.option("--compare/--no-compare", default=True, help="Paired tests on the same questions.")
 @needs_extra("results")
 def table(source: Path, experiment: str | None, form: str, compare: bool) -> None:
-    """Print tables of the rows in SOURCE, a run's folder or a rows.jsonl.gz."""
+    """Print tables of measured rows.
+
+    SOURCE is a run's folder or a rows.jsonl.gz.
+    """
     from llm_experiments.engine.store import Store
     from results import forms, tables
 
@@ -68,7 +71,10 @@ def table(source: Path, experiment: str | None, form: str, compare: bool) -> Non
 @click.option("--out", type=FOLDER, default=DATA, help="Where to [data/ here].")
 @needs_extra("results")
 def keep(folder: Path, name: str, out: Path) -> None:
-    """Keep the rows of FOLDER as NAME.jsonl.gz, and how its adapters came out as NAME-cells.jsonl.gz."""
+    """Keep the rows of a run beside the code.
+
+    The rows of FOLDER become NAME.jsonl.gz, and how its adapters came out as NAME-cells.jsonl.gz.
+    """
     from llm_experiments.keep import keep as keep_rows
 
     for path in keep_rows(folder, name, out):
@@ -78,7 +84,7 @@ def keep(folder: Path, name: str, out: Path) -> None:
 @click.command()
 @needs_extra("results")
 def results() -> None:
-    """Write README.md and docs/results.md from their templates and the kept rows."""
+    """Write README.md and docs/results.md from the kept rows."""
     from results.pages import PAGES, render
 
     if missing := [template for template in PAGES.values() if not template.is_file()]:

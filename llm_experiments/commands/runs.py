@@ -34,7 +34,7 @@ SHOWN = 12
 @click.option("--count", is_flag=True, help="Count the cells of each experiment; takes some seconds.")
 @needs_extra("llm")
 def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) -> None:
-    """Show the named experiments, the profiles and the models by hub id."""
+    """Show the experiments, the profiles and the models."""
     from llm_experiments.engine.local import in_order
     from llm_experiments.experiments.sizes import PROFILES
     from llm_experiments.experiments.two_hop import EXPERIMENTS
@@ -78,10 +78,10 @@ def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) 
 def run_experiments(
     names: tuple[str, ...], seeds: str, profile_name: str | None, out: Path, limit: int | None, **model: Any
 ) -> int:
-    """Run the experiments of these names, or go on with them; exit status 1 if a cell failed.
+    """Run experiments, or go on with them.
 
     Finished cells are kept whatever happens, and never computed twice. Several processes may run into one
-    folder at once.
+    folder at once. Exit status 1 if a cell failed.
     """
     from llm_experiments.engine.local import Context, Stopped, in_order
     from llm_experiments.engine.local import run as run_cells
@@ -126,7 +126,7 @@ def run_experiments(
 @click.argument("folder", type=FOLDER)
 @needs_extra("llm")
 def status(folder: Path) -> int:
-    """Show what is finished in FOLDER, what is missing and what is not trusted.
+    """Show what is finished in a run's folder, missing or not trusted.
 
     Every byte of every result is read. Exit status 1 if something is missing, damaged or foreign.
     """

@@ -1,0 +1,115 @@
+"""The command `lora-limits`: every package's commands under one name, and what it says of what is missing."""
+
+import subprocess
+import sys
+
+import click
+import pytest
+
+import lora_limits
+from figures.__main__ import main as figures_group
+from llm_experiments.__main__ import cli as llm_group
+from toytransformer.__main__ import cli as theory_group
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process: (status, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lora-limits", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            lora_limits.main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+def commands() -> dict[str, click.Command]:
+    context = click.Context(lora_limits.cli)
+    return {
+        name: lora_limits.cli.get_command(context, name) for name in lora_limits.cli.list_commands(context)
+    }
+
+
+def test_no_command_of_a_package_is_forgotten():
+    there = list(commands().values())
+    assert all(command in there for group in (theory_group, llm_group) for command in group.commands.values())
+    assert figures_group in there  # with all of its drawings
+
+
+def test_help_says_of_every_command_what_it_does_in_one_line(run):
+    status, out, err = run("--help")
+    assert status == 0 and err == "" and out.count("...\n") == 1  # ARGS...
+    for name, command in commands().items():
+        assert f"\n  {name} " in out
+        assert run(name, "--help")[1].startswith(f"Usage: lora-limits {name} "), command
+
+
+def test_help_loads_nothing_heavy():
+    heavy = ["jax", "numpy", "torch", "scipy", "polars", "matplotlib", "jinja2", "transformers", "pydantic"]
+    code = (
+        "import sys, lora_limits\n"
+        "sys.argv = ['lora-limits', '--help']\n"
+        "try: lora_limits.main()\n"
+        f"except SystemExit: print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_prediction_is_the_theorys(run, tmp_path):
+    status, out, _ = run("predict", "two-hop", "--json", tmp_path / "records.jsonl")
+    assert status == 0 and "bridge" in out and (tmp_path / "records.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, word",
+    [(["prdict"], "prdict"), (["predict", "nothing"], "'nothing'"), (["status", "missing"], "is not there")],
+)
+def test_what_is_refused_is_one_line_and_status_2(run, arguments, word):
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1 and word in err
+
+
+def test_without_arguments_the_help_is_shown(run):
+    status, out, err = run()
+    assert status == 2 and out == "" and "Usage: lora-limits" in err
+
+
+WITHOUT = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import lora_limits
+sys.argv[0] = "lora-limits"
+lora_limits.main()
+"""
+LLM = {"torch", "transformers", "peft", "safetensors", "tokenizers", "polars", "jinja2", "statsmodels"}
+
+
+@pytest.mark.parametrize(
+    "arguments, absent, extra",
+    [
+        (["experiments"], LLM, "llm"),
+        (["run", "quick"], LLM, "llm"),
+        (["check", "somewhere"], LLM, "llm"),
+        (["results"], {"jinja2", "polars"}, "results"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_install_without_an_extra_says_which_one_is_missing(tmp_path, arguments, absent, extra):
+    code = WITHOUT.format(absent=sorted(absent))
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and f"pip install 'lora-limits[{extra}]'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
