@@ -61,7 +61,7 @@ out/ledger.json: $(READY) $(THEORY)
 	$(PY) -m toytransformer verify --json $@ || [ -s $@ ]
 	@touch -r $@.begun $@ && rm $@.begun
 
-out/theory_rows.json: $(READY) $(THEORY) figures/rows.py figures/samples.py figures/store.py
+out/theory_rows.json: $(READY) $(THEORY) $(wildcard figures/theory/*.py) figures/store.py
 	@mkdir -p out && rm -f $@ && touch $@.begun
 	$(PY) -m figures theory --fresh --no-draw --rows $@
 	@touch -r $@.begun $@ && rm $@.begun

@@ -1,32 +1,52 @@
 """`python -m figures NAME` draws one figure, `all` draws every one, `report` puts them on one page."""
 
+from __future__ import annotations
+
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from toytransformer.command_line import run
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+    from figures.registry import Data, Drawing
+    from figures.store import Row
+
+
+def _registered() -> dict[str, Drawing]:
+    """Every figure by name.
+
+    Predictions are small matrices by the hundred, over which BLAS threads wait for each other longer than
+    they work; how many threads there are is read when NumPy is imported, which the files of figures do.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from figures import registry
+
+    return registry.figures()
+
+
+class _Figures(click.Group):
+    """A group with a command for every registered figure; their files are imported once they are needed."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted([*super().list_commands(context), *_registered()])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if command := super().get_command(context, name):
+            return command
+        drawing = _registered().get(name)
+        return _drawing(drawing) if drawing else None
+
+
+@click.group(cls=_Figures, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Draw the figures: one by name, or all."""
-
-
-#: Drawings of theory beside measurement, by name: the modules of figures.measured.
-MEASURED = {
-    "answers": "What is answered, toy against language model, by library, merge rule and knowledge.",
-    "agreement": "Predicted margin against measured share, one dot a cell.",
-    "tables": "The paper's tables beside the toy's prediction and our measurement.",
-    "weights": "Survival of one hop against its merge weight.",
-    "mixture": "Log-probability of z, y and the old answer as the second adapter is scaled.",
-    "layers": "A language model's own c1, c2 and leak, layer by layer.",
-    "factors": "Factor-wise merging by gauge and initial factors.",
-    "bridges": "Bridge setups 0 to 8, models side by side.",
-}
-#: Drawings of the theory alone.
-THEORY = ("convergence", "outcomes", "survival", "gauge", "leak")
 
 
 def _formats(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
@@ -91,64 +111,63 @@ def theory(out: Path, rows_file: Path | None, fresh: bool, formats: tuple[str, .
     from figures import store
 
     if fresh or (rows_file is None and not store.COMMITTED.exists()):
-        found = _computed_rows()
+        rows = _computed_rows()
         if rows_file:
-            store.write(rows_file, found)
-        click.echo(f"{len(found)} rows computed" + (f", kept in {rows_file}" if rows_file else ""))
+            store.write(rows_file, rows)
+        click.echo(f"{len(rows)} rows computed" + (f", kept in {rows_file}" if rows_file else ""))
     else:
         source = rows_file or store.COMMITTED
         try:
-            found = store.read(source)
+            rows = store.read(source)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         click.echo(
-            f"{len(found)} rows read from {_shown(source)}, computed at {found[0]['provenance']['git'][:12]}"
+            f"{len(rows)} rows read from {_shown(source)}, computed at {rows[0]['provenance']['git'][:12]}"
         )
     if not draw:
         return
-    from figures.theory import draw_all
+    from figures.registry import Data
 
+    data = Data(theory=_by_figure(rows))
     try:
-        draw_all(found, out, formats)
+        for drawing in _registered().values():
+            if not drawing.measured:
+                drawing.save(data, out, formats)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     click.echo(f"figures in {out}")
 
 
-def _theory_drawing(name: str) -> click.Command:
-    """The command of one drawing of the theory, from the committed rows."""
+def _by_figure(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    by: dict[str, list[Row]] = {}
+    for row in rows:
+        by.setdefault(row["figure"], []).append(row)
+    return by
 
-    @click.command(name, help=f"The theory alone: {name}.")
-    @OUT
-    @FORMATS
-    def draw(out: Path, formats: tuple[str, ...]) -> None:
+
+def _drawing(drawing: Drawing) -> click.Command:
+    """The command of one figure, from the committed rows or, if it is a measured one, from those given."""
+
+    def draw(
+        out: Path,
+        formats: tuple[str, ...],
+        runs: tuple[Path, ...] = (),
+        toy_file: Path | None = None,
+        fresh: bool = False,
+    ) -> None:
         from figures import store
-        from figures.theory import draw_all
+        from figures.registry import Data
 
-        rows = [row for row in store.read(store.COMMITTED) if row["figure"] == name]
-        draw_all(rows, out, formats, (name,))
-        click.echo(f"{name} in {out}")
+        if drawing.measured:
+            data = joined(runs, toy_file, fresh)
+        else:
+            data = Data(theory=_by_figure(store.read(store.COMMITTED)))
+        drawing.save(data, out, formats)
+        click.echo(f"{drawing.name} in {out}")
 
-    return draw
-
-
-def _measured_drawing(name: str, about: str) -> click.Command:
-    """The command of one drawing of theory beside measurement."""
-
-    @click.command(name, help=about)
-    @RUNS
-    @TOY
-    @FRESH
-    @OUT
-    @FORMATS
-    def draw(runs, toy_file, fresh, out, formats) -> None:
-        from figures.measured import save
-
-        cells, edits = _joined(runs, toy_file, fresh)
-        save(name, cells, edits, out, formats)
-        click.echo(f"{name} in {out}")
-
-    return draw
+    for option in (FORMATS, OUT, *((FRESH, TOY, RUNS) if drawing.measured else ())):
+        draw = option(draw)
+    return click.command(drawing.name, help=f"{drawing.title}.\n\n{drawing.caption}")(draw)
 
 
 @main.command(name="all")
@@ -165,30 +184,38 @@ def _measured_drawing(name: str, about: str) -> click.Command:
 @OUT
 @FORMATS
 @click.pass_context
-def draw_all_of_them(context: click.Context, runs, ran, toy_file, fresh, rows_file, out, formats) -> None:
+def draw_all(
+    context: click.Context,
+    runs: tuple[Path, ...],
+    ran: tuple[Path, ...],
+    toy_file: Path | None,
+    fresh: bool,
+    rows_file: Path | None,
+    out: Path,
+    formats: tuple[str, ...],
+) -> None:
     """Draw everything; what the rows hold nothing for is named and left out."""
-    from figures.measured import NothingToDrawError, save
+    from figures.registry import NothingToDrawError
 
     context.invoke(theory, out=out, rows_file=rows_file, formats=formats)
-    cells, edits = _joined(runs, toy_file, fresh, ran)
-    for name in MEASURED:
-        try:
-            save(name, cells, edits, out, formats)
-        except NothingToDrawError as error:
-            click.echo(f"not drawn: {error}")
+    data = joined(runs, toy_file, fresh, ran)
+    for drawing in _registered().values():
+        if drawing.measured:
+            try:
+                drawing.save(data, out, formats)
+            except NothingToDrawError as error:
+                click.echo(f"not drawn: {error}")
     click.echo(f"figures in {out}")
 
 
-def _joined(
-    runs: tuple[Path, ...], toy_file: Path | None, fresh: bool, ran: tuple[Path, ...] = ()
-) -> tuple[list, list]:
+def joined(runs: tuple[Path, ...], toy_file: Path | None, fresh: bool, ran: tuple[Path, ...] = ()) -> Data:
     """The measured cells with their predictions, and the rows on closed-form edits.
 
     ran: runs of which only those cells are taken that `runs` have not.
     """
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from figures import store
     from figures.measured import cells, toy
+    from figures.registry import Data
 
     paths = list(runs) or cells.committed()
     found, edits = cells.read(paths)
@@ -202,7 +229,7 @@ def _joined(
     kept = [] if fresh else toy.read(toy_file or toy.COMMITTED)
     with _bar() as bar:
         task = bar.add_task("predictions", total=None, visible=False)
-        joined, rows = toy.join(
+        with_toy, rows = toy.join(
             found, kept, tick=lambda done, all_: bar.update(task, completed=done, total=all_, visible=True)
         )
     if fresh and toy_file:
@@ -212,23 +239,23 @@ def _joined(
         f"{', '.join(map(_shown, paths))}; "
         f"{len(rows)} predictions, {toy.lacking(rows, kept)} of them computed now"
     )
-    return joined, edits
+    return Data(cells=with_toy, edits=edits)
 
 
-def _computed_rows() -> list[dict]:
+def _computed_rows() -> list[Row]:
     """Every row anew, under a progress bar."""
-    # Small matrices by the hundred: BLAS threads wait for each other longer than they work. Read at import.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from figures import rows
+    from figures import theory as computed
 
+    names = [drawing.name for drawing in _registered().values() if not drawing.measured]
+    parts = [(name, job) for name in names for job in computed.jobs(name)]
     with _bar() as bar:
-        task = bar.add_task("rows", total=None)
-        return rows.compute(
-            tick=lambda part, done, jobs: bar.update(task, description=part, completed=done, total=jobs)
+        task = bar.add_task("rows", total=len(parts))
+        return computed.compute(
+            parts, lambda part, done, jobs: bar.update(task, description=part, completed=done)
         )
 
 
-def _bar():
+def _bar() -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -308,11 +335,6 @@ def report(
     if content.failures:
         sys.exit(1)
 
-
-for _name in THEORY:
-    main.add_command(_theory_drawing(_name))
-for _name, _about in MEASURED.items():
-    main.add_command(_measured_drawing(_name, _about))
 
 if __name__ == "__main__":
     run(main, "python -m figures")

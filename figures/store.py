@@ -33,6 +33,14 @@ def read(path: Path) -> list[Row]:
         raise ValueError(f"{path} holds no rows ({error}); compute them with --fresh") from error
 
 
+def one(rows: Iterable[Row], **wanted: Any) -> Row:
+    """The only row with these values; errors: ValueError when there is none, or more than one."""
+    chosen = [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+    if len(chosen) != 1:
+        raise ValueError(f"{len(chosen)} rows with {wanted}, need one; compute them anew with --fresh")
+    return chosen[0]
+
+
 def short(value: float) -> float:
     """Six significant digits, and zero for rounding error: enough to draw, the same on every machine."""
     return 0.0 if abs(value) < 1e-9 else float(f"{value:.6g}")

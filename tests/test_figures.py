@@ -10,19 +10,27 @@ import pytest
 from click.testing import CliRunner
 from matplotlib.image import imread
 
-from figures import outcomes, rows, store, style, theory
+from figures import registry, store, style, theory
 from figures.__main__ import main
+from figures.drawings import outcomes
+from figures.theory import gauge
 
 ROOT = Path(__file__).parents[1]
 ROWS = store.read(store.COMMITTED)
+THEORY = {name: figure for name, figure in registry.figures().items() if not figure.measured}
 #: Draws from rows where neither JAX nor a prediction can be had.
 DRAW_ALONE = """
 import sys
 from pathlib import Path
-for absent in ("jax", "toytransformer.prediction", "toytransformer.merging", "toytransformer.regimes"):
+computing = ("jax", "toytransformer.prediction", "toytransformer.merging", "toytransformer.regimes")
+for absent in (*computing, "figures.theory"):
     sys.modules[absent] = None
-from figures import store, theory
-theory.draw_all(store.read(store.COMMITTED), Path(sys.argv[1]))
+from figures import registry, store
+rows = store.read(store.COMMITTED)
+for name, figure in registry.figures().items():
+    own = [row for row in rows if row["figure"] == name]
+    if not figure.measured:
+        figure.save(registry.Data(theory={name: own}), Path(sys.argv[1]))
 """
 
 
@@ -41,7 +49,7 @@ def test_every_row_says_where_it_comes_from():
     for row in ROWS:
         assert {"figure", "facts", "regime", "seeds", "draws"} <= row.keys(), row
         assert {"git", "packages"} <= row["provenance"].keys()
-    assert {row["figure"] for row in ROWS} == set(rows.PARTS) == set(theory.DRAWINGS)
+    assert {row["figure"] for row in ROWS} == set(THEORY)
 
 
 def test_committed_rows_were_computed_by_committed_code():
@@ -65,12 +73,9 @@ def _cheap(figure: str, job) -> bool:
             return False
 
 
-def test_committed_rows_are_what_is_computed_now(monkeypatch):
+def test_committed_rows_are_what_is_computed_now():
     """A cheap part of them, draws included; six digits are stored."""
-    cheap = {name: [job for job in jobs() if _cheap(name, job)] for name, jobs in rows.PARTS.items()}
-    for name, jobs in cheap.items():
-        monkeypatch.setitem(rows.PARTS, name, lambda jobs=jobs: jobs)
-    found = rows.compute()
+    found = theory.compute((name, job) for name in THEORY for job in theory.jobs(name) if _cheap(name, job))
     assert len(found) > 25
     identity = ("figure", "group", "composition", "rule", "facts", "known", "varies", "size", "coefficient")
     identity += ("mask", "prompt")
@@ -85,20 +90,21 @@ def test_committed_rows_are_what_is_computed_now(monkeypatch):
 
 
 def test_the_named_gauges_are_what_is_computed_now():
-    found = rows._gauge_row("named", True, {"aligned": ("facts", "facts"), "SVD": ("svd", "svd")})
+    found = gauge.row("named", True, {"aligned": ("facts", "facts"), "SVD": ("svd", "svd")})
     (old,) = of("gauge", kind="named", known=True)
     assert found["margins"] == [pytest.approx(pair, rel=2e-5) for pair in old["margins"][:2]]
 
 
 def test_all_figures_are_drawn_from_rows_without_predictions(drawn):
-    for name in theory.DRAWINGS:
+    for name in THEORY:
         width, height = imread(drawn / f"{name}.png").shape[1::-1]
         assert width == style.PAGE * 300 and height > 900
         assert (drawn / f"{name}.svg").read_text().count("<path") > 50
 
 
 def test_another_process_draws_the_same_bytes(drawn, tmp_path):
-    for path in theory.draw_all(ROWS, tmp_path, ("svg",)):
+    for name, figure in THEORY.items():
+        (path,) = figure.save(registry.Data(theory={name: of(name)}), tmp_path, ("svg",))
         assert path.read_bytes() == (drawn / path.name).read_bytes(), path.name
 
 

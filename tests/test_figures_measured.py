@@ -11,9 +11,12 @@ import pytest
 from click.testing import CliRunner
 from matplotlib.text import Text
 
-from figures import measured, store, style
-from figures.__main__ import MEASURED, main
-from figures.measured import NothingToDrawError, RowsError, agreement, cells, tables, toy, weights
+from figures import registry, store, style
+from figures.__main__ import main
+from figures.drawings import agreement, tables, weights
+from figures.measured import cells, toy
+from figures.measured.cells import RowsError
+from figures.registry import Data, NothingToDrawError
 from llm_experiments.experiments.sizes import PROFILES
 from llm_experiments.experiments.two_hop import EXPERIMENTS, Base
 from llm_experiments.steps import AnswersCell
@@ -24,6 +27,7 @@ from toytransformer.compositions.setups import setup
 from toytransformer.prediction import predict
 from toytransformer.regimes import FullLimit
 
+MEASURED = {name: figure for name, figure in registry.figures().items() if figure.measured}
 FACTS = 2
 PAIR, TRIPLE = ("hop1", "hop2"), ("hop1", "hop2", "oracle")
 
@@ -331,8 +335,7 @@ def check(figure, name):
 
 
 def drawn(name, found, edits=()):
-    module = __import__(f"figures.measured.{name}", fromlist=["draw"])
-    figure = module.draw(found, edits)
+    figure = MEASURED[name].from_data(Data(cells=found, edits=edits))
     assert figure.get_figwidth() in (style.COLUMN, style.PAGE)
     return figure
 
@@ -376,7 +379,7 @@ def test_drawings_of_the_committed_rows_are_legible(name, committed):
 def test_the_readmes_drawing_is_up_to_date(committed, tmp_path):
     """Compared by what is drawn and not by bytes, which may depend on the version of matplotlib."""
     found, _ = toy.join(committed[0], toy.read())
-    (fresh,) = measured.save("answers", found, committed[1], tmp_path, ("svg",))
+    (fresh,) = MEASURED["answers"].save(Data(cells=found), tmp_path, ("svg",))
     docs = cells.COMMITTED.parents[1] / "docs"
     for element in ("<path", "<use"):
         assert (docs / "answers.svg").read_text().count(element) == fresh.read_text().count(element)
@@ -385,7 +388,7 @@ def test_the_readmes_drawing_is_up_to_date(committed, tmp_path):
 
 def test_the_same_rows_give_the_same_bytes(joined, tmp_path):
     kinds = ("png", "svg", "pdf")
-    once, again = (measured.save("weights", joined, [], tmp_path / folder, kinds) for folder in "ab")
+    once, again = (MEASURED["weights"].save(Data(cells=joined), tmp_path / folder, kinds) for folder in "ab")
     for first, second in zip(once, again, strict=True):
         assert first.read_bytes() == second.read_bytes(), first.name
 
@@ -393,7 +396,7 @@ def test_the_same_rows_give_the_same_bytes(joined, tmp_path):
 @pytest.mark.parametrize("name", MEASURED)
 def test_a_drawing_without_rows_says_by_name_what_it_needs(name, tmp_path):
     with pytest.raises(NothingToDrawError, match=f"^{name} needs .*rows"):
-        measured.save(name, [], [], tmp_path)
+        MEASURED[name].save(Data(), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

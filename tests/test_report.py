@@ -17,13 +17,13 @@ from click.testing import CliRunner
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from figures import report, store, theory, words
-from figures.__main__ import MEASURED, THEORY, _joined, main
+from figures import registry, report, store
+from figures.__main__ import joined, main
+from figures.drawings.weights import curves, swept
 from figures.measured import cells as measured
 from figures.measured import toy
-from figures.measured.weights import curves, swept
-from figures.report import Content, opening, render, rerun, sources, tables, value
-from figures.report.drawings import CAPTIONS, embed
+from figures.report import Content, case_by_case, opening, render, rerun, sources, tables, value
+from figures.report.drawings import embed
 from figures.report.ledger import COLUMNS, ReportError, claims, read
 from results.statistics import mcnemar_exact, wilson
 from results.tables import read_file
@@ -43,6 +43,7 @@ ROW = {
     "reason": "eps x operations",
     "provenance": {"git": "abc", "packages": {"jax": "1"}},
 }
+FIGURES = registry.figures()
 DRAWN = [row for row in store.read(store.COMMITTED) if row["figure"] == "outcomes"]
 TEMPLATE = (Path(report.__file__).parent / "page.html").read_text(encoding="utf-8")
 
@@ -86,22 +87,39 @@ def test_what_the_paper_says_otherwise_is_told_apart_and_once():
 
 
 def test_what_the_theory_says_is_read_off_the_rows():
-    told = words.summary(DRAWN)
+    told = case_by_case.summary(DRAWN)
     assert list(told.values())[-1]["Alone"] == "always the right answer"
     shown = html.unescape(page(drawn=DRAWN))
     for heading, cases in told.items():
         assert heading in shown
         for case, said in cases.items():
             assert f"{case}: <i>{said}</i>." in shown
-    for outcome, text in words.SAYS.items():
+    for outcome, text in case_by_case.SAYS.items():
         rows = [{**row, "shares": {outcome: 1.0}} for row in DRAWN]
-        said = {said for cases in words.summary(rows).values() for said in cases.values()}
+        said = {said for cases in case_by_case.summary(rows).values() for said in cases.values()}
         assert said == {f"always {text}"}
-    assert words.summary([]) == {}
+    assert case_by_case.summary([]) == {}
 
 
-def test_every_drawing_has_a_caption():
-    assert set(CAPTIONS) == {*THEORY, *MEASURED} and set(THEORY) == set(theory.DRAWINGS)
+def test_every_registered_figure_is_drawn_from_committed_rows_and_stands_on_the_page(tmp_path):
+    everything = joined((), None, False)
+    by_name = {name: [r for r in store.read(store.COMMITTED) if r["figure"] == name] for name in FIGURES}
+    data = replace(everything, theory=by_name)
+    for figure in FIGURES.values():
+        figure.save(data, tmp_path, ("svg",))
+    shown = html.unescape(page(drawings=embed(tmp_path)))
+    assert shown.count("<img") == len(FIGURES)
+    for figure in FIGURES.values():
+        assert figure.title and figure.caption.endswith(".")
+        assert f"<b>{figure.title}.</b> {figure.caption}" in shown
+
+
+def test_a_figure_is_registered_once(tmp_path):
+    (name, other) = list(FIGURES)[:2]
+    for taken in ({"name": name, "place": 0}, {"name": "a new one", "place": FIGURES[other].place}):
+        with pytest.raises(ValueError, match="has place"):
+            registry.figure(**taken, title="t", caption="c", needs=registry.CELLS)(lambda cells: None)
+    assert registry.figures() == FIGURES
 
 
 def test_each_drawing_is_embedded_once_as_svg_where_there_is_one(tmp_path):
@@ -109,7 +127,7 @@ def test_each_drawing_is_embedded_once_as_svg_where_there_is_one(tmp_path):
     (tmp_path / "leak.png").write_bytes(b"png")
     (tmp_path / "outcome-map.png").write_bytes(b"png")
     drawings = embed(tmp_path)
-    assert [drawing["name"] for drawing in drawings] == [CAPTIONS["leak"][0], "outcome map"]
+    assert [drawing["name"] for drawing in drawings] == [FIGURES["leak"].title, "outcome map"]
     assert [drawing["uri"].split(";")[0] for drawing in drawings] == ["data:image/svg+xml", "data:image/png"]
     assert page(drawings=drawings).count("<img") == 2
 
@@ -239,10 +257,10 @@ def test_each_model_has_the_prediction_of_its_own_merge(committed):
         for cells in line.cells.values():
             top, told = opening.best(cells), opening.measured(cells)
             said = max(top.shares, key=top.shares.get)
-            assert words.SAYS[said] in told["answers"].partition("; ")[0]
+            assert case_by_case.SAYS[said] in told["answers"].partition("; ")[0]
             if top.toy:
                 predicted = max(top.toy["shares"], key=top.toy["shares"].get)
-                assert words.SAYS[predicted] in told["answers"].partition("; predicted: ")[2]
+                assert case_by_case.SAYS[predicted] in told["answers"].partition("; predicted: ")[2]
             assert (
                 told["answers"] in shown and f"{top.items} questions on {top.chains} chains" in told["about"]
             )
@@ -308,7 +326,9 @@ def test_no_number_is_typed_into_the_opening():
     for node in ast.walk(ast.parse(inspect.getsource(opening))):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
             assert not re.search(r"\d", node.value), node.value
-    assert not re.search(r"\d", " ".join(text for pair in CAPTIONS.values() for text in pair))
+    assert not re.search(
+        r"\d", " ".join(text for figure in FIGURES.values() for text in (figure.title, figure.caption))
+    )
 
 
 def test_every_cell_and_every_file_stands_on_the_page(committed):
@@ -479,7 +499,7 @@ def test_in_what_the_base_was_held_while_adapters_trained_is_told(committed):
 
 def test_rows_computed_anew_are_compared_with_their_own_counterparts(tmp_path, monkeypatch):
     rows = {"a": {"n": 1, "provenance": "x"}, "b": {"n": 2}, "c": {"n": 3}}
-    found = report._beside(rows, {"a": {"n": 1, "provenance": "y"}, "b": {"n": 0}, "d": {}})
+    found = report.beside(rows, {"a": {"n": 1, "provenance": "y"}, "b": {"n": 0}, "d": {}})
     assert found == report.Anew(2, 1, 1) and "1 have no committed counterpart" in str(found)
     (tmp_path / "ledger.json").write_text(json.dumps([ROW]))
     monkeypatch.chdir(store.COMMITTED.parent)
@@ -555,8 +575,8 @@ def test_edits_of_a_run_on_another_dataset_are_kept(tmp_path):
         paths.append(tmp_path / f"{name}.jsonl")
         row = {"kind": "overlap", "model": "d", "dataset": dataset, "number": number}
         paths[-1].write_text(json.dumps(row) + "\n")
-    _, edits = _joined(tuple(paths[:1]), None, False, tuple(paths[1:]))
-    assert [edit["number"] for edit in edits] == [0, 2]
+    data = joined(tuple(paths[:1]), None, False, tuple(paths[1:]))
+    assert [edit["number"] for edit in data.edits] == [0, 2]
 
 
 # --- make reproduce ---------------------------------------------------------------------------------------

@@ -44,10 +44,6 @@ class RowsError(ValueError):
     """Rows that cannot be read or joined; the message says which and what to do."""
 
 
-class NothingToDrawError(ValueError):
-    """The rows hold nothing for a drawing; the message says what it needs."""
-
-
 @dataclass(frozen=True)
 class Place:
     """What tells a cell from others, its training seed apart; variant: whatever else its regime says."""

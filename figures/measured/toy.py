@@ -120,7 +120,7 @@ def predicted(spec: Composition) -> Row:
     """
     import jax
 
-    from figures.rows import undetermined
+    from figures.theory.margins import undetermined
     from toytransformer.prediction import predict
     from toytransformer.regimes import FullLimit, Regime, WidthLimit
 

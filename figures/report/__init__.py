@@ -7,6 +7,7 @@ runs on this machine. It loads nothing from elsewhere.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,11 +15,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from figures import store, words
+from figures import store
 from figures.measured import toy
 from figures.measured.cells import Cell, Row
+from figures.report import case_by_case, ledger, opening, rerun, sources, tables
 from figures.report import drawings as pictures
-from figures.report import ledger, opening, rerun, sources, tables
 from figures.report.rerun import Rerun
 from figures.report.sources import Source
 from toytransformer.compositions import provenance, replace_file
@@ -107,9 +108,9 @@ def gather(
     drawn = store.read(rows)
     anew = {}
     if rows.resolve() != store.COMMITTED.resolve():
-        anew["drawn"] = _beside(dict(enumerate(drawn)), dict(enumerate(store.read(store.COMMITTED))))
+        anew["drawn"] = beside(_numbered(drawn), _numbered(store.read(store.COMMITTED)))
     if toy_file.resolve() != toy.COMMITTED.resolve():
-        anew["predictions"] = _beside(_hashed(predictions), _hashed(toy.read()))
+        anew["predictions"] = beside(_hashed(predictions), _hashed(toy.read()))
     return Content(
         checks,
         pictures.embed(drawings) if drawings else (),
@@ -123,11 +124,21 @@ def gather(
     )
 
 
-def _beside(rows: Mapping[Any, Row], committed: Mapping[Any, Row]) -> Anew:
+def beside(rows: Mapping[Any, Row], committed: Mapping[Any, Row]) -> Anew:
     """Rows computed anew beside the committed ones, each by what tells it from the others of its file."""
     both = rows.keys() & committed.keys()
     equal = sum(_told(rows[key]) == _told(committed[key]) for key in both)
     return Anew(len(both), equal, len(rows) - len(both))
+
+
+def _numbered(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
+    """The rows by figure and number in it: figures may be computed in any order."""
+    counts: Counter[str] = Counter()
+    numbered = {}
+    for row in rows:
+        numbered[row["figure"], counts[row["figure"]]] = row
+        counts[row["figure"]] += 1
+    return numbered
 
 
 def _told(row: Row) -> str:
@@ -172,7 +183,7 @@ def render(content: Content) -> str:
         claims=ledger.claims(content.checks),
         failures=sum(map(ledger.failed, content.checks)),
         corrections=ledger.corrections(content.checks),
-        summary=words.summary([row for row in content.drawn if row["figure"] == "outcomes"]),
+        summary=case_by_case.summary([row for row in content.drawn if row["figure"] == "outcomes"]),
         computed=COMPUTED,
         asked=opening.ASKED,
         tone={opening.COMPOSES: "yes", opening.FAILS: "no", opening.OPEN: ""},

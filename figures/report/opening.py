@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from figures import words
+from figures.drawings.weights import curves, swept
 from figures.measured.cells import Cell, Place
-from figures.measured.weights import curves, swept
-from figures.measured.words import seeds
+from figures.notes import seeds
+from figures.report import case_by_case
 from results.forms import percent
 from results.statistics import wilson
 
@@ -165,7 +165,7 @@ def measured(cells: Sequence[Cell]) -> dict[str, str]:
 
 def _most(shares: Mapping[str, float]) -> str:
     outcome = mostly(shares)
-    return f"{words.SAYS[outcome]}, {percent(shares[outcome])}%"
+    return f"{case_by_case.SAYS[outcome]}, {percent(shares[outcome])}%"
 
 
 def lines(cells: Iterable[Cell]) -> list[Line]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from figures.measured.cells import Cell, Place
-from figures.measured.words import seeds
+from figures.notes import seeds
 from figures.report.opening import merge, right
 from results.forms import percent
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures import style
-from figures.measured import words
-from figures.measured.cells import Cell, NothingToDrawError, Place, pooled
-from figures.outcomes import LEGEND, LINE, bar
+from figures import notes, registry, style
+from figures.bars import LEGEND, LINE, bar
+from figures.measured.cells import Cell, Place, pooled
+from figures.registry import CELLS, NothingToDrawError
 from figures.style import OUTCOME
 from results.statistics import wilson
 
@@ -25,12 +25,21 @@ Line = tuple[str, str]
 """Heading of a group of lines, and the line's own label."""
 
 
-def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
+@registry.figure(
+    "answers",
+    "What is answered, toy against language model",
+    "The same libraries and merge rules, predicted and measured. The theory takes for granted that "
+    "the base answers two-hop questions about known facts; the controls show whether this language "
+    "model does.",
+    place=3,
+    needs=CELLS,
+)
+def draw(found: Sequence[Cell]) -> Figure:
     """The map of one model, that with most cells; plain adapters on MLP layers, as the paper's."""
     asked = [cell for cell in found if _drawn(cell.place)]
     if not asked:
         raise NothingToDrawError("needs rows of setup 0 on two-hop questions")
-    model = words.models(asked)[0]
+    model = notes.models(asked)[0]
     asked = pooled(cell for cell in asked if cell.place.model == model)
     data = {known: _dataset(asked, known) for known in (True, False)}
     cells = {
@@ -40,11 +49,11 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
     }
     lines = _ordered(dict.fromkeys((heading, label) for heading, label, *_ in cells))
     headings = list(dict.fromkeys(heading for heading, _ in lines))
-    note = words.wrapped(
+    note = notes.wrapped(
         style.PAGE - 0.1,
         "Asked two-hop questions x R1 R2, directly (left) or step by step, the first answer fed back (right)",
-        words.measured(list(cells.values())),
-        words.regime(cells.values()),
+        notes.measured(list(cells.values())),
+        notes.regime(cells.values()),
         _width(cells),
         "– not measured",
     )
@@ -86,13 +95,13 @@ def _line(place: Place) -> Line:
     if place.control == "random":
         return "Controls", f"random ones, {place.rule}"
     if len(place.library) == 1:
-        return "One adapter alone, trained on", words.ALONE[place.library[0]]
-    return words.LIBRARIES[place.library] + ", merged by", place.rule
+        return "One adapter alone, trained on", notes.ALONE[place.library[0]]
+    return notes.LIBRARIES[place.library] + ", merged by", place.rule
 
 
 def _ordered(lines: Sequence[Line]) -> list[Line]:
-    """Groups as in `words`, controls last."""
-    first = [f"{library}, merged by" for library in words.LIBRARIES.values()] + [
+    """Groups as in `notes`, controls last."""
+    first = [f"{library}, merged by" for library in notes.LIBRARIES.values()] + [
         "One adapter alone, trained on"
     ]
 

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from figures import style
-from figures.measured import words
-from figures.measured.cells import Cell, NothingToDrawError, Place, pooled
+from figures import notes, registry, style
+from figures.measured.cells import Cell, Place, pooled
+from figures.registry import CELLS, NothingToDrawError
 from figures.style import BLACK, BLUE, GREEN, GREY, PALE, VERMILION
 from results.tables import LIBRARIES, PAPER_RULES, paper
 
@@ -33,21 +33,28 @@ LINE, HEADING, TOP, AXIS = 0.152, 0.29, 0.3, 0.42
 LABELS = 1.3
 
 
-def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
+@registry.figure(
+    "tables",
+    "The paper's tables, predicted and measured",
+    "The paper's range over its models, the toy's prediction and our small models, line by line.",
+    place=12,
+    needs=CELLS,
+)
+def draw(found: Sequence[Cell]) -> Figure:
     """Every table in two columns; a band is the range over the paper's models, a tick one of them."""
     cells = pooled(cell for cell in found if as_printed(cell.place))
     if not cells:
         raise NothingToDrawError("needs rows of an experiment that the paper has a table of")
-    models = words.models(cells)[: len(MODELS)]
-    note = words.wrapped(
+    models = notes.models(cells)[: len(MODELS)]
+    note = notes.wrapped(
         style.PAGE - 0.1,
         "Accuracy on two-hop questions; libraries are asked step by step, single adapters directly; the "
         "toy's direct answer is what a model gives that does not follow the steps; a tick is one model",
         "Above, open: factors are merged; below, filled: products, or one adapter",
         "2 is the library of both hops, 3 that with the oracle, a number in front the bridge setup",
-        words.measured(cells),
-        words.INTERVALS,
-        words.regime(cells) + f"; of the facts as {models[0]} knows them",
+        notes.measured(cells),
+        notes.INTERVALS,
+        notes.regime(cells) + f"; of the facts as {models[0]} knows them",
     )
     marks: list[Artist] = [Patch(color="#BBBBBB", label="paper's models")]
     marks += [_mark(BLACK, "D", True, label="toy, in steps"), _mark(BLACK, "x", True, label="toy, directly")]
@@ -158,7 +165,7 @@ _WORDS = {
 
 
 def _label(row: Mapping[str, Any]) -> str:
-    """What the row's own keys say, in few words."""
+    """What the row's own keys say, in few notes."""
     parts = [str(_WORDS.get(v, v)) for k, v in row.items() if k not in ("values", "setup") and v != "alone"]
     return " ".join(([f"{row['setup']}"] if "setup" in row else []) + parts)
 

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures import style
-from figures.measured import words
-from figures.measured.cells import Cell, NothingToDrawError, Place, pooled
+from figures import notes, registry, style
+from figures.measured.cells import Cell, Place, pooled
+from figures.registry import CELLS, NothingToDrawError
 from figures.style import BLACK, BLUE, VERMILION
 
 #: The adapter of each hop in a pair: place, colour, marker, label.
@@ -38,14 +38,22 @@ def curves(cells: Iterable[Cell]) -> list[Cell]:
     return [cell for sweep in sweeps.values() if len(sweep) > 1 for cell in sweep]
 
 
-def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
+@registry.figure(
+    "weights",
+    "Survival of a single hop, toy against language model",
+    "How often the edited answer is given as its adapter's share of the merge grows. The dashed step "
+    "is the toy's edge.",
+    place=6,
+    needs=CELLS,
+)
+def draw(found: Sequence[Cell]) -> Figure:
     """A column for known facts and one for fresh ones, a line of panels for each model."""
     cells = curves(pooled(cell for cell in found if swept(cell.place) and cell.place.group in HOPS))
     if not cells:
         raise NothingToDrawError(
             "needs rows of experiment survival (two pairs of weights a and 1 - a at least)"
         )
-    models = words.models(cells)
+    models = notes.models(cells)
     kinds = [known for known in (True, False) if any(cell.place.known == known for cell in cells)]
     figure = style.blank(style.PAGE, 1.35 + 1.9 * len(models))
     panels = figure.subplots(len(models), len(kinds), sharex=True, sharey=True, squeeze=False)
@@ -68,12 +76,12 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
     figure.legend(handles=marks, loc="outside upper center", ncols=3, columnspacing=1.4)
     style.note(
         figure,
-        words.wrapped(
+        notes.wrapped(
             style.PAGE,
             "The two adapters' products are added with weights that sum to one; each hop is asked on its own",
-            words.measured(cells),
-            words.INTERVALS,
-            words.regime(cells)
+            notes.measured(cells),
+            notes.INTERVALS,
+            notes.regime(cells)
             + "; it turns right where its margin, a straight line between weights, is zero",
         ),
     )

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures import style
-from figures.measured import words
-from figures.measured.cells import Cell, NothingToDrawError, pooled
+from figures import notes, registry, style
+from figures.measured.cells import Cell, pooled
+from figures.registry import CELLS, NothingToDrawError
 from figures.style import BLUE, PALE, VERMILION
 
 RULES = {
@@ -38,13 +38,21 @@ ASKED = {
 }
 
 
-def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
+@registry.figure(
+    "factors",
+    "The same updates in other factors, measured",
+    "Each rule on the very same updates of a language model, written in several gauges and trained "
+    "from one or from several initial factors.",
+    place=11,
+    needs=CELLS,
+)
+def draw(found: Sequence[Cell]) -> Figure:
     """A panel for each way of asking; a line for each rule and form of the same updates."""
     cells = [cell for cell in found if {"initial_a", "gauge"} <= dict(cell.place.variant).keys()]
     cells = pooled(cell for cell in cells if cell.place.asked in ASKED)
     if not cells:
         raise NothingToDrawError("needs rows of experiment gauge")
-    model = words.models(cells)[0]
+    model = notes.models(cells)[0]
     cells = [cell for cell in cells if cell.place.model == model]
     lines = [(rule, gauge) for rule in RULES for gauge in GAUGES]
     figure = style.blank(style.PAGE, 5.3)
@@ -63,12 +71,12 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
     figure.legend(handles=marks, loc="outside upper center", ncols=2)
     style.note(
         figure,
-        words.wrapped(
+        notes.wrapped(
             style.PAGE,
             "The same updates ΔW in other factors: one adapter's signs flipped, each turned by a random "
             "orthogonal matrix of its own, or balanced factors of its SVD; a rule of products cannot see it",
-            words.measured(cells) + f", data set {cells[0].place.dataset}",
-            words.INTERVALS,
+            notes.measured(cells) + f", data set {cells[0].place.dataset}",
+            notes.INTERVALS,
         ),
     )
     return figure

@@ -6,16 +6,15 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from figures import style
+from figures import registry, style
+from figures.bars import LEGEND, LINE, bar
+from figures.registry import THEORY
+from figures.store import Row
 from figures.style import OUTCOME
-
-Row = dict[str, Any]
 
 TITLE = "Merging two one-hop adapters does not answer the two-hop question"
 SUBTITLE = (
@@ -37,17 +36,8 @@ NAMES = {
     ("with-oracle", "mean"): "the same: mean",
     ("with-oracle", "arrow-products"): "the same: arrow-products",
 }
-LEGEND = {
-    "correct": "the right two-hop answer",
-    "bridge": "the first hop's answer",
-    "old": "what the base model said",
-    "edited": "answer to another edited fact",
-    "other": "anything else",
-}
-#: Inches: the labels' column, a cell, the gap between the halves, one line of text, and its share of a line.
-LABEL, CELL, GAP, LINE, EDGE = 2.3, 0.455, 0.12, 0.17, 0.06
-#: Inches that a character of 8 pt takes at most.
-CHARACTER = 0.07
+#: Inches: the labels' column, a cell, the gap between the halves, and the space beside a line's text.
+LABEL, CELL, GAP, EDGE = 2.3, 0.455, 0.12, 0.06
 
 
 @dataclass(frozen=True)
@@ -63,6 +53,14 @@ class Line:
         return max(len(self.label), 1) * LINE + EDGE
 
 
+@registry.figure(
+    "outcomes",
+    "What the merged model answers",
+    "A line is a merge rule or a library of adapters, a column the number of facts in each adapter. "
+    "Colour and word say which answer the two-hop question gets; a split cell shows shares.",
+    place=2,
+    needs=THEORY,
+)
 def draw(rows: Sequence[Row]) -> Figure:
     """The map from the rows of the part "outcomes"; where the symmetry was used, one line of text tells."""
     dense = [row for row in rows if row.get("method") is None]
@@ -96,31 +94,6 @@ def draw(rows: Sequence[Row]) -> Figure:
     for number, text in enumerate(notes):
         axes.text(0.08, height - 0.1 - (len(notes) - number - 0.5) * LINE, text, va="center", color="#333333")
     return figure
-
-
-def bar(
-    axes: Axes, left: float, bottom: float, width: float, height: float, outcome: str, *, inches: float = 1.0
-) -> None:
-    """A bar for an outcome, with the longest of its names that fits; `inches` to a unit of width."""
-    look = OUTCOME[outcome]
-    place = ((left, bottom), width, height)
-    axes.add_patch(
-        Rectangle(*place, facecolor=look.fill, hatch=look.hatch, edgecolor=look.lines, linewidth=0)
-    )
-    border = (style.GREY, 0.6) if look.fill == "white" else ("white", 1.2)
-    axes.add_patch(Rectangle(*place, fill=False, edgecolor=border[0], linewidth=border[1]))
-    fitting = [word for word in look.words if (len(word) + 0.4) * CHARACTER <= width * inches]
-    if fitting:
-        axes.text(
-            left + width / 2,
-            bottom + height / 2,
-            fitting[0],
-            color=look.ink,
-            ha="center",
-            va="center_baseline",
-            fontweight="bold" if outcome == "correct" else "normal",
-            bbox={"facecolor": look.fill, "edgecolor": "none", "pad": 1} if look.hatch else None,
-        )
 
 
 def _lines(rows: Sequence[Row]) -> list[Line]:

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures import style
-from figures.measured import words
-from figures.measured.cells import Cell, NothingToDrawError, Row
+from figures import notes, registry, style
+from figures.measured.cells import Row
+from figures.registry import EDITS, NothingToDrawError
 from figures.style import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILION
 
 #: What is drawn of each coefficient: key, colour, marker, dashes, label.
@@ -31,7 +31,15 @@ PANELS = {
 }
 
 
-def draw(found: Sequence[Cell], edits: Sequence[Row]) -> Figure:
+@registry.figure(
+    "layers",
+    "The theory's coefficients inside a language model",
+    "How much of an edit at one question shows at another, in the features of each MLP. If nothing "
+    "singles out the right second hop, both curves of the middle panel are one.",
+    place=8,
+    needs=EDITS,
+)
+def draw(edits: Sequence[Row]) -> Figure:
     """A line of panels for each model: raw features, one edit at a time, as in the theory's n = 1."""
     rows = [r for r in edits if r["kind"] == "overlap" and r["metric"] == "raw" and r["facts"] == "alone"]
     if not rows:
@@ -60,7 +68,7 @@ def draw(found: Sequence[Cell], edits: Sequence[Row]) -> Figure:
         Line2D([], [], color=BLACK, linewidth=1.2, linestyle=(0, (1, 1.2)), label="toy, another chain"),
     ]
     figure.legend(handles=marks, loc="outside upper center", ncols=4, columnspacing=1.1, handletextpad=0.5)
-    style.note(figure, words.wrapped(style.PAGE, *_note(rows, edits)))
+    style.note(figure, notes.wrapped(style.PAGE, *_note(rows, edits)))
     return figure
 
 

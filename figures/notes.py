@@ -27,11 +27,16 @@ INTERVALS = "Bars: 95% Wilson intervals over the questions of one seed"
 
 def seeds(found: Iterable[Cell]) -> str:
     """The training seeds, "seed 0" or "seeds 0–2"; the base model has none."""
-    numbers = sorted({seed for cell in found for seed in cell.seeds if seed is not None})
-    if len(numbers) < 2:
-        return f"seed\xa0{numbers[0]}" if numbers else "no training"
-    run = numbers == list(range(numbers[0], numbers[-1] + 1)) and len(numbers) > 2
-    return "seeds\xa0" + (f"{numbers[0]}–{numbers[-1]}" if run else ", ".join(map(str, numbers)))
+    trained = sorted({seed for cell in found for seed in cell.seeds if seed is not None})
+    if len(trained) < 2:
+        return f"seed\xa0{trained[0]}" if trained else "no training"
+    return f"seeds\xa0{numbers(trained)}"
+
+
+def numbers(several: Sequence[int]) -> str:
+    """0–7 for a run of three and more, else by comma."""
+    run = len(several) > 2 and list(several) == list(range(several[0], several[-1] + 1))
+    return f"{several[0]}–{several[-1]}" if run else ", ".join(map(str, several))
 
 
 def measured(found: Sequence[Cell]) -> str:

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures import style
-from figures.measured import words
-from figures.measured.cells import Cell, NothingToDrawError, Place, pooled
+from figures import notes, registry, style
+from figures.measured.cells import Cell, Place, pooled
+from figures.registry import CELLS, NothingToDrawError
 from figures.style import BLACK, BLUE, GREY, PALE, SKY, VERMILION
 from toytransformer.compositions.setups import SETUPS
 
@@ -26,14 +26,21 @@ ASKED = {
 STEPS = "two-hop/steps"
 
 
-def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
+@registry.figure(
+    "bridges",
+    "Bridge training, setup by setup",
+    "A two-hop question is answered step by step only where both of its hops survive the merge.",
+    place=9,
+    needs=CELLS,
+)
+def draw(found: Sequence[Cell]) -> Figure:
     """A panel for each rule and model; a line for each setup, and for each way it was trained."""
     cells = pooled(cell for cell in found if _drawn(cell.place))
     if len({cell.place.composition for cell in cells}) < 2:
         raise NothingToDrawError(
             "needs rows of two bridge setups at least (experiments table1, bridge, contrast)"
         )
-    models = words.models(cells)
+    models = notes.models(cells)
     lines = sorted({_line(cell.place) for cell in cells})
     figure = style.blank(style.PAGE, 1.75 + len(RULES) * (0.32 + 0.31 * len(lines)))
     panels = figure.subplots(len(RULES), len(models), sharex=True, sharey=True, squeeze=False)
@@ -52,14 +59,14 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
     figure.legend(handles=marks, loc="outside upper center", ncols=5, columnspacing=1.0, handletextpad=0.2)
     style.note(
         figure,
-        words.wrapped(
+        notes.wrapped(
             style.PAGE,
             "Numbers: relations of the bridge's facts, two digits for two hops, answered at once or (c) in "
             "steps; left of the bar what hop 1's adapter is trained on besides its own, right of it hop 2's",
             "Uniform is the rule mean, Arrow is arrow-products; setup 1 is asked on F, the others on R",
-            words.measured(cells),
-            words.INTERVALS,
-            words.regime(cells),
+            notes.measured(cells),
+            notes.INTERVALS,
+            notes.regime(cells),
         ),
     )
     return figure

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures import style
-from figures.measured import words
-from figures.measured.cells import Cell, NothingToDrawError, Place, pooled
-from figures.measured.weights import curves
+from figures import notes, registry, style
+from figures.drawings.weights import curves
+from figures.measured.cells import Cell, Place, pooled
+from figures.registry import CELLS, NothingToDrawError
 from figures.style import GREEN, ORANGE
 
 ROLES = {
@@ -30,7 +30,15 @@ def scaled(place: Place) -> bool:
     )  # fmt: skip
 
 
-def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
+@registry.figure(
+    "mixture",
+    "The two-hop answer inside the mixture",
+    "How the right answer, the bridge entity and the base's answer gain and lose as the second "
+    "adapter is scaled.",
+    place=7,
+    needs=CELLS,
+)
+def draw(found: Sequence[Cell]) -> Figure:
     """Above the toy's outputs, below log-probabilities of a model; a column for known and for fresh facts.
 
     Of several models it is the one with most cells.
@@ -41,7 +49,7 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
         raise NothingToDrawError(
             "needs log-probabilities in rows of experiment survival (two weights s at least)"
         )
-    model = words.models(cells)[0]
+    model = notes.models(cells)[0]
     cells = [cell for cell in cells if cell.place.model == model]
     columns = sorted({not cell.place.known for cell in cells})
     figure = style.blank(style.PAGE, 4.6)
@@ -67,13 +75,13 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
     figure.legend(handles=marks, loc="outside upper center", ncols=3, columnspacing=1.4)
     style.note(
         figure,
-        words.wrapped(
+        notes.wrapped(
             style.PAGE,
             "Asked x R1 R2 directly; the products are added with weights (1, s)",
-            words.measured(cells),
+            notes.measured(cells),
             "Measured: mean log-probability of the whole name after the expected words; bars: 95% "
             "bootstrap intervals over chains",
-            words.regime(cells),
+            notes.regime(cells),
         ),
     )
     return figure

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
 
-from figures import style
-from figures.measured import words
-from figures.measured.cells import Cell, NothingToDrawError, pooled
+from figures import notes, registry, style
+from figures.measured.cells import Cell, pooled
+from figures.registry import CELLS, NothingToDrawError
 from figures.style import BLACK, BLUE, GREY, VERMILION
 
 PANELS = {
@@ -30,7 +30,15 @@ KINDS = {True: (BLUE, "o", "known facts"), False: (VERMILION, "^", "fresh facts"
 DRAWS = 999
 
 
-def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
+@registry.figure(
+    "agreement",
+    "Predicted against measured",
+    "A dot is one library, merge and way of asking. To the right of the line the toy answers rightly; "
+    "a rank correlation of one would mean that it orders all of them as measured.",
+    place=4,
+    needs=CELLS,
+)
+def draw(found: Sequence[Cell]) -> Figure:
     """One dot a cell, its training seeds pooled; adapters as trained, without controls that the toy lacks."""
     cells = pooled(cell for cell in found if cell.toy and not cell.place.variant)
     panels = {
@@ -45,7 +53,7 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
         _panel(axes, title, members)
         axes.set_xlabel("smaller margin of its two hops" if "step" in title else "predicted margin")
     figure.axes[0].set_ylabel("measured share of right answers")
-    models = words.models(cells)
+    models = notes.models(cells)
     marks = [
         Line2D([], [], color=colour, marker=marker, linestyle="", label=label)
         for colour, marker, label in KINDS.values()
@@ -57,12 +65,12 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
     sizes = ", ".join(f"{len(members)}" for members in panels.values())
     style.note(
         figure,
-        words.wrapped(
+        notes.wrapped(
             style.PAGE,
             "Margin: the right answer's output minus the largest other; at the line the toy turns right",
             f"A dot is a library, merge, data set and way of asking ({sizes} in the panels), seeds pooled",
-            words.measured(cells),
-            words.regime(cells),
+            notes.measured(cells),
+            notes.regime(cells),
             f"ρ: Spearman's rank correlation with its 95% interval, {DRAWS:,} bootstraps over libraries",
         ),
     )
@@ -70,7 +78,7 @@ def draw(found: Sequence[Cell], edits: Sequence = ()) -> Figure:
 
 
 def _panel(axes: Axes, title: str, cells: Sequence[Cell]) -> None:
-    first = words.models(cells)[0]
+    first = notes.models(cells)[0]
     axes.axvline(0, color=GREY, linewidth=0.8)
     for cell in cells:
         colour, marker, _ = KINDS[cell.place.known]
