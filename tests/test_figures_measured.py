@@ -376,14 +376,15 @@ def test_drawings_of_the_committed_rows_are_legible(name, committed):
             pytest.skip(f"no committed rows for {name}")
 
 
-def test_the_readmes_drawing_is_up_to_date(committed, tmp_path):
+@pytest.mark.parametrize("name", ["first-look", "answers"])
+def test_the_drawings_of_the_pages_are_up_to_date(name, committed, tmp_path):
     """Compared by what is drawn and not by bytes, which may depend on the version of matplotlib."""
     found, _ = toy.join(committed[0], toy.read())
-    (fresh,) = MEASURED["answers"].save(Data(cells=found), tmp_path, ("svg",))
+    (fresh,) = MEASURED[name].save(Data(cells=found), tmp_path, ("svg",))
     docs = cells.COMMITTED.parents[1] / "docs"
     for element in ("<path", "<use"):
-        assert (docs / "answers.svg").read_text().count(element) == fresh.read_text().count(element)
-    assert (docs / "answers.png").stat().st_size > 50_000
+        assert (docs / f"{name}.svg").read_text().count(element) == fresh.read_text().count(element)
+    assert (docs / f"{name}.png").stat().st_size > 50_000
 
 
 def test_the_same_rows_give_the_same_bytes(joined, tmp_path):
