@@ -17,8 +17,9 @@ from benchmarks import arrow
 from llm_experiments.adapters import peft_files
 from llm_experiments.adapters.peft_files import AdapterError, AdapterWeights
 from llm_experiments.adapters.training import Training
-from llm_experiments.merges import fitted
-from llm_experiments.merges.fitted import FORMS, Fitting, fit
+from llm_experiments.merges import fitted, fitters, loss
+from llm_experiments.merges.fitted import fit
+from llm_experiments.merges.fitters import FORMS, Fitting
 from llm_experiments.merges.merging import (
     apply,
     describe,
@@ -665,7 +666,7 @@ def taught(loaded, library, monkeypatch):
     answers = {}
     with apply(loaded, library[:1], Merge("sum")), torch.no_grad():
         for question in QUESTIONS:
-            prompt = torch.tensor([fitted.prompt_ids(loaded, question)])
+            prompt = torch.tensor([loss.prompt_ids(loaded, question)])
             written = loaded.model.generate(
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
@@ -674,7 +675,7 @@ def taught(loaded, library, monkeypatch):
                 do_sample=False,
             )
             answers[question] = written[0, prompt.shape[1] :].tolist()
-    monkeypatch.setattr(fitted, "target_ids", lambda loaded, answer: answers[answer])
+    monkeypatch.setattr(loss, "target_ids", lambda loaded, answer: answers[answer])
     return [Line(question, question) for question in QUESTIONS]
 
 
@@ -683,8 +684,8 @@ def loss_under(loaded, library, spec, examples, seed=0):
     total, count = 0.0, 0
     with apply(loaded, library, spec, seed=seed):
         for example in examples:
-            prompt = fitted.prompt_ids(loaded, example.question)
-            answer = fitted.target_ids(loaded, example.answer)
+            prompt = loss.prompt_ids(loaded, example.question)
+            answer = loss.target_ids(loaded, example.answer)
             logp = logits(loaded.model, torch.tensor([prompt + answer])).double().log_softmax(-1)[0]
             for place, token in enumerate(answer, start=len(prompt)):
                 total, count = total - float(logp[place - 1, token]), count + 1
@@ -793,7 +794,7 @@ def test_lorahub_searches_without_gradients(loaded, library, taught):
 
 def test_lorahub_returns_the_twin_with_the_larger_sum(loaded, library, taught, monkeypatch):
     """L(w) = L(-w): whichever of the two a search ends at."""
-    monkeypatch.setattr(fitted, "minimize", lambda objective, *_, **__: objective(np.array([-0.9, 0.2])))
+    monkeypatch.setattr(fitters, "minimize", lambda objective, *_, **__: objective(np.array([-0.9, 0.2])))
     details = fit(loaded, library[:2], Merge("lorahub"), taught).details
     assert details["weights"] == (0.9, -0.2)
     twins = [loss_under(loaded, library[:2], Merge("linear", w), taught) for w in ((0.9, -0.2), (-0.9, 0.2))]

@@ -13,7 +13,16 @@ from scipy.optimize import minimize
 
 from toytransformer.adapters import LoRA, closed_form
 from toytransformer.compositions.spec import Merge
-from toytransformer.merging import RULES, MergeContext, RuleError, StaticMerge, check, merge, merge_rule
+from toytransformer.merging import (
+    RULES,
+    MergeContext,
+    Routed,
+    RuleError,
+    StaticMerge,
+    check,
+    merge,
+    merge_rule,
+)
 from toytransformer.merging.routing import prototype
 from toytransformer.merging.static import keep_largest
 
@@ -292,7 +301,7 @@ def test_merging_copies_gives_the_adapter_where_weights_sum_to_one(rule, seed):
 # ---------------------------------------------------------------- labels
 
 
-@pytest.mark.parametrize("rule", [name for name in DATA_FREE if "dare" not in name])
+@pytest.mark.parametrize("rule", [name for name in DATA_FREE if not RULES[name].seeded])
 @given(seed=seeds)
 def test_renaming_the_answers_renames_the_outputs(rule, seed):
     adapters, order = draw(seed), np.random.default_rng([seed, 5]).permutation(ENTITIES)
@@ -331,7 +340,9 @@ def test_fitted_rules_are_not_label_blind(rule):
     assert max(norm(other - rows[0]) for other in rows) > 1e-3 * norm(rows[0])
 
 
-@pytest.mark.parametrize("rule", [name for name in RULES if name not in ("adaptive-random", "new-adapter")])
+@pytest.mark.parametrize(
+    "rule", [name for name, rule in RULES.items() if not rule.control and rule.fitted_by != "train"]
+)
 @given(seed=seeds)
 def test_zero_rows_stay_zero(rule, seed):
     """No merge of adapters can give an answer that none of them was trained on (no_ripple_any_merge)."""
@@ -406,7 +417,7 @@ def test_single_precision_stays_single_precision():
 # ---------------------------------------------------------------- random masks
 
 
-@pytest.mark.parametrize("rule", ["dare", "dare-ties"])
+@pytest.mark.parametrize("rule", [name for name in DATA_FREE if RULES[name].seeded])
 def test_masks_follow_the_seed_and_nothing_else(rule):
     adapters = draw(0)
 
@@ -550,9 +561,29 @@ def test_truncation_loses_the_tail_of_the_spectrum(seed):
 
 
 def test_a_cut_between_equal_singular_values_is_reported():
-    assert merge(axes(1, 1), Merge("sum-truncated")).details["cut_gap"] == 0
-    assert merge(axes(1, 1), Merge("sum-truncated", options={"rank": 2})).details["cut_gap"] == 1
-    assert merge(axes(1, 1), Merge("knots")).details["spectrum_gap"] <= ATOL
+    cut = merge(axes(1, 1), Merge("sum-truncated")).details
+    assert cut["cut_gap"] == 0 and "singular values 1 and 2 of the sum agree" in cut["warning"]
+    whole = merge(axes(1, 1), Merge("sum-truncated", options={"rank": 2})).details
+    assert whole["cut_gap"] == 1 and "warning" not in whole
+    stack = merge(axes(1, 1), Merge("knots")).details
+    assert stack["spectrum_gap"] <= ATOL and "basis of TIES is arbitrary" in stack["warning"]
+    assert "warning" not in merge(axes(1, 1), Merge("knots", options={"inner": "sum"})).details
+
+
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.spectral])
+def test_rules_that_read_singular_vectors_say_so_where_these_tie_and_only_there(rule):
+    """Two equal adapters on other inputs and outputs: any rotation of the two is a singular vector too."""
+    write, read = np.eye(ENTITIES)[:, :2], np.eye(FEATURES)
+    tied = [LoRA(write, read[:, :2]), LoRA(np.eye(ENTITIES)[:, 2:4], read[:, 2:4])]
+    assert (
+        "is arbitrary"
+        in merge(tied, Merge(rule, options=ONE_LEFT.get(rule, {})), context()).details["warning"]
+    )
+    assert "warning" not in merge(draw(0), Merge(rule), context()).details
+
+
+#: Options with which a rule has to choose among the singular vectors of rank-two adapters.
+ONE_LEFT = {"sum-truncated": {"rank": 1}}
 
 
 # ---------------------------------------------------------------- fitted rules
@@ -715,6 +746,47 @@ def test_the_flags():
     assert having("routed") == {"arrow-products", "arrow-factors"}
     factor_wise = {"linear", "linear-peft", "ties-factors", "arrow-factors", "lorahub", "lori-d", "lori-s"}
     assert having("gauge_invariant") == set(RULES) - factor_wise
+
+
+def test_every_fitted_rule_says_what_it_fits_and_every_control_is_fitted():
+    for name, rule in RULES.items():
+        if rule.fitted_by in ("products", "search"):
+            assert RULES[rule.fits].weighted and not RULES[rule.fits].needs_data, name
+            assert RULES[rule.fits].gauge_invariant == rule.gauge_invariant, name
+        else:
+            assert rule.fits is None, name
+        assert rule.fitted_by or not rule.control, name
+
+
+def test_a_temperature_is_an_option_of_routed_rules_and_can_be_swept():
+    for name, rule in RULES.items():
+        assert rule.tempered == ("temperature" in rule.options), name
+        if rule.tempered:
+            assert rule.routed and all(rule.options["temperature"].check(t) for t in (0.01, 1.0, 100.0)), name
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_what_a_rule_returns_keeps_the_protocol(name):
+    """shift, rank and `to`; a routed one routes, a static one factors: whoever applies it needs no more."""
+    adapters, asked = draw(0), prompts()
+    merged = merge(adapters, Merge(name, weights_of(name, 2)), context())
+    assert isinstance(merged, Routed) == RULES[name].routed
+    assert merged.spectral_gap is None or RULES[name].spectral
+    single = merged.to(lambda array: array.astype(np.float32), lambda array: array.astype(np.float64))
+    assert single.shift(asked.astype(np.float32)).dtype == (np.float64 if RULES[name].routed else np.float32)
+    assert type(single) is type(merged) and single.rank == merged.rank
+    close(single.shift(asked), merged.shift(asked), factor=2**30)
+    if RULES[name].routed:
+        close(merged.mixed(asked, merged.routing(asked)), merged.shift(asked))
+        return
+    exact = merged.factored()
+    assert merged.rank is None or exact.rank == merged.rank
+    close(exact.shift(asked), merged.shift(asked))
+    assert merged.distance(exact) <= ATOL * merged.distance()
+    values = np.linalg.svd(exact.delta(), compute_uv=False)
+    cut = merged.factored(1)
+    assert cut.rank == 1 and merged.distance() == pytest.approx(norm(values), rel=1e-9)
+    assert merged.distance(cut) == pytest.approx(norm(values[1:]), rel=1e-9)
 
 
 def test_a_name_is_registered_once():

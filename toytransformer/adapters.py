@@ -20,7 +20,8 @@ from jaxtyping import Float
 from scipy import linalg, sparse
 from scipy.linalg import lapack
 
-Array = np.ndarray
+from toytransformer.arrays import Array as AnyArray
+from toytransformer.arrays import NumpyArray as Array
 
 #: A Gram matrix whose eigenvalue ratio falls below this is singular to float64: solving with it would lose
 #: every digit.
@@ -42,28 +43,28 @@ class LoRA:
     write: (entity, rank), the directions of output; read: (feature, rank), the directions of input.
     """
 
-    write: Float[Array, "entity rank"]
-    read: Float[Array, "feature rank"]
+    write: Float[AnyArray, "entity rank"]
+    read: Float[AnyArray, "feature rank"]
 
     @property
     def rank(self) -> int:
         return self.write.shape[1]
 
-    def delta(self) -> Float[Array, "entity feature"]:
+    def delta(self) -> Float[AnyArray, "entity feature"]:
         """The dense Delta W; costs entity x feature numbers."""
         return self.write @ self.read.T
 
-    def shift(self, features: Float[Array, "prompt feature"]) -> Float[Array, "prompt entity"]:
+    def shift(self, features: Float[AnyArray, "prompt feature"]) -> Float[AnyArray, "prompt entity"]:
         """Delta W phi for every prompt, without forming Delta W."""
         return self.written(features @ self.read)
 
-    def written(self, seen: Float[Array, "prompt rank"]) -> Float[Array, "prompt entity"]:
+    def written(self, seen: Float[AnyArray, "prompt rank"]) -> Float[AnyArray, "prompt entity"]:
         """write @ seen for every prompt: the second half of `shift`."""
         if isinstance(seen, np.ndarray) and np.count_nonzero(self.write) < SPARSE * self.write.size:
             return seen @ sparse.csr_array(self.write).T
         return seen @ self.write.T
 
-    def regauge(self, transform: Float[Array, "rank rank"]) -> LoRA:
+    def regauge(self, transform: Float[AnyArray, "rank rank"]) -> LoRA:
         """(write R, read R^-T): the same Delta W in other factors (merging.md, fact 1)."""
         xp = array_namespace(self.write, transform)
         return LoRA(self.write @ transform, self.read @ xp.linalg.inv(transform).T)
@@ -73,7 +74,7 @@ class LoRA:
         nuclear norm."""
         return float(np.sum(self.write**2) + np.sum(self.read**2))
 
-    def svd(self) -> tuple[Array, Array, Array]:
+    def svd(self) -> tuple[AnyArray, AnyArray, AnyArray]:
         """Delta W = U diag(s) V^T exactly: U (entity, k), s (k,), V (feature, k), k <= rank.
 
         Two thin QRs and a small SVD: never forms Delta W. Works on arrays of any library.

@@ -38,9 +38,6 @@ from toytransformer.merging import RuleError
 from toytransformer.prediction import base_output, tie_tolerance, toy_record, wanted_shift
 from toytransformer.regimes import FullLimit, square_root
 
-#: Rules that are polynomial in the factors, so that they commute with the change to sectors.
-SECTORWISE = ("sum", "mean", "linear", "linear-peft")
-
 #: Chains looked at to see that all are copies of one. Two are too few: x_i -> y_sigma(i) with sigma = (1 2)
 #: commutes with the exchange of both.
 PROBE = 5
@@ -131,20 +128,20 @@ def predict(
 ) -> SymmetricPrediction:
     """The full-limit prediction of the composition `build(facts)`, from `build(2)` alone.
 
-    Rules: sum, mean, and in gauge "facts" linear and linear-peft. Not Arrow: the largest singular value of
-    Delta W lies in the second sector (G is larger by n O > 0 in the first), where it comes n - 1 times
-    over, so for n >= 3 the symmetric adapter has no prototype. Raises SpecError for a composition that is
-    not symmetric, RuleError for another rule.
+    Rules: those that are `sectorwise`, the factor-wise of them in gauge "facts". Not Arrow: the largest
+    singular value of Delta W lies in the second sector (G is larger by n O > 0 in the first), where it comes
+    n - 1 times over, so for n >= 3 the symmetric adapter has no prototype. Raises SpecError for a composition
+    that is not symmetric, RuleError for another rule.
     """
     if isinstance(facts, bool) or not isinstance(facts, int | np.integer) or not 1 <= facts <= 2**53:
         raise SpecError(f"facts is {facts!r}; it must be a whole number from 1 to 2^53")
     regime = regime or FullLimit()
     pair = build(2)
     rule = merging.resolve(pair.merge.rule)
-    if rule.name not in SECTORWISE:
+    if not rule.sectorwise:
+        able = ", ".join(other.name for other in merging.RULES.values() if other.sectorwise)
         raise RuleError(
-            f"rule {rule.name!r} does not act sector by sector; use one of {', '.join(SECTORWISE)}, "
-            "or the dense prediction"
+            f"rule {rule.name!r} does not act sector by sector; use one of {able}, or the dense prediction"
         )
     if any(adapter.rank is not None for adapter in pair.adapters):
         raise RuleError("a rank below the number of facts breaks the symmetry; use the dense prediction")

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from toytransformer.adapters import LoRA
-from toytransformer.merging import Merged, StaticMerge
+from toytransformer.merging import Merged, Routed
 
 Shifter = Callable[[torch.Tensor], torch.Tensor]
 
@@ -24,24 +23,31 @@ def adding(shift: Shifter) -> Callable[..., torch.Tensor]:
     return hook
 
 
-def shifter(merged: Merged, dtype: torch.dtype, tally: Tally | None = None) -> Shifter:
-    """x (..., in) -> the shift (..., out) in `dtype`, every position on its own."""
-    update = merged.update if isinstance(merged, StaticMerge) else merged.adapters[0]
-    device = (update.write if isinstance(update, LoRA) else update).device
+def shifter(merged: Merged, dtype: torch.dtype, device: torch.device, tally: Tally | None = None) -> Shifter:
+    """x (..., in) -> the shift (..., out) in `dtype`, every position on its own.
+
+    `merged` lies on `device`; what routes is computed in `gate_precision(dtype)`.
+    """
+    gate = gate_precision(dtype)
 
     def shift(x: torch.Tensor) -> torch.Tensor:
         raw = x.reshape(-1, x.shape[-1]).to(device)
         rows = raw.to(dtype)
-        if isinstance(merged, StaticMerge):
-            out = merged.shift(rows)
-        else:
-            weights = merged.routing(raw.to(merged.prototypes.dtype))
+        if isinstance(merged, Routed):
+            weights = merged.routing(raw.to(gate))
             if tally is not None:
                 tally.add(weights, x.shape[:-1])
             out = merged.mixed(rows, weights.to(dtype))
+        else:
+            out = merged.shift(rows)
         return out.reshape(*x.shape[:-1], -1)
 
     return shift
+
+
+def gate_precision(dtype: torch.dtype) -> torch.dtype:
+    """What tokens are routed in: float32 at least, as half precision would tie what is apart."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,10 @@ class Tally:
             row = (torch.cat([torch.ones_like(entropy), entropy, weights, first], dim=1) * real).sum(dim=0)
             self.sums = row if self.sums is None else self.sums + row
 
-    def result(self) -> Routing:
+    def result(self) -> Routing | None:
+        """The statistics, None before the first token."""
+        if self.sums is None:
+            return None
         tokens, entropy, *rest = self.sums.tolist()
         parts = [value / tokens if tokens else math.nan for value in rest]
         half = len(parts) // 2

@@ -13,31 +13,24 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from llm_experiments.adapters.peft_files import AdapterWeights, check_library, write
-from llm_experiments.merges.hooks import Padding, Routing, Tally, adding, shifter
+from llm_experiments.merges.hooks import Padding, Routing, Tally, adding, gate_precision, shifter
 from toytransformer.adapters import LoRA
 from toytransformer.compositions import replace_file
 from toytransformer.compositions.spec import Merge
 from toytransformer.memory import require_memory
-from toytransformer.merging import (
-    MergeContext,
-    Merged,
-    RoutedMerge,
-    RuleError,
-    StaticMerge,
-    check,
-)
+from toytransformer.merging import MergeContext, Merged, Routed, RuleError, Static, check
 from toytransformer.merging import merge as merge_factors
 
 #: Updates and prototypes are computed in this precision; shifts in the `dtype` of `apply`.
@@ -76,7 +69,8 @@ class AppliedMerge:
 
     def routing(self) -> dict[str, Routing]:
         """The routing of every layer since the start or the last `reset`; needs `statistics=True`."""
-        return {name: tally.result() for name, tally in self._tallies.items() if tally.sums is not None}
+        results = {name: tally.result() for name, tally in self._tallies.items()}
+        return {name: result for name, result in results.items() if result is not None}
 
     def reset(self) -> None:
         """Forget the statistics gathered so far."""
@@ -116,9 +110,10 @@ def apply(
             stack.callback(before.remove)
         for name, layer in layers.items():
             tally = None
-            if statistics and isinstance(merged[name], RoutedMerge):
+            if statistics and isinstance(merged[name], Routed):
                 tally = applied._tallies[name] = Tally(padding)
-            stack.callback(layer.register_forward_hook(adding(shifter(merged[name], dtype, tally))).remove)
+            shift = shifter(merged[name], dtype, devices[name], tally)
+            stack.callback(layer.register_forward_hook(adding(shift)).remove)
         yield applied
 
 
@@ -137,14 +132,13 @@ def merge_modules(
     "sqrt-width" divides them by sqrt(in) too. Prototypes are kept in float32 at least. Each adapter's own
     scale s is in its write factor, which factor-wise rules see where the scales of a library differ.
     """
-    merges: Mapping[str, Merge] | None = None
     if isinstance(merge, FittedMerge):
         if library and tuple(adapter.name for adapter in library) != merge.names:
             raise RuleError(
                 f"the merge was fitted on the adapters {merge.names}, given were "
                 f"{tuple(adapter.name for adapter in library)}; fit it again"
             )
-        library, merges = merge.library, merge.merges
+        library = merge.library
     else:
         rule, _ = check(merge)
         if rule.needs_data:
@@ -155,25 +149,36 @@ def merge_modules(
     result: dict[str, Merged] = {}
     names = check_library(library, equal_ranks=False)
     for name in names:
-        spec = merge if merges is None else merges[name]
-        drawn = spec.option_dict.get("seed")
-        options = {key: value for key, value in spec.option_dict.items() if key != "seed"}
+        spec = merge.merges[name] if isinstance(merge, FittedMerge) else merge
         device = (devices or {}).get(name, torch.device("cpu"))
-        work = torch.device("cpu") if device.type == "mps" else device  # it has no float64
-        factors = [converted(adapter.modules[name], PRECISION, work) for adapter in library]
-        context = MergeContext(
-            rng_seed=module_seed(seed if drawn is None else drawn, name),
-            logit_scale=1.0,
-            width_scale=math.sqrt(len(factors[0].read)),
-        )
-        try:
-            outcome = merge_factors(factors, replace(spec, options=options), context)
-        except RuleError as error:
-            raise RuleError(f"{name}: {error}") from error
-        if not result and isinstance(outcome, StaticMerge) and not isinstance(outcome.update, LoRA):
-            _require_room(library[0], names, dtype, device, merge)
-        result[name] = _converted(outcome, dtype, device)
+        outcome = _merged(name, [adapter.modules[name] for adapter in library], spec, seed, device)
+        if not result and outcome.rank is None:
+            _require_room(library[0], names, dtype, device, spec.rule)
+        result[name] = outcome.to(casting(dtype, device), casting(gate_precision(dtype), device))
     return result
+
+
+def _merged(name: str, given: Sequence[LoRA], spec: Merge, seed: int, device: torch.device) -> Merged:
+    """The rule on one layer's factors, in PRECISION."""
+    drawn = spec.option_dict.get("seed")
+    options = {key: value for key, value in spec.option_dict.items() if key != "seed"}
+    work = torch.device("cpu") if device.type == "mps" else device  # it has no float64
+    factors = [converted(lora, PRECISION, work) for lora in given]
+    context = MergeContext(
+        rng_seed=module_seed(drawn if isinstance(drawn, int) else seed, name),
+        logit_scale=1.0,
+        width_scale=math.sqrt(len(factors[0].read)),
+        tied=TIED,
+    )
+    try:
+        return merge_factors(factors, replace(spec, options=options), context)
+    except RuleError as error:
+        raise RuleError(f"{name}: {error}") from error
+
+
+def casting(dtype: torch.dtype, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What `Merged.to` takes: tensors to this precision and device."""
+    return lambda tensor: tensor.to(device=device, dtype=dtype)
 
 
 def module_seed(seed: int, name: str) -> int:
@@ -276,10 +281,10 @@ def save_static(
     merged = merge_modules(library, merge, seed)
     written, lost, total = {}, 0.0, 0.0
     for layer, outcome in merged.items():
-        factors = _factors(outcome.update, rank)
-        written[layer] = converted(factors, torch.float32)
-        lost += _distance(outcome.update, converted(written[layer], PRECISION)) ** 2
-        total += _distance(outcome.update, None) ** 2
+        static = cast(Static, outcome)  # as its rule is not routed
+        written[layer] = converted(static.factored(rank), torch.float32)
+        lost += static.distance(converted(written[layer], PRECISION)) ** 2
+        total += static.distance() ** 2
     details = describe(library, merge, seed, merged)
     details["rank"] = max(lora.rank for lora in written.values())
     details["relative_error"] = math.sqrt(lost / total) if total else 0.0
@@ -289,32 +294,6 @@ def save_static(
     write(folder, name, written, base, details={**kept, "merge": details})
     replace_file(Path(folder) / "README.md", [card(name, base, details)])
     return details
-
-
-def _factors(update: LoRA | torch.Tensor, rank: int | None) -> LoRA:
-    if isinstance(update, LoRA):
-        if rank is None or rank >= update.rank:
-            return update
-        left, values, right = update.svd()
-    else:
-        left, values, right_t = torch.linalg.svd(update, full_matrices=False)
-        right = right_t.T
-    noise = max(len(left), len(right)) * torch.finfo(values.dtype).eps * values[0]
-    kept = min(max(1, int((values > noise).sum())), rank or len(values))
-    root = values[:kept].sqrt()
-    return LoRA(left[:, :kept] * root, right[:, :kept] * root)
-
-
-def _distance(update: LoRA | torch.Tensor, other: LoRA | None) -> float:
-    """|update - other|_F, without forming products of factors where both are factored."""
-    if not isinstance(update, LoRA):
-        return float(torch.linalg.norm(update if other is None else update - other.delta()))
-    if other is None:
-        return float(torch.linalg.norm(update.svd()[1]))
-    difference = LoRA(
-        torch.cat([update.write, -other.write], dim=1), torch.cat([update.read, other.read], dim=1)
-    )
-    return float(torch.linalg.norm(difference.svd()[1]))
 
 
 def card(name: str, base: str, details: Mapping[str, Any]) -> str:
@@ -345,24 +324,9 @@ def converted(lora: LoRA, dtype: torch.dtype, device: torch.device | None = None
     return LoRA(*(factor.to(device=device, dtype=dtype) for factor in (lora.write, lora.read)))
 
 
-def _converted(merged: Merged, dtype: torch.dtype, device: torch.device) -> Merged:
-    if isinstance(merged, StaticMerge):
-        update = merged.update
-        if isinstance(update, LoRA):
-            return replace(merged, update=converted(update, dtype, device))
-        return replace(merged, update=update.to(device=device, dtype=dtype))
-    routed = torch.promote_types(dtype, torch.float32)
-    return replace(
-        merged,
-        adapters=tuple(converted(lora, dtype, device) for lora in merged.adapters),
-        prototypes=merged.prototypes.to(device=device, dtype=routed),
-        slack=TIED * torch.finfo(routed).eps,
-    )
-
-
 def _device(layer: torch.nn.Module) -> torch.device:
     """Where the layer's weight lies; the CPU for weights that are moved in for each pass."""
-    device = layer.weight.device
+    device = cast(torch.Tensor, layer.weight).device
     return torch.device("cpu") if device.type == "meta" else device
 
 
@@ -371,11 +335,11 @@ def _require_room(
     names: Sequence[str],
     dtype: torch.dtype,
     device: torch.device,
-    merge: Merge | FittedMerge,
+    rule: str,
 ) -> None:
     """Entry-wise rules leave one dense matrix per layer: refuse them where these cannot fit."""
     entries = sum(len(adapter.modules[name].write) * len(adapter.modules[name].read) for name in names)
-    needed, rule = entries * dtype.itemsize, getattr(merge, "rule", "")
+    needed = entries * dtype.itemsize
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         if needed > free:

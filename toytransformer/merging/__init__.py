@@ -1,20 +1,18 @@
 """Merging and routing of adapters: `merge(adapters, spec, context)`, and the registry `RULES` behind it."""
 
 from toytransformer.merging import fitted, pruning, routing, static  # each module registers its rules
+from toytransformer.merging.merged import Merged, Routed, RoutedMerge, Static, StaticMerge
 from toytransformer.merging.registry import (
     RULES,
     MergeContext,
-    Merged,
     MergeRule,
     Option,
     RuleError,
-    StaticMerge,
     check,
     merge,
     merge_rule,
     resolve,
 )
-from toytransformer.merging.routing import RoutedMerge
 
 __all__ = [
     "RULES",
@@ -22,8 +20,10 @@ __all__ = [
     "MergeRule",
     "Merged",
     "Option",
+    "Routed",
     "RoutedMerge",
     "RuleError",
+    "Static",
     "StaticMerge",
     "check",
     "fitted",

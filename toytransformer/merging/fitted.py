@@ -12,17 +12,19 @@ logits that would train for ever. This module works in NumPy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import differential_evolution, lsq_linear, nnls
 
 from toytransformer.adapters import LoRA
+from toytransformer.arrays import NumpyArray as Array
+from toytransformer.arrays import like
+from toytransformer.merging.merged import StaticMerge, concatenated
 from toytransformer.merging.registry import (
-    Array,
     MergeContext,
-    StaticMerge,
     Weights,
     choice,
     merge_rule,
@@ -30,12 +32,7 @@ from toytransformer.merging.registry import (
     positive,
     whole,
 )
-from toytransformer.merging.static import (
-    concatenated,
-    like,
-    product_of_sums,
-    require_equal_ranks,
-)
+from toytransformer.merging.static import product_of_sums, require_equal_ranks
 
 
 def free(design: Float[Array, "row adapter"], wanted: Float[Array, "row"]) -> Float[Array, "adapter"]:
@@ -79,6 +76,12 @@ FORMS: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
+def form_of(options: Mapping[str, Any]) -> str:
+    """The name in FORMS of the coefficients that a rule's options ask for; CAT's "free" is the identity."""
+    form = options["f"] if "f" in options else options["form"]
+    return "identity" if form == "free" else str(form)
+
+
 def _examples(context: MergeContext) -> tuple[Array, Array]:
     return np.asarray(context.example_features, float), np.asarray(context.example_targets, float)
 
@@ -97,11 +100,12 @@ def _fit_products(adapters: Sequence[LoRA], context: MergeContext, form: str) ->
     return StaticMerge(concatenated(adapters, coefficients), details={"weights": coefficients, "loss": loss})
 
 
-FITTED = {"needs_data": True, "label_blind": False, "weighted": False}
+FITTED: dict[str, Any] = {"label_blind": False, "weighted": False}
+PRODUCTS: dict[str, Any] = {**FITTED, "gauge_invariant": True, "fitted_by": "products", "fits": "sum"}
 SEED = whole(0, "the seed of the context")
 
 
-@merge_rule("cat-fitted", gauge_invariant=True, **FITTED, options={"form": choice("softmax", "free")})
+@merge_rule("cat-fitted", paper="cat", **PRODUCTS, options={"form": choice("softmax", "free")})
 def cat_fitted(
     adapters: Sequence[LoRA], weights: Weights, context: MergeContext, *, form: str
 ) -> StaticMerge:
@@ -110,10 +114,10 @@ def cat_fitted(
     CAT: LoRA Soups (arXiv 2410.13025) trains the logits l only (form="softmax"); the paper's eq. 26 has
     free a_i (form="free"). Gauge-invariant. details: weights, loss.
     """
-    return _fit_products(adapters, context, "identity" if form == "free" else form)
+    return _fit_products(adapters, context, form_of({"form": form}))
 
 
-@merge_rule("adaptive", gauge_invariant=True, **FITTED, options={"f": choice(*FORMS)})
+@merge_rule("adaptive", **PRODUCTS, options={"f": choice(*FORMS)})
 def adaptive(adapters: Sequence[LoRA], weights: Weights, context: MergeContext, *, f: str) -> StaticMerge:
     """Delta = sum_i f(w)_i Delta_i, w with the least loss on the examples.
 
@@ -125,9 +129,9 @@ def adaptive(adapters: Sequence[LoRA], weights: Weights, context: MergeContext, 
 
 @merge_rule(
     "adaptive-random",
-    gauge_invariant=True,
     needs_neurons=True,
-    **FITTED,
+    control=True,
+    **PRODUCTS,
     options={"f": choice(*FORMS), "seed": SEED},
 )
 def adaptive_random(
@@ -154,7 +158,7 @@ def random_twin(lora: LoRA, rng: np.random.Generator) -> LoRA:
     return LoRA(like(lora.write, left) * values, like(lora.read, right))
 
 
-@merge_rule("new-adapter", gauge_invariant=True, **FITTED)
+@merge_rule("new-adapter", gauge_invariant=True, fitted_by="train", **FITTED)
 def new_adapter(adapters: Sequence[LoRA], weights: Weights, context: MergeContext) -> StaticMerge:
     """Delta = T^T (Phi^+)^T: the smallest update that fits the examples, made without the adapters.
 
@@ -172,6 +176,8 @@ def new_adapter(adapters: Sequence[LoRA], weights: Weights, context: MergeContex
 @merge_rule(
     "lorahub",
     gauge_invariant=False,
+    fitted_by="search",
+    fits="linear",
     **FITTED,
     options={
         "penalty": number(0.05, 0),

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 from jaxtyping import Float
 
 from toytransformer.adapters import LoRA
+from toytransformer.arrays import Array, like, rounding
+from toytransformer.merging.merged import StaticMerge, concatenated, undetermined
 from toytransformer.merging.registry import (
-    Array,
     MergeContext,
-    StaticMerge,
     Weights,
     choice,
     merge_rule,
@@ -26,14 +27,12 @@ from toytransformer.merging.registry import (
     whole,
 )
 from toytransformer.merging.static import (
-    concatenated,
     equal_parts,
     keep_largest,
-    like,
     ones,
     peft_roots,
     require_equal_ranks,
-    rounding,
+    weighted_sum,
 )
 
 SIGN = choice("total", "frequency")
@@ -78,7 +77,13 @@ def dropper(like_array: Array, density: float, seed: int) -> Callable[[Array], A
     return drop
 
 
-@merge_rule("ties", gauge_invariant=True, needs_neurons=True, options={"density": share(0.2), "sign": SIGN})
+@merge_rule(
+    "ties",
+    gauge_invariant=True,
+    needs_neurons=True,
+    paper="ties",
+    options={"density": share(0.2), "sign": SIGN},
+)
 def ties(
     adapters: Sequence[LoRA], weights: Weights, context: MergeContext, *, density: float, sign: str
 ) -> StaticMerge:
@@ -130,7 +135,7 @@ def dare(
     """
     seed = context.rng_seed if seed is None else seed
     drop = dropper(adapters[0].write, density, seed)
-    total = sum(w * drop(lora.delta()) for w, lora in zip(ones(adapters, weights), adapters, strict=True))
+    total = weighted_sum(ones(adapters, weights), [drop(lora.delta()) for lora in adapters])
     return StaticMerge(total, details={"seed": seed})
 
 
@@ -168,13 +173,14 @@ def magnitude_prune(
 
     Default w_i = 1, no rescaling. PEFT "magnitude_prune_svd" before truncation. Gauge-invariant.
     """
-    pairs = zip(ones(adapters, weights), adapters, strict=True)
-    return StaticMerge(sum(w * keep_largest(lora.delta(), density) for w, lora in pairs))
+    trimmed = [keep_largest(lora.delta(), density) for lora in adapters]
+    return StaticMerge(weighted_sum(ones(adapters, weights), trimmed))
 
 
 @merge_rule(
     "knots",
     gauge_invariant=True,
+    spectral=True,
     needs_neurons=True,
     options={"density": share(0.2), "sign": SIGN, "inner": choice("ties", "sum")},
 )
@@ -193,7 +199,7 @@ def knots(
     merges their coordinates in it, by TIES, or by the sum, which gives the rule `sum` again. Default w_i =
     1. KnOTS (arXiv 2410.19735); as in its code TIES acts on S V_i^T and not on V_i^T. Gauge-invariant.
     Equal singular values leave U undetermined: details["spectrum_gap"] is the smallest (s_k - s_{k+1}) /
-    s_1, the last one down to zero.
+    s_1, the last one down to zero, and details["warning"] says where TIES then acts in an arbitrary basis.
     """
     w = ones(adapters, weights)
     basis, values, blocks = _shared_basis(adapters)
@@ -203,7 +209,10 @@ def knots(
         merged = mean_of_agreeing([keep_largest(block, density) for block in blocks], w, sign)
     ladder = [*(float(value) for value in values), 0.0]
     gap = min((high - low) / (ladder[0] or 1.0) for high, low in pairwise(ladder))
-    return StaticMerge(LoRA(basis, merged.T), details={"spectrum_gap": gap})
+    details: dict[str, Any] = {"spectrum_gap": gap}
+    if inner == "ties" and ladder[0] > 0:
+        details |= undetermined(gap, values, "two singular values of the stack", "the basis of TIES")
+    return StaticMerge(LoRA(basis, merged.T), details=details)
 
 
 def _shared_basis(adapters: Sequence[LoRA]) -> tuple[Array, Array, list[Array]]:

@@ -15,21 +15,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from array_api_compat import array_namespace
 from jaxtyping import Float
 
 from toytransformer.adapters import LoRA
+from toytransformer.arrays import ROUNDING, Array
+from toytransformer.merging.merged import Merged
 
 if TYPE_CHECKING:
     from toytransformer.compositions.spec import Merge
 
-Array = Any
 Weights = tuple[float, ...] | None
-
-#: Numbers below this many units of rounding, relative to their scale, count as zero, and as equal.
-ROUNDING = 1024
 #: Largest size of weights and options: products of a few such numbers do not overflow.
 LARGEST = 1e100
 
@@ -94,7 +92,8 @@ class MergeContext:
     width_scale: what a temperature that grows with the width divides the raw logit by; None for logit_scale
     itself. Features that are raw activations of width m have logit_scale 1 and width_scale sqrt(m).
     example_features (example, feature) and example_targets (example, entity): the data of the target
-    task; a target is the wanted *shift*, that is target minus base output.
+    task; a target is the wanted *shift*, that is target minus base output. tied: similarities that differ by
+    less than so many units of rounding, times |phi|, are equal to a rule that routes.
     """
 
     rng_seed: int = 0
@@ -102,59 +101,68 @@ class MergeContext:
     example_features: Float[Array, "example feature"] | None = None
     example_targets: Float[Array, "example entity"] | None = None
     width_scale: float | None = None
-
-
-class Merged(Protocol):
-    """What every rule returns: the shift of the output, Arrow's spectral gap (else None), and details."""
-
-    spectral_gap: float | None
-    details: Mapping[str, Any]
-
-    def shift(self, features: Float[Array, "prompt feature"]) -> Float[Array, "prompt entity"]: ...
-
-
-@dataclass(frozen=True)
-class StaticMerge:
-    """The same update for every prompt: a LoRA where the formula keeps one, else a dense matrix."""
-
-    update: LoRA | Float[Array, "entity feature"]
-    details: Mapping[str, Any] = field(default_factory=dict)
-    spectral_gap: None = None
-
-    def delta(self) -> Float[Array, "entity feature"]:
-        return self.update.delta() if isinstance(self.update, LoRA) else self.update
-
-    def shift(self, features: Float[Array, "prompt feature"]) -> Float[Array, "prompt entity"]:
-        return self.update.shift(features) if isinstance(self.update, LoRA) else features @ self.update.T
+    tied: float = ROUNDING
 
 
 @dataclass(frozen=True)
 class MergeRule:
-    """One entry of the registry. The flags hold for every value of the options.
+    """One entry of the registry: what programs ask about a rule, so that none needs a list of names.
 
-    gauge_invariant: the result depends on the adapters only through their Delta_i (up to rounding, and for
-    Arrow up to a spectral gap of zero). needs_data: reads the examples of the context. needs_neurons: acts
-    on entries of Delta in the basis of the m neurons, so it has no meaning in other coordinates. routed:
-    the update differs from prompt to prompt. label_blind: renaming the answers of one adapter moves no row
-    of another's (theory.md, section 5). weighted: takes weights. adapter_kind: how its adapters have to be
-    trained.
+    The flags hold for every value of the options.
+
+    gauge_invariant: the result depends on the adapters only through their Delta_i (up to rounding, and where
+    `spectral`, up to ties of singular values). needs_neurons: acts on entries of Delta in the basis of the m
+    neurons, so it has no meaning in other coordinates. routed: the update differs from prompt to prompt.
+    spectral: reads singular vectors, so it is undetermined where singular values tie. sectorwise: polynomial
+    in the factors, so it commutes with the change to the sectors of `toytransformer.symmetry`. label_blind:
+    renaming the answers of one adapter moves no row of another's (theory.md, section 5). weighted: takes
+    weights. fitted_by: how it is fitted to examples of the target task: "products" (by gradient on the
+    coefficients of the Delta_i), "search" (without gradients), "train" (a new adapter); None for a rule that
+    needs no data. fits: the weighted rule whose weights it finds, where it finds weights. control: merges
+    random updates in place of the adapters, for other rules to beat. adapter_kind: how its adapters have to
+    be trained. paper: what the paper's tables call it, if they have it.
     """
 
     name: str
     function: Callable[..., Merged]
     gauge_invariant: bool
-    needs_data: bool = False
     needs_neurons: bool = False
     routed: bool = False
+    spectral: bool = False
+    sectorwise: bool = False
     label_blind: bool = True
     weighted: bool = True
+    fitted_by: str | None = None
+    fits: str | None = None
+    control: bool = False
     adapter_kind: str = "closed-form"
+    paper: str | None = None
     options: Mapping[str, Option] = field(default_factory=dict)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it is fitted on examples of the target task, those of the context."""
+        return self.fitted_by is not None
+
+    @property
+    def factor_wise(self) -> bool:
+        """Whether it works on the factors apart, so that cross terms or masks depend on the gauge."""
+        return not self.gauge_invariant
+
+    @property
+    def tempered(self) -> bool:
+        """Whether it has a temperature, which belongs to the model and is chosen by a sweep."""
+        return "temperature" in self.options
+
+    @property
+    def seeded(self) -> bool:
+        """Whether it draws random numbers."""
+        return "seed" in self.options
 
     @property
     def formula(self) -> str:
         """The first line of the rule's docstring."""
-        return inspect.getdoc(self.function).splitlines()[0]
+        return (inspect.getdoc(self.function) or self.name).splitlines()[0]
 
     def checked_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The defaults overridden by `given`; RuleError for an option or a value the rule does not know."""
@@ -171,12 +179,17 @@ class MergeRule:
 RULES: dict[str, MergeRule] = {}
 
 
-def merge_rule(name: str, *, options: Mapping[str, Option] | None = None, **flags: Any) -> Callable:
+Rule = TypeVar("Rule", bound=Callable[..., Merged])
+
+
+def merge_rule(
+    name: str, *, options: Mapping[str, Option] | None = None, **flags: Any
+) -> Callable[[Rule], Rule]:
     """Register a `rule(adapters, weights, context, **options) -> Merged`; flags as in MergeRule."""
     if name in RULES:
         raise RuleError(f"rule {name!r} is registered already; give the new one another name")
 
-    def register(function: Callable[..., Merged]) -> Callable[..., Merged]:
+    def register(function: Rule) -> Rule:
         RULES[name] = MergeRule(name, function, options=MappingProxyType(dict(options or {})), **flags)
         return function
 

@@ -11,16 +11,15 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_numpy_array, is_torch_array
+from array_api_compat import array_namespace, is_numpy_array, is_torch_array
 from jaxtyping import Float
 
 from toytransformer.adapters import LoRA
+from toytransformer.arrays import Array, rounding
+from toytransformer.merging.merged import StaticMerge, concatenated, undetermined
 from toytransformer.merging.registry import (
-    ROUNDING,
-    Array,
     MergeContext,
     RuleError,
-    StaticMerge,
     Weights,
     choice,
     merge_rule,
@@ -29,30 +28,18 @@ from toytransformer.merging.registry import (
 )
 
 
-def rounding(x: Array) -> float:
-    """The relative size below which a number of x's precision counts as zero."""
-    return ROUNDING * float(array_namespace(x).finfo(x.dtype).eps)
-
-
-def concatenated(adapters: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
-    """[w_1 write_1, ..., w_n write_n] [read_1, ..., read_n]^T = sum_i w_i Delta_i."""
-    xp = array_namespace(adapters[0].write)
-    return LoRA(
-        xp.concat(
-            [lora.write if w == 1 else w * lora.write for w, lora in zip(weights, adapters, strict=True)],
-            axis=1,
-        ),
-        xp.concat([lora.read for lora in adapters], axis=1),
-    )
-
-
 def product_of_sums(adapters: Sequence[LoRA], write: Sequence[float], read: Sequence[float]) -> LoRA:
     """(sum_i a_i write_i)(sum_i b_i read_i)^T, for coefficients a = `write` and b = `read`."""
     require_equal_ranks(adapters)
     return LoRA(
-        sum(a * lora.write for a, lora in zip(write, adapters, strict=True)),
-        sum(b * lora.read for b, lora in zip(read, adapters, strict=True)),
+        weighted_sum(write, [lora.write for lora in adapters]),
+        weighted_sum(read, [lora.read for lora in adapters]),
     )
+
+
+def weighted_sum(weights: Sequence[float], parts: Sequence[Float[Array, "..."]]) -> Float[Array, "..."]:
+    """sum_i w_i x_i."""
+    return sum(w * part for w, part in zip(weights, parts, strict=True))
 
 
 def require_equal_ranks(adapters: Sequence[LoRA]) -> None:
@@ -72,7 +59,7 @@ def equal_parts(adapters: Sequence[LoRA], weights: Weights) -> tuple[float, ...]
     return (1 / len(adapters),) * len(adapters) if weights is None else weights
 
 
-@merge_rule("sum", gauge_invariant=True)
+@merge_rule("sum", gauge_invariant=True, sectorwise=True)
 def sum_of_products(adapters: Sequence[LoRA], weights: Weights, context: MergeContext) -> StaticMerge:
     """Delta = sum_i w_i Delta_i.
 
@@ -83,7 +70,7 @@ def sum_of_products(adapters: Sequence[LoRA], weights: Weights, context: MergeCo
     return StaticMerge(concatenated(adapters, ones(adapters, weights)))
 
 
-@merge_rule("mean", gauge_invariant=True, weighted=False)
+@merge_rule("mean", gauge_invariant=True, weighted=False, sectorwise=True, paper="uniform")
 def mean(adapters: Sequence[LoRA], weights: Weights, context: MergeContext) -> StaticMerge:
     """Delta = (1/n) sum_i Delta_i.
 
@@ -93,7 +80,7 @@ def mean(adapters: Sequence[LoRA], weights: Weights, context: MergeContext) -> S
     return StaticMerge(concatenated(adapters, equal_parts(adapters, None)))
 
 
-@merge_rule("linear", gauge_invariant=False)
+@merge_rule("linear", gauge_invariant=False, sectorwise=True, paper="uniform")
 def linear(adapters: Sequence[LoRA], weights: Weights, context: MergeContext) -> StaticMerge:
     """Delta = (sum_i w_i write_i)(sum_j w_j read_j)^T, so own terms w_i^2 and cross terms w_i w_j.
 
@@ -105,7 +92,7 @@ def linear(adapters: Sequence[LoRA], weights: Weights, context: MergeContext) ->
     return StaticMerge(product_of_sums(adapters, w, w))
 
 
-@merge_rule("linear-peft", gauge_invariant=False)
+@merge_rule("linear-peft", gauge_invariant=False, sectorwise=True)
 def linear_peft(adapters: Sequence[LoRA], weights: Weights, context: MergeContext) -> StaticMerge:
     """Delta = (sum_i sqrt|w_i| write_i)(sum_j sgn(w_j) sqrt|w_j| read_j)^T, so own terms w_i.
 
@@ -123,7 +110,10 @@ def peft_roots(weights: Sequence[float]) -> tuple[list[float], list[float]]:
 
 
 @merge_rule(
-    "sum-truncated", gauge_invariant=True, options={"rank": whole(1, "the largest rank of an adapter (PEFT)")}
+    "sum-truncated",
+    gauge_invariant=True,
+    spectral=True,
+    options={"rank": whole(1, "the largest rank of an adapter (PEFT)")},
 )
 def sum_truncated(
     adapters: Sequence[LoRA], weights: Weights, context: MergeContext, *, rank: int | None
@@ -131,14 +121,18 @@ def sum_truncated(
     """Delta = SVD_r(sum_i w_i Delta_i), the best approximation of the sum by rank r.
 
     Default w_i = 1. PEFT "svd". Gauge-invariant. Where the cut falls between equal singular values the
-    result is not determined; details["cut_gap"] = (s_r - s_{r+1}) / s_1 tells (1 when nothing is cut).
+    result is not determined; details["cut_gap"] = (s_r - s_{r+1}) / s_1 tells (1 when nothing is cut), and
+    details["warning"] where it is as good as zero.
     """
     left, values, right = concatenated(adapters, ones(adapters, weights)).svd()
     kept = max(lora.rank for lora in adapters) if rank is None else rank
     top = float(values[0])
     cuts = kept < values.shape[0] and top > 0 and float(values[kept]) > rounding(values) * top
     gap = (float(values[kept - 1]) - float(values[kept])) / top if cuts else 1.0
-    return StaticMerge(LoRA(left[:, :kept] * values[:kept], right[:, :kept]), details={"cut_gap": gap})
+    details = {"cut_gap": gap} | undetermined(
+        gap, values, f"the singular values {kept} and {kept + 1} of the sum", "what is cut off"
+    )
+    return StaticMerge(LoRA(left[:, :kept] * values[:kept], right[:, :kept]), details=details)
 
 
 def keep_largest(x: Float[Array, "..."], density: float) -> Float[Array, "..."]:
@@ -199,9 +193,3 @@ def lori_sparse(
     """
     masked = [LoRA(keep_largest(lora.write, density), lora.read) for lora in adapters]
     return lori_dense(masked, weights, context, combine=combine)
-
-
-def like(reference: Array, values: Array) -> Array:
-    """The NumPy `values` as an array of the library, precision and device of `reference`."""
-    xp = array_namespace(reference)
-    return xp.asarray(values, dtype=reference.dtype, device=device(reference))

@@ -1,0 +1,77 @@
+"""The loss that merges are fitted on: mean -log p of the answers' tokens under the frozen model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, TypeAlias
+
+import torch
+
+from llm_experiments.models.models import LoadedModel
+from llm_experiments.models.prompts import prompt_ids, target_ids
+
+#: The tokens of a prompt and those of its answer.
+Tokens: TypeAlias = tuple[list[int], list[int]]
+
+
+class Example(Protocol):
+    """A question and the answer wanted."""
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def answer(self) -> str: ...
+
+
+def encoded(loaded: LoadedModel, example: Example) -> Tokens:
+    """The example in the model's tokens."""
+    return prompt_ids(loaded, example.question), target_ids(loaded, example.answer)
+
+
+def mean_loss(loaded: LoadedModel, rows: Sequence[Tokens], batch: int) -> float:
+    """Mean -log p of the answers' tokens, in nats, over all rows."""
+    with torch.no_grad():
+        sums = [summed_loss(loaded, rows[first : first + batch]) for first in range(0, len(rows), batch)]
+    return sum(float(loss) for loss, _ in sums) / sum(tokens for _, tokens in sums)
+
+
+def summed_loss(loaded: LoadedModel, rows: Sequence[Tokens]) -> tuple[torch.Tensor, int]:
+    """Sum of -log p over the answers' tokens, and their number; only their logits are computed."""
+    length = max(len(prompt) + len(answer) for prompt, answer in rows)
+    kept = length - min(len(prompt) for prompt, _ in rows) + 1
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for row, (prompt, answer) in enumerate(rows):
+        tokens = torch.tensor([*prompt, *answer])
+        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
+        labels[row, len(prompt) : len(tokens)] = tokens[len(prompt) :]
+    logits = loaded.model(
+        input_ids=ids.to(loaded.device),
+        attention_mask=mask.to(loaded.device),
+        use_cache=False,
+        logits_to_keep=kept,
+    ).logits
+    logits, labels = logits[:, :-1].float(), labels[:, -kept:][:, 1:].to(logits.device)
+    loss = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="sum"
+    )
+    return loss, int((labels >= 0).sum())
+
+
+@contextmanager
+def frozen(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients for the weights, for a while."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.eval()
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
