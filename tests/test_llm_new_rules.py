@@ -13,7 +13,7 @@ from llm_experiments.merges import loss
 from llm_experiments.merges.fitted import fit
 from llm_experiments.merges.fitters import FITTERS, Fit, Fitting, fitter
 from llm_experiments.merges.merging import apply, merge_modules, save_static
-from llm_experiments.models import models
+from llm_experiments.models.load import load as load_model
 from toytransformer.adapters import LoRA
 from toytransformer.compositions.spec import Merge
 from toytransformer.merging import RULES, RoutedMerge, RuleError, StaticMerge, merge_rule
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def loaded(folder):
-    return models.load(str(folder), dtype="float32", device="cpu")
+    return load_model(str(folder), dtype="float32", device="cpu")
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from llm_experiments.adapters.recipe import Training
 from llm_experiments.merges.fitters import FITTERS, Fitting, Job
 from llm_experiments.merges.loss import Example, encoded, frozen, mean_loss
 from llm_experiments.merges.merging import FittedMerge, target_layers
-from llm_experiments.models.models import LoadedModel
+from llm_experiments.models.handle import LoadedModel
 from toytransformer.compositions import replace_file
 from toytransformer.compositions.spec import Merge
 from toytransformer.merging import RuleError, check

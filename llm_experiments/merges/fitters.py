@@ -27,7 +27,8 @@ from llm_experiments.adapters.recipe import Training
 from llm_experiments.merges.hooks import Shifter, adding
 from llm_experiments.merges.loss import Example, Tokens, frozen, mean_loss, summed_loss
 from llm_experiments.merges.merging import apply, converted, module_seed, target_layers
-from llm_experiments.models.models import LoadedModel
+from llm_experiments.models.handle import LoadedModel
+from llm_experiments.models.layers import target_modules
 from toytransformer.compositions.spec import Merge
 from toytransformer.merging import MergeRule, RuleError
 from toytransformer.merging.fitted import form_of, random_twin
@@ -40,7 +41,8 @@ FORMS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[float],
     "sigmoid": (torch.sigmoid, lambda a: math.log(a / (1 - a))),
     "softmax": (lambda w: torch.softmax(w, dim=-1), lambda a: 0.0),
 }
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+#: Kinds of layers that a new adapter has where the library has some of them.
+KINDS = ("mlp", "attention")
 
 
 @dataclass(frozen=True)
@@ -243,9 +245,10 @@ def by_training(job: Job) -> Fit:
 
     training = job.training
     if training is None:
-        kinds = {layer.rsplit(".", 1)[-1] in ATTENTION for layer in job.library[0].modules}
-        layers = "both" if len(kinds) == 2 else "attention" if True in kinds else "mlp"
-        training = Training(rank=job.library[0].rank, alpha=job.library[0].rank, layers=layers)
+        own, rank = job.library[0].modules.keys(), job.library[0].rank
+        kinds = [kind for kind in KINDS if own & set(target_modules(job.loaded.model, kind))]
+        layers = kinds[0] if len(kinds) == 1 else "both"
+        training = Training(rank=rank, alpha=rank, layers=layers)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, job.rule.name)
         metrics = train(

@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 
 import torch
 
-from llm_experiments.models.models import LoadedModel
+from llm_experiments.models.handle import LoadedModel
 from llm_experiments.models.prompts import prompt_ids, target_ids
 
 #: The tokens of a prompt and those of its answer.
