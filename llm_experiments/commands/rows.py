@@ -82,6 +82,24 @@ def keep(folder: Path, name: str, out: Path) -> None:
 
 
 @click.command()
+@click.argument("old", type=FOLDER)
+@click.argument("new", type=FOLDER)
+@click.option("--world", type=FOLDER, help="world.json of a base whose facts are known.")
+@click.option("--links", type=FOLDER, help="JSON: the adapters of each cell, where OLD is no run's folder.")
+@needs_extra("results")
+def migrate(old: Path, new: Path, world: Path | None, links: Path | None) -> None:
+    """Carry rows of earlier code over: OLD is a NAME.jsonl.gz or a run's folder, NEW a folder to write."""
+    from llm_experiments import migrate as carrying
+    from llm_experiments.embedded.corpus import BaseWorld
+    from results import files
+
+    linked = None if links is None else {k: tuple(v) for k, v in json.loads(links.read_text()).items()}
+    known = None if world is None else BaseWorld.read(world)
+    for path in files.write(new, carrying.migrate(old, links=linked, world=known)):
+        click.echo(f"{path} ({path.stat().st_size / 1e6:.2f} MB)")
+
+
+@click.command()
 @needs_extra("results")
 def results() -> None:
     """Write README.md and docs/results.md from the kept rows."""
