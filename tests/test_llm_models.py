@@ -18,7 +18,7 @@ from tiny_models import CHAT_TEMPLATES, LINES, tiny_gguf, tiny_llama, tiny_qwen2
 from llm_experiments.models import devices, sources
 from llm_experiments.models.devices import explain_memory
 from llm_experiments.models.known import KNOWN_MODELS
-from llm_experiments.models.layers import LAYERS, target_modules
+from llm_experiments.models.layers import target_modules
 from llm_experiments.models.load import load
 from llm_experiments.models.prompts import form_of, prompt_ids, prompt_text, target_ids, target_text
 from llm_experiments.models.sources import ModelError
@@ -716,22 +716,6 @@ def test_a_tokenizer_that_begins_every_text_does_so_once(shelf, tmp_path):
 # --- modules and tables -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", LAYERS)
-def test_target_modules_are_the_layers_linears(architecture):
-    config = transformers.AutoConfig.for_model(
-        architecture, vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, pad_token_id=0,
-    )  # fmt: skip
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    by_kind = {layers: target_modules(model, layers) for layers in ("mlp", "attention", "both")}
-    assert sorted(by_kind["mlp"] + by_kind["attention"]) == sorted(by_kind["both"])
-    linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    heads = [name for name in linears if name.startswith(("lm_head", "embed_out"))]
-    assert list(by_kind["both"]) == [name for name in linears if name not in heads]
-    assert all(".mlp." in name for name in by_kind["mlp"])
-    assert all("attn" in name or "attention" in name for name in by_kind["attention"])
-
-
 def test_peft_puts_adapters_on_exactly_the_target_modules(shelf):
     import peft
 
@@ -741,20 +725,6 @@ def test_peft_puts_adapters_on_exactly_the_target_modules(shelf):
     adapted = peft.get_peft_model(loaded.model, peft.LoraConfig(r=2, target_modules=list(names)))
     changed = {name for name, module in adapted.base_model.model.named_modules() if hasattr(module, "lora_A")}
     assert changed == set(names)
-
-
-def test_modules_of_an_unknown_architecture_are_not_guessed(shelf):
-    config = transformers.GPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=16)
-    with pytest.raises(ModelError, match=r"architecture 'gpt2'.*LAYERS"):
-        target_modules(transformers.GPT2LMHeadModel(config))
-    with pytest.raises(ModelError, match="architecture None"):
-        target_modules(torch.nn.Linear(2, 2))
-    model = load(shelf / "qwen2").model
-    with pytest.raises(ModelError, match="layers='all': choose mlp, attention or both"):
-        target_modules(model, "all")
-    model.model.layers[0].mlp.up_proj = model.model.layers[1].mlp.up_proj = torch.nn.Identity()
-    with pytest.raises(ModelError, match="no Linear named up_proj"):
-        target_modules(model)
 
 
 # hidden, intermediate, layers, heads, key-value heads, vocabulary, tied, biases: from the models' config.json

@@ -84,7 +84,7 @@ def copied(loaded):
 
 
 def factors(folder):
-    return load_file(folder / adapters.WEIGHTS)
+    return load_file(folder / peft_files.WEIGHTS)
 
 
 def saved_by_peft(loaded, folder, **settings):
@@ -160,7 +160,7 @@ def test_writing_is_exact_repeatable_and_ends_with_the_weights(tmp_path, monkeyp
     modules = {"layer.b": pair(), "layer.a": pair(seed=1)}
     peft_files.write(tmp_path / "1", "one", modules, "base", details={"seed": 3})
     peft_files.write(tmp_path / "2", "one", dict(reversed(modules.items())), "base", details={"seed": 3})
-    for file in (adapters.CONFIG, adapters.EXTRA, adapters.WEIGHTS):
+    for file in (peft_files.CONFIG, peft_files.EXTRA, peft_files.WEIGHTS):
         assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "2" / file).read_bytes()
     read = peft_files.read(tmp_path / "1")
     assert (read.name, read.details["seed"], list(read.modules)) == ("one", 3, ["layer.a", "layer.b"])
@@ -171,10 +171,10 @@ def test_writing_is_exact_repeatable_and_ends_with_the_weights(tmp_path, monkeyp
     def full(*_, **__):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(adapters, "save_file", full)
+    monkeypatch.setattr(peft_files, "save_file", full)
     with pytest.raises(OSError, match="no space"):
         peft_files.write(tmp_path / "3", "three", modules, "base")
-    assert sorted(path.name for path in (tmp_path / "3").iterdir()) == [adapters.CONFIG, adapters.EXTRA]
+    assert sorted(path.name for path in (tmp_path / "3").iterdir()) == [peft_files.CONFIG, peft_files.EXTRA]
     with pytest.raises(AdapterError, match=r"cut short"):
         peft_files.read(tmp_path / "3")
 
@@ -189,7 +189,6 @@ def test_writing_is_exact_repeatable_and_ends_with_the_weights(tmp_path, monkeyp
         ({"rank_pattern": {"layer.a": 8}}, "rank_pattern"),
         ({"alpha_pattern": {"layer.a": 8}}, "alpha_pattern"),
         ({"trainable_token_indices": [3]}, "trainable_token_indices"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"some_future_option": 1}, "some_future_option"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
         ({"peft_type": "IA3"}, "IA3"),
@@ -200,7 +199,7 @@ def test_writing_is_exact_repeatable_and_ends_with_the_weights(tmp_path, monkeyp
 )
 def test_settings_that_change_what_is_added_are_refused_by_name(tmp_path, changes, words):
     peft_files.write(tmp_path, "one", {"layer.a": pair()}, "base")
-    file = tmp_path / adapters.CONFIG
+    file = tmp_path / peft_files.CONFIG
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(AdapterError, match=words):
         peft_files.read(tmp_path)
@@ -239,7 +238,7 @@ def damaged(name):
 )
 def test_damaged_weights_are_refused(tmp_path, name, words):
     peft_files.write(tmp_path, "one", {"layer.a": pair()}, "base")
-    file = tmp_path / adapters.WEIGHTS
+    file = tmp_path / peft_files.WEIGHTS
     save_file(damaged(name)(load_file(file)), file)
     with pytest.raises(AdapterError, match=words):
         peft_files.read(tmp_path)
@@ -249,7 +248,7 @@ def test_missing_and_corrupt_files_are_named(tmp_path):
     with pytest.raises(AdapterError, match=r"adapter_config.json is missing"):
         peft_files.read(tmp_path)
     peft_files.write(tmp_path, "one", {"layer.a": pair()}, "base")
-    weights, config = tmp_path / adapters.WEIGHTS, tmp_path / adapters.CONFIG
+    weights, config = tmp_path / peft_files.WEIGHTS, tmp_path / peft_files.CONFIG
     weights.write_bytes(weights.read_bytes()[:-9])
     with pytest.raises(AdapterError, match="damaged"):
         peft_files.read(tmp_path)
@@ -333,7 +332,7 @@ def test_the_defaults_are_the_papers_table_11():
         {"steps": 0},
         {"warmup": 1.5},
         {"density": 0},
-        {"layers": "all"},
+        {"layers": "most"},
         {"variant": "dora"},
         {"initial_a": "same"},
         {"schedule": "cosine"},
@@ -516,7 +515,7 @@ def test_a_training_is_a_loop_over_pefts_layers(tiny, tmp_path):
     with torch.no_grad():
         for name, p in trained.items():
             if "lora_A" in name:
-                module = name.removeprefix(adapters.PREFIX).removesuffix(".lora_A.default.weight")
+                module = name.removeprefix(peft_files.PREFIX).removesuffix(".lora_A.default.weight")
                 p.copy_(job.initial_a(recipe, module, *p.shape))
     optimizer = torch.optim.AdamW(trained.values(), lr=recipe.learning_rate, weight_decay=0.1)
     for step, chosen in enumerate(job.order):
@@ -539,7 +538,7 @@ def test_the_same_seed_gives_the_same_bytes(tiny, tmp_path):
         options = {"seed": 0, "adapter_index": 0, "recipe": SMALL} | changes
         recipe = options.pop("recipe")
         train(loaded, FACTS, recipe, **options, out=tmp_path / name)
-        return (tmp_path / name / adapters.WEIGHTS).read_bytes()
+        return (tmp_path / name / peft_files.WEIGHTS).read_bytes()
 
     first = made("a")
     assert made("b") == first
@@ -642,7 +641,7 @@ def test_a_random_adapter_has_the_norms_of_its_model(tiny, learnt, tmp_path):
         assert torch.linalg.norm(ours) == pytest.approx(torch.linalg.norm(wanted).item(), rel=100 * EPS)
         assert drawn.modules[name].rank == lora.rank
         assert not torch.equal(ours, other.modules[name].delta())
-    first, again = (tmp_path / name / adapters.WEIGHTS for name in ("r", "again"))
+    first, again = (tmp_path / name / peft_files.WEIGHTS for name in ("r", "again"))
     assert first.read_bytes() == again.read_bytes()
     PeftModel.from_pretrained(copy.deepcopy(tiny("llama", "system").model), tmp_path / "r")
 
@@ -705,7 +704,7 @@ def test_adapters_trained_together_are_those_trained_one_after_another(tiny, tmp
         for name, tensor in factors(out).items():
             apart = way(recipe, alone["steps"])
             assert torch.allclose(tensor, expected[name], rtol=0, atol=apart), name
-        details = (folder / adapters.EXTRA for folder in (out, tmp_path / f"alone {k}"))
+        details = (folder / peft_files.EXTRA for folder in (out, tmp_path / f"alone {k}"))
         assert len({json.dumps({**json.loads(file.read_text()), "name": ""}) for file in details}) == 1
 
 

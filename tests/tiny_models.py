@@ -1,8 +1,9 @@
 """Two-layer random language models that take milliseconds, written as the files real ones come in.
 
-`tiny_qwen2` and `tiny_llama` write a Hugging Face folder (safetensors and a fast tokenizer), `tiny_gguf` one
-GGUF file. The tokenizer is a byte-level BPE, so it reads any text; it is trained on the lines given, so their
-words become single tokens if the vocabulary has room. Same arguments, same files.
+`tiny_model` writes a Hugging Face folder (safetensors and a fast tokenizer) of any architecture, `tiny_qwen2`
+and `tiny_llama` of the two most used, `tiny_gguf` one GGUF file. The tokenizer is a byte-level BPE, so it
+reads any text; it is trained on the lines given, so their words become single tokens if the vocabulary has
+room. Same arguments, same files.
 """
 
 from __future__ import annotations
@@ -17,11 +18,9 @@ import torch
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
+    AutoConfig,
+    AutoModelForCausalLM,
     PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
 )
 
 LINES = (
@@ -85,20 +84,29 @@ def tiny_tokenizer(
 
 
 def tiny_qwen2(folder: Path, lines: Sequence[str] = LINES, **options) -> Path:
-    """Write a tiny Qwen2 (biases in q, k, v) into `folder`; options as `_write`."""
-    return _write(folder, lines, Qwen2Config, Qwen2ForCausalLM, **options)
+    """Write a tiny Qwen2 (biases in q, k, v) into `folder`; options as `tiny_model`."""
+    return tiny_model(folder, "qwen2", lines, **options)
 
 
 def tiny_llama(folder: Path, lines: Sequence[str] = LINES, **options) -> Path:
-    """Write a tiny Llama into `folder`; options as `_write`."""
-    return _write(folder, lines, LlamaConfig, LlamaForCausalLM, **options)
+    """Write a tiny Llama into `folder`; options as `tiny_model`."""
+    return tiny_model(folder, "llama", lines, **options)
 
 
-def _write(
-    folder,
-    lines,
-    config_class,
-    model_class,
+#: What the configuration of an architecture calls by other names, or has besides.
+MORE = {
+    "gemma3_text": {"head_dim": 8, "sliding_window": 16},
+    "gpt2": {"n_inner": 64},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "mamba": {"state_size": 4},
+}
+
+
+def tiny_model(
+    folder: Path | str,
+    architecture: str,
+    lines: Sequence[str] = LINES,
     *,
     seed: int = 0,
     vocabulary: int = 384,
@@ -110,10 +118,14 @@ def _write(
     scale: float = 0.2,
     tied: bool = False,
 ) -> Path:
-    """`scale`: standard deviation of the weights, so large that different prompts get different answers."""
+    """Write a tiny model of an `architecture` (config.model_type) that transformers knows into `folder`.
+
+    `scale`: standard deviation of the weights, so large that different prompts get different answers.
+    """
     folder = Path(folder)
     tokenizer = tiny_tokenizer(lines, vocabulary=vocabulary, chat=chat, pad=pad)
-    config = config_class(
+    config = AutoConfig.for_model(
+        architecture,
         vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=intermediate,
@@ -122,6 +134,7 @@ def _write(
         num_key_value_heads=2,
         max_position_embeddings=512,
         initializer_range=scale,
+        **MORE.get(architecture, {}),
         tie_word_embeddings=tied,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -129,7 +142,7 @@ def _write(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = model_class(config).eval()
+        model = AutoModelForCausalLM.from_config(config).eval()
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):  # zero by default, which would hide a forgotten bias
                 torch.nn.init.normal_(parameter, std=scale)

@@ -102,7 +102,8 @@ class _Forward:
 
     def __call__(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         groups = len(self.rows.active)
-        split = x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
+        # some architectures (OPT) flatten rows and tokens before the MLP
+        split = x.reshape(groups, max(self.rows.rows), -1, x.shape[-1])
         masks = self.rows.masks(split)
         scale = self.factors.scale / (1.0 if masks is None else self.rows.kept)
         inputs = split.reshape(groups, -1, x.shape[-1])

@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ PREFIX, SUFFIX_A, SUFFIX_B = "base_model.model.", ".lora_A.weight", ".lora_B.wei
 HARMLESS = (
     *("r", "lora_alpha", "use_rslora", "lora_dropout", "init_lora_weights", "qalora_group_size"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("task_type", "peft_type", "auto_mapping", "peft_version", "inference_mode"),
+    *("fan_in_fan_out", "task_type", "peft_type", "auto_mapping", "peft_version", "inference_mode"),
     *("base_model_name_or_path", "revision", "megatron_config", "megatron_core"),
 )
 #: Starting points of a training that also change the base's weights, so that the factors alone say nothing.
@@ -48,7 +48,6 @@ REASONS = {
     "trainable_token_indices": "rows of the embedding are replaced",
     "rank_pattern": "its modules have different ranks",
     "alpha_pattern": "its modules have different scales",
-    "fan_in_fan_out": "its layers keep their weights transposed",
 }
 
 
@@ -74,6 +73,19 @@ class AdapterWeights:
     def base(self) -> str | None:
         """The base's digest where it is known, else the name PEFT recorded."""
         return self.details.get("base_digest") or self.config.get("base_model_name_or_path")
+
+    def only(self, names: Collection[str]) -> AdapterWeights:
+        """The adapter on these modules alone, such as `layers.target_modules(model, "mlp@lower half")`.
+
+        Errors: AdapterError where it changes none of them.
+        """
+        modules = {name: lora for name, lora in self.modules.items() if name in names}
+        if not modules:
+            raise AdapterError(
+                f"adapter {self.name!r} changes none of the {len(names)} modules chosen, but "
+                f"{next(iter(self.modules))} and others; choose layers that it changes"
+            )
+        return replace(self, modules=modules)
 
 
 def read(folder: str | os.PathLike, *, name: str | None = None, device: str = "cpu") -> AdapterWeights:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from llm_experiments.models.choice import ChoiceError, LayerChoice
+
 
 class TrainingError(ValueError):
     """A training that cannot be done as asked; the message says which value and what to do."""
@@ -16,7 +18,8 @@ class Training:
     schedule or clipping.
 
     alpha: Delta W = (alpha / rank) B A. batch: examples a step. steps: overrides epochs. layers: "mlp",
-    "attention" or "both". variant: "lora"; "frozen-a" (LoRI-D), A stays as drawn and B is trained;
+    "attention", "both" or "all", and which blocks: "mlp@0-11", "attention@lower half" (grammar in
+    models/choice.py). variant: "lora"; "frozen-a" (LoRI-D), A stays as drawn and B is trained;
     "sparse-b" (LoRI-S), the same, then B is trained anew from 0 on those entries only that were largest in
     magnitude, the share `density` of each module's (LoRI draws one threshold through all modules; one for
     each makes the merge rule lori-s leave such an adapter as it is). initial_a: "independent" draws A for
@@ -43,7 +46,11 @@ class Training:
     density: float = 0.1
     base_dtype: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        try:
+            LayerChoice.parse(self.layers)
+        except ChoiceError as error:
+            raise TrainingError(str(error)) from error
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise TrainingError(
@@ -79,7 +86,6 @@ class Training:
 
 
 _CHOICES = {
-    "layers": ("mlp", "attention", "both"),
     "variant": ("lora", "frozen-a", "sparse-b"),
     "initial_a": ("independent", "shared"),
     "schedule": ("linear", "constant"),

@@ -25,7 +25,7 @@ from llm_experiments.adapters.jobs import Job, Progress, prepared
 from llm_experiments.adapters.recipe import Training, TrainingError
 from llm_experiments.adapters.trainer import optimizer_of
 from llm_experiments.adapters.training import sparse_masks
-from llm_experiments.models.layers import target_modules
+from llm_experiments.models.layers import linear_shape, target_modules
 
 if TYPE_CHECKING:
     from llm_experiments.models.handle import LoadedModel
@@ -120,7 +120,7 @@ def _layers(model: nn.Module, jobs: Sequence[Job], training: Training):
     precision = torch.promote_types(model.get_input_embeddings().weight.dtype, torch.float32)
     for name in target_modules(model, training.layers):
         linear = model.get_submodule(name)
-        place, (height, width) = linear.weight.device, (linear.out_features, linear.in_features)
+        place, (height, width) = linear.weight.device, linear_shape(linear)
         a = [job.initial_a(training, name, training.rank, width).to(place, precision) for job in jobs]
         b = [torch.zeros(height, training.rank, device=place, dtype=precision) for _ in jobs]
         for job, first, second in zip(jobs, a, b, strict=True):

@@ -89,6 +89,7 @@ class _Trainer(transformers.Trainer):
         return DataLoader(self.train_dataset, batch_size=None, shuffle=False)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        model.eval()  # of the base: some architectures have dropout of their own, drawn by Trainer's seed
         return self.loss_of(inputs["batch"])
 
     def floating_point_ops(self, inputs) -> int:

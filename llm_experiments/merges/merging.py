@@ -26,6 +26,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from llm_experiments.adapters.peft_files import AdapterWeights, check_library, write
 from llm_experiments.merges.hooks import Padding, Routing, Tally, adding, gate_precision, shifter
+from llm_experiments.models.layers import linear_shape
 from toytransformer.adapters import LoRA
 from toytransformer.compositions import replace_file
 from toytransformer.compositions.spec import Merge
@@ -245,7 +246,7 @@ def target_layers(loaded: Any, library: Sequence[AdapterWeights]) -> dict[str, t
             raise RuleError(f"layer {name!r} still carries PEFT's adapters; unload them from the model first")
         lora = library[0].modules[name]
         shape = (len(lora.write), len(lora.read))
-        found = (getattr(layer, "out_features", None), getattr(layer, "in_features", None))
+        found = linear_shape(layer)
         if found != shape:
             raise RuleError(
                 f"layer {name!r} of the model has (out, in) {found} ({type(layer).__name__}), the adapters "

@@ -143,17 +143,16 @@ def _model(source: Source, dtype: torch.dtype, place: str, four_bit: bool, free:
             bnb_4bit_compute_dtype=dtype,
             bnb_4bit_use_double_quant=True,
         )
-    try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            source.folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            attn_implementation="sdpa",  # said here, so that no config can ask for a kernel from the hub
-            output_loading_info=True,
-            **options,
-        )
+    options |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    options |= {"trust_remote_code": False, "local_files_only": True}
+    read = transformers.AutoModelForCausalLM.from_pretrained
+    try:  # the attention is said here, so that no config can ask for a kernel from the hub
+        try:
+            model, report = read(source.folder, attn_implementation="sdpa", **options)
+        except ValueError as error:
+            if "does not support an attention implementation" not in str(error):  # such as Gemma 2
+                raise
+            model, report = read(source.folder, attn_implementation="eager", **options)
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
