@@ -1,13 +1,14 @@
 """Predicted against measured: the right answer's predicted margin, and how often it was given, cell by cell.
 
 A margin is what the theory computes: the right answer's output minus the largest other one; above zero, the
-toy answers rightly. Single hops, two-hop questions asked directly and those step by step are three panels.
-Directly, the margin is that of x R1 R2; step by step, the smaller one of the two hops it goes through.
+toy answers rightly. Single hops, two-hop questions asked directly and those step by step are three panels,
+for merged libraries and for single adapters. Directly, the margin is that of x R1 R2; step by step, the
+smaller one of the two hops it goes through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +17,7 @@ from matplotlib.lines import Line2D
 from scipy import stats
 
 from figures import notes, registry, style
-from figures.measured.cells import Cell, pooled
+from figures.measured.cells import Cell, Place, pooled
 from figures.registry import CELLS, NothingToDrawError
 from figures.style import BLACK, BLUE, GREY, VERMILION
 
@@ -28,32 +29,48 @@ PANELS = {
 KINDS = {True: (BLUE, "o", "known facts"), False: (VERMILION, "^", "fresh facts")}
 #: Bootstrap draws of whole libraries behind the interval of the rank correlation.
 DRAWS = 999
+#: Lines of panels: their title, and whether a library is of them.
+LIBRARIES: dict[str, Callable[[Place], bool]] = {
+    "merged": lambda place: len(place.library) > 1,
+    "one adapter": lambda place: len(place.library) == 1,
+}
 
 
 @registry.figure(
     "agreement",
     "Predicted against measured",
     "A dot is one library, merge and way of asking. To the right of the line the toy answers rightly; "
-    "a rank correlation of one would mean that it orders all of them as measured.",
+    "a rank correlation of one would mean that it orders all of them as measured. Merged libraries and "
+    "single adapters stand apart: that an adapter alone says what it learned is easily predicted.",
     place=4,
     needs=CELLS,
 )
 def draw(found: Sequence[Cell]) -> Figure:
-    """One dot a cell, its training seeds pooled; adapters as trained, without controls that the toy lacks."""
-    cells = pooled(cell for cell in found if cell.toy and not cell.place.variant)
+    """One dot a cell, its training seeds pooled; adapters as trained, without controls that the toy lacks.
+
+    Sweeps of merge weights are left out: dozens of points of one library would outweigh all others.
+    """
+    cells = pooled(cell for cell in found if cell.toy and not cell.place.variant and not cell.place.weights)
     panels = {
-        title: [cell for cell in cells if (cell.place.group, cell.place.decode) in asked]
-        for title, asked in PANELS.items()
+        (kind, title): [c for c in cells if of(c.place) and (c.place.group, c.place.decode) in several]
+        for kind, of in LIBRARIES.items()
+        for title, several in PANELS.items()
     }
-    if not all(panels.values()):
-        lacking = next(title for title, members in panels.items() if not members)
-        raise NothingToDrawError(f"needs predicted rows of each way of asking, there are none of: {lacking}")
-    figure = style.blank(style.PAGE, 3.55)
-    for axes, (title, members) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
-        _panel(axes, title, members)
-        axes.set_xlabel("smaller margin of its two hops" if "step" in title else "predicted margin")
-    figure.axes[0].set_ylabel("measured share of right answers")
+    if lacking := [title for (kind, title), members in panels.items() if kind == "merged" and not members]:
+        raise NothingToDrawError(
+            f"needs predicted rows of merged libraries in each way of asking, there are none of: {lacking[0]}"
+        )
+    figure = style.blank(style.PAGE, 5.4)
+    grid = figure.subplots(len(LIBRARIES), len(PANELS), sharex=True, sharey=True)
     models = notes.models(cells)
+    for axes, members in zip(grid.flat, panels.values(), strict=True):
+        _panel(axes, members, models[0])
+    for axes, title in zip(grid[0], PANELS, strict=True):
+        axes.set_title(title)
+    for axes, title in zip(grid[-1], PANELS, strict=True):
+        axes.set_xlabel("smaller margin of its two hops" if "step" in title else "predicted margin")
+    for axes, kind in zip(grid[:, 0], LIBRARIES, strict=True):
+        axes.set_ylabel(f"{kind}:\nmeasured share right")
     marks = [
         Line2D([], [], color=colour, marker=marker, linestyle="", label=label)
         for colour, marker, label in KINDS.values()
@@ -68,7 +85,8 @@ def draw(found: Sequence[Cell]) -> Figure:
         notes.wrapped(
             style.PAGE,
             "Margin: the right answer's output minus the largest other; at the line the toy turns right",
-            f"A dot is a library, merge, data set and way of asking ({sizes} in the panels), seeds pooled",
+            f"A dot is a library, merge rule, data set and way of asking ({sizes} in the panels), seeds "
+            "pooled; without sweeps of weights",
             notes.measured(cells),
             notes.regime(cells),
             f"ρ: Spearman's rank correlation with its 95% interval, {DRAWS:,} bootstraps over libraries",
@@ -77,20 +95,19 @@ def draw(found: Sequence[Cell]) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, title: str, cells: Sequence[Cell]) -> None:
-    first = notes.models(cells)[0]
+def _panel(axes: Axes, cells: Sequence[Cell], first: str) -> None:
     axes.axvline(0, color=GREY, linewidth=0.8)
     for cell in cells:
         colour, marker, _ = KINDS[cell.place.known]
         fill = colour if cell.place.model == first else "none"
         place = (cell.toy["margin"], cell.shares["correct"])
         axes.plot(*place, marker, color=colour, markerfacecolor=fill, alpha=0.6)
-    axes.set(title=title, xlim=(-1.35, 1.15), ylim=(-0.04, 1.2))
+    axes.set(xlim=(-1.35, 1.15), ylim=(-0.04, 1.2))
     axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["−1", "−½", "0", "½", "1"])
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-    rho, low, high = correlation(cells)
+    rho, low, high = correlation(cells) if cells else (np.nan,) * 3
     text = f"ρ = {rho:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−")
-    text = "ρ: all alike" if np.isnan(rho) else text
+    text = ("ρ: all alike" if cells else "not measured") if np.isnan(rho) else text
     axes.text(-1.28, 1.12, text, va="center", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
 
 
