@@ -41,7 +41,7 @@ def keep(folder: Path, name: str, out: Path) -> list[Path]:
 
 def cells(store: Store) -> Iterator[dict[str, Any]]:
     """One row for each finished adapter (how it was trained, how it does on its own task) and each sweep."""
-    names = dict.fromkeys(cell["name"] for run in store.runs() for cell in run["cells"])
+    names = dict.fromkeys(step["address"] for run in store.runs() for step in run["steps"])
     for name in names:
         if not store.finished(name):
             continue

@@ -1,19 +1,18 @@
 """What a run consists of: adapters that are trained, and questions put to a base model under a merge.
 
-A cell is described by its content alone (the texts an adapter is trained on, not the name of the experiment),
-so experiments that need the same adapter share it, and a change of any part makes a new cell.
+A step is described by its content alone (the texts an adapter is trained on, not the name of the experiment),
+so experiments that need the same adapter share it, and a change of any part makes a new step.
 
-    AdapterCell -> RandomAdapterCell -> TemperatureCell -> AnswersCell -> rows
+    TrainAdapter -> RandomAdapter -> Sweep -> Ask -> rows
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -23,40 +22,67 @@ from llm_experiments.adapters.training import random_like, train
 from llm_experiments.asking import evaluation
 from llm_experiments.domains.two_hop.lexicon import Lexicon
 from llm_experiments.domains.two_hop.rendering import Example
-from llm_experiments.engine.local import Cell, Context
+from llm_experiments.engine.addresses import Address, Ref, content_key
+from llm_experiments.engine.context import Context
+from llm_experiments.engine.steps import Plan, Resources, Step
 from llm_experiments.merges import fitted, merging
 from llm_experiments.origin import origin
 from toytransformer.adapters import LoRA
-from toytransformer.compositions import Composition, Merge, Record, read_jsonl, replace_file, write_jsonl
+from toytransformer.compositions import (
+    Composition,
+    Fact,
+    Merge,
+    Prompt,
+    Record,
+    read_jsonl,
+    replace_file,
+    write_jsonl,
+)
 
 #: Experts below this on their own task make the run say so: a merge would be blamed for what they lack.
 OWN_TASK = 0.95
 
 
-def text_hash(value: Any) -> str:
-    """First 16 hex digits of the SHA-256 of a value's JSON."""
-    return hashlib.sha256(json.dumps(value, separators=(",", ":")).encode()).hexdigest()[:16]
+class Texts(Protocol):
+    """What reads the texts that steps name: a plan, or the context of a step that is computed."""
+
+    def input(self, ref: Ref) -> list[Any]: ...
+
+    def spec(self, ref: Ref) -> str: ...
 
 
-def _texts(examples: Iterable[Example]) -> str:
-    return text_hash([(example.question, example.answer, example.entity) for example in examples])
+def add_examples(plan: Plan, examples: Iterable[Example]) -> Ref:
+    """Enter examples as an input: question, answer, entity, form, template and the fact's tokens."""
+    return plan.add_input(
+        [e.question, e.answer, e.entity, e.form, e.template, [*e.fact.prompt.tokens, e.fact.answer]]
+        for e in examples
+    )
 
 
-@dataclass(frozen=True, eq=False)
-class AdapterCell(Cell):
+def read_examples(texts: Texts, ref: Ref) -> tuple[Example, ...]:
+    """The examples that add_examples() entered."""
+    return tuple(
+        Example(question, answer, entity, Fact(Prompt(start, tuple(relations)), end), template, form)
+        for question, answer, entity, form, template, (start, *relations, end) in texts.input(ref)
+    )
+
+
+@dataclass(frozen=True)
+class TrainAdapter(Step):
     """A LoRA adapter trained on texts, and checked on its own task.
 
-    title: for people only. checks: its facts in the words of templates it was not trained on. index: which of
-    a library's adapters it is, so that initial factors and data orders differ. Writes adapter/, an ordinary
-    PEFT folder, and metrics.json.
+    title: for people only. model: digest of the base. checks: its facts in the words of templates it was not
+    trained on. index: which of a library's adapters it is, so that initial factors and data orders differ.
+    Writes adapter/, an ordinary PEFT folder, and metrics.json.
     """
 
     kind = "adapter"
+    resources = Resources(model=True, training=True)
 
-    title: str
-    model_digest: str
-    examples: tuple[Example, ...] = field(repr=False)
-    checks: tuple[Example, ...] = field(repr=False)
+    title: str = field(compare=False)
+    model: str
+    examples: Ref
+    checks: Ref
     training: Training
     seed: int
     index: int = 0
@@ -65,46 +91,57 @@ class AdapterCell(Cell):
     def label(self) -> str:
         return f"adapter {self.title}, seed {self.seed}"
 
-    def spec(self) -> dict[str, Any]:
-        return {
-            "model": self.model_digest,
-            "examples": _texts(self.examples),
-            "checks": _texts(self.checks),
-            "training": asdict(self.training),
-            "seed": self.seed,
-            "index": self.index,
-        }
+    @property
+    def batch_key(self) -> str:
+        """Adapters of one base and one recipe are trained together."""
+        return content_key({"model": self.model, "training": asdict(self.training)})
 
     def compute(self, context: Context, folder: Path) -> None:
         out = folder / "adapter"
+        examples, checks = (read_examples(context, ref) for ref in (self.examples, self.checks))
         metrics = train(
-            context.model, self.examples, self.training, seed=self.seed, adapter_index=self.index, out=out
+            context.model, examples, self.training, seed=self.seed, adapter_index=self.index, out=out
         )
         with merging.apply(context.model, [peft_files.read(out)], Merge("sum")):
-            metrics["own_task"] = own = evaluation.own_task(context.model, self.checks)
+            metrics["own_task"] = own = evaluation.own_task(context.model, checks)
         if own["share"] < OWN_TASK:
             context.log(f"{self.label}: only {own['share']:.0%} of {own['items']} right on its own task")
         replace_file(folder / "metrics.json", [json.dumps(metrics, indent=1), "\n"])
 
 
-@dataclass(frozen=True, eq=False)
-class RandomAdapterCell(Cell):
+@dataclass(frozen=True)
+class RandomAdapter(Step):
     """The control of an adapter: random factors with its Frobenius norm of Delta W in every module."""
 
     kind = "random-adapter"
 
-    of: AdapterCell
+    title: str = field(compare=False)
+    of: Address
     seed: int
 
     @property
     def label(self) -> str:
-        return f"random control of {self.of.label}"
-
-    def spec(self) -> dict[str, Any]:
-        return {"seed": self.seed}
+        return f"random control of {self.title}"
 
     def compute(self, context: Context, folder: Path) -> None:
         random_like(context.results(self.of) / "adapter", seed=self.seed, out=folder / "adapter")
+
+
+@dataclass(frozen=True)
+class SceneRef:
+    """A scene as steps hold it: spec: hash of its composition; names: the lexicon as an input."""
+
+    composition: Ref
+    names: Ref
+    templates: tuple[int, ...]
+    regime: Mapping[str, Any] = field(default_factory=dict)
+
+    def read(self, texts: Texts) -> Scene:
+        """The scene itself."""
+        (names,) = texts.input(self.names)
+        return Scene(
+            Composition.from_json(texts.spec(self.composition)), Lexicon(**names), self.templates, self.regime
+        )
 
 
 @dataclass(frozen=True)
@@ -119,13 +156,12 @@ class Scene:
     templates: tuple[int, ...]
     regime: Mapping[str, Any] = field(default_factory=dict)
 
-    def spec(self) -> dict[str, Any]:
-        return {
-            "composition": self.composition.spec_hash,
-            "names": text_hash([sorted(self.lexicon.names.items()), sorted(self.lexicon.relations.items())]),
-            "templates": list(self.templates),
-            "regime": dict(self.regime),
-        }
+    def add_to(self, plan: Plan) -> SceneRef:
+        """Enter the composition and the names into a plan; what steps hold of them."""
+        names = {item.name: getattr(self.lexicon, item.name) for item in fields(self.lexicon)}
+        plain = {key: dict(value) if isinstance(value, Mapping) else value for key, value in names.items()}
+        spec = plan.add_spec(self.composition.to_json())
+        return SceneRef(spec, plan.add_input([plain]), self.templates, dict(self.regime))
 
     def with_merge(self, merge: Merge) -> Scene:
         """The same questions under another merge."""
@@ -156,8 +192,8 @@ class Scene:
         return f"{self.composition.name} {self.lexicon.dataset} {names} by {merge.rule}{weights} ({more})"
 
 
-@dataclass(frozen=True, eq=False)
-class TemperatureCell(Cell):
+@dataclass(frozen=True)
+class Sweep(Step):
     """Arrow's temperature for one library, chosen on development templates. Writes sweep.json.
 
     The router's scale is a property of the model. Chosen is the temperature with most two-hop questions right
@@ -165,27 +201,26 @@ class TemperatureCell(Cell):
     """
 
     kind = "temperature"
+    resources = Resources(model=True)
 
-    scene: Scene
-    library: tuple[Cell, ...]
+    title: str = field(compare=False)
+    scene: SceneRef
+    library: tuple[Address, ...]
     temperatures: tuple[float, ...]
-    model_digest: str
+    model: str
 
     @property
     def label(self) -> str:
-        return f"temperature of {self.scene.label}"
-
-    def spec(self) -> dict[str, Any]:
-        temperatures = list(self.temperatures)
-        return {"model": self.model_digest, "scene": self.scene.spec(), "temperatures": temperatures}
+        return f"temperature of {self.title}"
 
     def compute(self, context: Context, folder: Path) -> None:
-        library = read_library(context, self.scene, self.library)
+        scene = self.scene.read(context)
+        library = read_library(context, scene, self.library)
         sweep = []
         for temperature in self.temperatures:
-            merge = with_temperature(self.scene.composition.merge, temperature)
+            merge = with_temperature(scene.composition.merge, temperature)
             with merging.apply(context.model, library, merge):
-                rows = self.scene.records(context, split="dev", score_hops=None)
+                rows = scene.records(context, split="dev", score_hops=None)
             shares = {
                 "steps": _accuracy(row for row in rows if row.decode == "steps"),
                 "hops": _accuracy(row for row in rows if row.decode == "direct" and row.group != "two-hop"),
@@ -195,8 +230,8 @@ class TemperatureCell(Cell):
         replace_file(folder / "sweep.json", [json.dumps(written, indent=1), "\n"])
 
 
-@dataclass(frozen=True, eq=False)
-class AnswersCell(Cell):
+@dataclass(frozen=True)
+class Ask(Step):
     """A scene's questions put to the base model under a merge of a library. Writes rows and details.json,
     which has what the rule says of every layer: spectral gaps, fitted weights, how Arrow routed.
 
@@ -207,33 +242,25 @@ class AnswersCell(Cell):
     """
 
     kind = "answers"
+    resources = Resources(model=True)
 
-    scene: Scene
-    library: tuple[Cell, ...]
-    model_digest: str
+    title: str = field(compare=False)
+    scene: SceneRef
+    library: tuple[Address, ...]
+    model: str
     seed: int = 0
-    temperature: TemperatureCell | None = None
-    base: AnswersCell | None = None
-    fit: tuple[Example, ...] = field(default=(), repr=False)
+    temperature: Address | None = None
+    base: Address | None = None
+    fit: Ref | None = None
     training: Training | None = None
     gauge: str = "as trained"
 
     @property
     def label(self) -> str:
-        return self.scene.label
-
-    def spec(self) -> dict[str, Any]:
-        return {
-            "model": self.model_digest,
-            "scene": self.scene.spec(),
-            "seed": self.seed,
-            "fit": _texts(self.fit),
-            "training": None if self.training is None else asdict(self.training),
-            "gauge": self.gauge,
-        }
+        return self.title
 
     def compute(self, context: Context, folder: Path) -> None:
-        scene, regime = self.scene, dict(self.scene.regime)
+        scene, regime = self.scene.read(context), dict(self.scene.regime)
         trained = read_library(context, scene, self.library)
         library = [regauged(adapter, self.gauge, place) for place, adapter in enumerate(trained)]
         merge = scene.composition.merge
@@ -241,9 +268,10 @@ class AnswersCell(Cell):
             found = json.loads((context.results(self.temperature) / "sweep.json").read_text())
             regime["temperature"] = found["chosen"]
             merge = with_temperature(merge, found["chosen"])
-        if self.fit:
+        if self.fit is not None:
+            examples = read_examples(context, self.fit)
             merge = fitted.fit(
-                context.model, library, merge, self.fit, seed=self.seed, training=self.training
+                context.model, library, merge, examples, seed=self.seed, training=self.training
             )
         routed = self.temperature is not None
         with merging.apply(context.model, library, merge, seed=self.seed, statistics=routed) as applied:
@@ -253,32 +281,34 @@ class AnswersCell(Cell):
                 regime=regime,
                 adapters=[adapter.name for adapter in library],
                 spectral_gap=applied.details.get("spectral_gap", {}).get("smallest"),
-                old_answers=self._old_answers(context),
+                old_answers=self._old_answers(context, scene.lexicon),
             )
         write_jsonl(folder / "rows.jsonl", rows)
         details = {**applied.details, "routing": {name: asdict(r) for name, r in applied.routing().items()}}
         replace_file(folder / "details.json", [json.dumps(details, indent=1, default=str), "\n"])
 
-    def _old_answers(self, context: Context) -> dict[str, str]:
+    def _old_answers(self, context: Context, lexicon: Lexicon) -> dict[str, str]:
         """What the base answers, where nobody said what it knows."""
         if self.base is None:
             return {}
         rows = read_jsonl(context.results(self.base) / "rows.jsonl")
-        return evaluation.own_answers(rows, self.scene.lexicon)
+        return evaluation.own_answers(rows, lexicon)
 
 
-def read_library(context: Context, scene: Scene, library: Iterable[Cell]) -> list[peft_files.AdapterWeights]:
-    """The adapters that cells trained, under the names they have in the composition; none for the base."""
-    if not (library := tuple(library)):
+def read_library(
+    context: Context, scene: Scene, library: Sequence[Address]
+) -> list[peft_files.AdapterWeights]:
+    """The adapters that steps trained, under the names they have in the composition; none for the base."""
+    if not library:
         return []
     return [
-        replace(peft_files.read(context.results(cell) / "adapter"), name=adapter.name)
-        for adapter, cell in zip(scene.composition.adapters, library, strict=True)
+        replace(peft_files.read(context.results(address) / "adapter"), name=adapter.name)
+        for adapter, address in zip(scene.composition.adapters, library, strict=True)
     ]
 
 
 def best_temperature(sweep: Iterable[Mapping[str, float]]) -> float:
-    """Of rows with temperature, steps and hops (shares right) the best, as TemperatureCell says."""
+    """Of rows with temperature, steps and hops (shares right) the best, as Sweep says."""
     return max(sweep, key=lambda row: (row["steps"], row["hops"], row["temperature"]))["temperature"]
 
 

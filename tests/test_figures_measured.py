@@ -19,7 +19,6 @@ from figures.measured.cells import RowsError
 from figures.registry import Data, NothingToDrawError
 from llm_experiments.experiments.sizes import PROFILES
 from llm_experiments.experiments.two_hop import EXPERIMENTS, Base
-from llm_experiments.steps import AnswersCell
 from results.statistics import wilson
 from results.tables import paper
 from toytransformer.compositions import Merge, Record, catalogue, write_jsonl
@@ -182,8 +181,9 @@ def test_relabelled_rows_meet_the_prediction_of_their_own_relabelling():
 def test_whatever_is_planned_to_be_measured_can_be_joined(name):
     small = replace(PROFILES["small"], facts=3, bridge_facts=2, library_facts=2, train=(0,), fit_facts=1)
     plan = EXPERIMENTS[name].plan(Base("tiny", "0" * 16), small, (0,))
-    for cell in (cell for cell in plan if isinstance(cell, AnswersCell)):
-        spec = cell.scene.composition
+    for step in (plan.steps[address] for address in plan.wanted):
+        scene = step.scene.read(plan)
+        spec = scene.composition
         asked = spec.questions[0]
         record = Record(
             spec_hash=spec.spec_hash,
@@ -192,9 +192,9 @@ def test_whatever_is_planned_to_be_measured_can_be_joined(name):
             **{key: getattr(asked, key) for key in ("group", "decode", "correct", "bridge", "old")},
             composition=spec.name,
             source="tiny",
-            adapters=tuple(adapter.name for adapter in spec.adapters) if cell.library else (),
+            adapters=tuple(adapter.name for adapter in spec.adapters) if step.library else (),
             options=spec.merge.option_dict,
-            regime={**cell.scene.regime, "dataset": cell.scene.lexicon.dataset},
+            regime={**scene.regime, "dataset": scene.lexicon.dataset},
             prompt=str(asked.prompt),
             answer=None,
             shares={"other": 1.0},

@@ -1,4 +1,4 @@
-"""The command line of the measurements: what it runs, prints and refuses, on toy cells and a toy model."""
+"""The command line of the measurements: what it runs, prints and refuses, on toy steps and a toy model."""
 
 import csv
 import io
@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from test_llm_tables import rows
-from toy_cells import plan
+from toy_steps import plan
 
 from llm_experiments import __main__ as command
 from llm_experiments.adapters import peft_files
 from llm_experiments.commands import options
 from llm_experiments.engine import local
-from llm_experiments.engine.local import Cell
+from llm_experiments.engine.steps import Step
 from llm_experiments.engine.store import Store
 from llm_experiments.experiments import sizes, two_hop
 from llm_experiments.experiments.two_hop import Base, Experiment
@@ -32,7 +32,7 @@ COMMANDS = ("list", "run", "status", "table", "keep", "results", "pretrain", "ex
 
 
 @dataclass(frozen=True)
-class Measure(Cell):
+class Measure(Step):
     """Rows as a measurement writes them; fails without the model if it needs one."""
 
     kind = "measure"
@@ -66,14 +66,18 @@ def run(monkeypatch, capsys, tmp_path):
             yield Measure("11b.", "mean", seed)
             yield Measure("1111", "arrow-products", seed)
 
+    def toys(planner):
+        planner.plan.include(plan(2))
+        return ()
+
     def needing(asked):
         yield Measure("1", "mean", 0)
         yield Measure("b", "ties", 0, needs_model=True)
 
     toys = {
-        "toys": Experiment(lambda asked: plan(2), "cells without rows of answers", "nowhere"),
+        "toys": Experiment(toys, "steps without rows of answers", "nowhere"),
         "measured": Experiment(measured, "two rules", "Table 1"),
-        "needing": Experiment(needing, "one cell that needs a model", "nowhere"),
+        "needing": Experiment(needing, "one step that needs a model", "nowhere"),
     }
     monkeypatch.setattr(two_hop, "EXPERIMENTS", toys)
     base = Base("toy/model", "0123456789abcdef")
@@ -133,13 +137,13 @@ def test_nothing_heavy_is_imported_for_what_needs_no_model():
 def test_run_then_status_then_table(run, tmp_path):
     status, out, err = run("run", "measured", "--seeds", "0,1", "--out", "here")
     assert status == 0
-    assert "4 of 4 cells finished, 4 of them now" in out and "table here" in out
+    assert "4 of 4 steps finished, 4 of them now" in out and "table here" in out
     assert err.count("\n") == 4 and "left" in err
     status, out, err = run("run", "measured", "--seeds", "0,1", "--out", "here")
-    assert status == 0 and "4 of 4 cells finished, 0 of them now" in out and err == ""
+    assert status == 0 and "4 of 4 steps finished, 0 of them now" in out and err == ""
     status, out, err = run("status", "here")
     assert (
-        status == 0 and "measured on toy/model (0123456789abcdef)" in out and "4 of 4 cells finished" in out
+        status == 0 and "measured on toy/model (0123456789abcdef)" in out and "4 of 4 steps finished" in out
     )
     assert "profile paper, seeds 0, 1" in out
 
@@ -159,9 +163,9 @@ def test_run_then_status_then_table(run, tmp_path):
 
 def test_several_experiments_are_one_command(run):
     status, out, _ = run("run", "measured", "toys", "measured", "--seeds", "0", "--out", "here")
-    finished = re.search(r"(\d+) of (\d+) cells finished, (\d+) of them now", out)
+    finished = re.search(r"(\d+) of (\d+) steps finished, (\d+) of them now", out)
     assert status == 0 and len(set(finished.groups())) == 1
-    listed = {entry["experiment"]: entry["cells"] for entry in Store("here", write=False).runs()}
+    listed = {entry["experiment"]: entry["steps"] for entry in Store("here", write=False).runs()}
     assert list(listed) == ["measured", "toys"] and sum(map(len, listed.values())) == int(finished[1])
     refused(run("run", "toys", "none", "--out", "new"), "there is no experiment 'none'")
     assert not Path("new").exists()
@@ -170,7 +174,7 @@ def test_several_experiments_are_one_command(run):
 def test_results_of_several_runs_share_a_folder(run):
     assert run("run", "measured", "--seeds", "0", "--out", "here")[0] == 0
     out = run("run", "measured", "--seeds", "0,1", "--out", "here")[1]
-    assert "4 of 4 cells finished, 2 of them now" in out
+    assert "4 of 4 steps finished, 2 of them now" in out
     assert run("run", "needing", "--out", "here")[0] == 1
     out = run("table", "here", "--experiment", "needing", "--form", "csv")[1]
     assert [line["items"] for line in csv.DictReader(io.StringIO(out))] == ["1"]
@@ -178,19 +182,19 @@ def test_results_of_several_runs_share_a_folder(run):
     assert len(Store("here", write=False).runs()) == 3
 
 
-def test_a_failed_cell_is_listed_and_the_others_are_kept(run):
+def test_a_failed_step_is_listed_and_the_others_are_kept(run):
     status, out, err = run("run", "needing", "--out", "here")
-    assert status == 1 and "1 of 2 cells finished" in out
+    assert status == 1 and "1 of 2 steps finished" in out
     assert "1 failed:\n  ties, seed 0: no such model here: give another\n" in err
     status, out, err = run("status", "here")
-    assert status == 1 and "1 of 2 cells finished" in out and "missing:\n  ties, seed 0" in out
+    assert status == 1 and "1 of 2 steps finished" in out and "missing:\n  ties, seed 0" in out
     assert "failed, with traceback" in out
 
 
-def test_limit_ends_a_call_after_so_many_cells(run):
+def test_limit_ends_a_call_after_so_many_steps(run):
     for finished in (2, 4):
         status, out, _ = run("run", "measured", "--seeds", "0,1", "--limit", "2", "--out", "here")
-        assert status == 0 and f"{finished} of 4 cells finished, 2 of them now" in out
+        assert status == 0 and f"{finished} of 4 steps finished, 2 of them now" in out
     assert "table here" in out
 
 
@@ -202,20 +206,20 @@ def test_stopped_it_says_what_is_kept(run, monkeypatch, stop, code):
     monkeypatch.setattr(local, "run", stopped)
     status, _, err = run("run", "toys", "--out", "here")
     assert status == code
-    assert err == "stopped: 0 of 4 cells are finished; the same command goes on\n"
+    assert err == "stopped: 0 of 4 steps are finished; the same command goes on\n"
 
 
 def test_status_names_what_is_not_trusted(run, tmp_path):
     run("run", "toys", "--out", "here")
-    victim = next((tmp_path / "here" / "cells").glob("make-*"))
+    victim = next((tmp_path / "here" / "steps").glob("make-*"))
     (victim / "parts" / "0.txt").write_text("changed")
     (tmp_path / "here" / "note.txt").write_text("mine")
     status, out, err = run("status", "here")
     assert status == 1
-    assert f"cells/{victim.name}/parts/0.txt: has 7 bytes" in out and "note.txt: is foreign" in out
-    assert "3 of 4 cells finished" in out and "missing:\n  make " in out
+    assert f"steps/{victim.name}/parts/0.txt: has 7 bytes" in out and "note.txt: is foreign" in out
+    assert "3 of 4 steps finished" in out and "missing:\n  make " in out
     status, out, err = run("run", "toys", "--out", "here")
-    assert status == 0 and "set aside" in err and "4 of 4 cells finished, 1 of them now" in out
+    assert status == 0 and "set aside" in err and "4 of 4 steps finished, 1 of them now" in out
     (tmp_path / "here" / "note.txt").unlink()
     status, out, err = run("status", "here")
     assert status == 0 and "set aside earlier" in out
@@ -248,10 +252,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 sys.path.insert(0, sys.argv.pop())
-from toy_cells import Conditions, plan
+from toy_steps import Conditions, plan
 
-cells = plan(1, Conditions(Path(sys.argv.pop()), pause=1.0))
-toys = SimpleNamespace(plan=lambda base, profile, seeds: cells)
+steps = plan(1, Conditions(Path(sys.argv.pop()), pause=1.0))
+toys = SimpleNamespace(plan=lambda base, profile, seeds: steps)
 base = SimpleNamespace(id="toy", digest="01", world={})
 # The real ones import torch, which takes longer than all the rest.
 sys.modules["llm_experiments.experiments.two_hop"] = SimpleNamespace(EXPERIMENTS={"toys": toys})
@@ -267,7 +271,7 @@ command.main()
 
 
 def test_a_killed_command_goes_on(tmp_path):
-    """The real thing: a process of the command line's own code, ended by SIGTERM while a cell is computed."""
+    """The real thing: a process of the command line's own code, ended by SIGTERM while a step is computed."""
     (tmp_path / "program.py").write_text(PROGRAM)
     line = [sys.executable, "program.py", "run", "toys", "--out", "out", "log", str(Path(__file__).parent)]
     process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
@@ -275,9 +279,9 @@ def test_a_killed_command_goes_on(tmp_path):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate()
     assert process.returncode == 143, err
-    assert err == "stopped: 1 of 2 cells are finished; the same command goes on\n" and out == ""
+    assert err == "stopped: 1 of 2 steps are finished; the same command goes on\n" and out == ""
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0 and "2 of 2 cells finished, 1 of them now" in done.stdout
+    assert done.returncode == 0 and "2 of 2 steps finished, 1 of them now" in done.stdout
 
 
 # ---- models ----

@@ -1,7 +1,11 @@
 """The named experiments: what they plan, and one of each kind of cell computed on a tiny random model."""
 
+import functools
 import gzip
 import json
+import pickle
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,22 +15,26 @@ from llm_experiments.adapters.peft_files import read
 from llm_experiments.domains.two_hop.rendering import FIRST, SECOND, STEP_BY_STEP, THEREFORE
 from llm_experiments.domains.two_hop.templates import SIGNATURES, templates
 from llm_experiments.editing.chains import unrelated
-from llm_experiments.editing.step import REFERENCE, UNRELATED, EditsCell
+from llm_experiments.editing.step import REFERENCE, UNRELATED, Edit
 from llm_experiments.embedded.corpus import BaseWorld
-from llm_experiments.engine.local import Context, in_order, run
+from llm_experiments.engine.context import Context
+from llm_experiments.engine.local import run
+from llm_experiments.engine.steps import Plan
 from llm_experiments.engine.store import Store
 from llm_experiments.experiments.sizes import PROFILES
-from llm_experiments.experiments.two_hop import ARROW, EXPERIMENTS, UNIFORM, Base, Plan
+from llm_experiments.experiments.two_hop import ARROW, EXPERIMENTS, UNIFORM, Base, Planner
 from llm_experiments.keep import keep
 from llm_experiments.merges import merging
 from llm_experiments.models.load import load
 from llm_experiments.models.sources import EMBEDDED
 from llm_experiments.steps import (
-    AdapterCell,
-    AnswersCell,
-    RandomAdapterCell,
-    TemperatureCell,
+    Ask,
+    RandomAdapter,
+    SceneRef,
+    Sweep,
+    TrainAdapter,
     best_temperature,
+    read_examples,
     read_library,
     regauged,
     with_temperature,
@@ -54,16 +62,59 @@ TINY = replace(
 )
 
 
-def planned(name, seeds=(0,)):
+@functools.cache
+def plan_of(name, seeds=(0,)):
     return EXPERIMENTS[name].plan(BASE, TINY, seeds)
 
 
+class Seen:
+    """A step of a plan with what it names in place of the names: scene, texts, other steps."""
+
+    def __init__(self, plan, address):
+        self.plan, self.step = plan, plan.steps[address]
+
+    def __getattr__(self, name):
+        value = getattr(self.step, name)
+        if isinstance(value, SceneRef):
+            return value.read(self.plan)
+        if name in ("examples", "checks", "fit"):
+            return value and read_examples(self.plan, value)
+        if name in ("library", "of", "temperature", "base"):
+            addresses = value if name == "library" else () if value is None else (value,)
+            steps = tuple(Seen(self.plan, address) for address in addresses)
+            return steps if name == "library" else steps[0] if steps else None
+        return value
+
+
+def seen(plan):
+    """What the plan wants."""
+    return [Seen(plan, address) for address in plan.wanted]
+
+
+def in_order(steps):
+    """These steps and all they need."""
+    whole = Plan()
+    for step in steps:
+        whole.include(step.plan)
+    whole.wanted = dict.fromkeys(step.address for step in steps)
+    return [Seen(whole, step.address) for step in whole.order()]
+
+
+def planned(name, seeds=(0,)):
+    return seen(plan_of(name, seeds))
+
+
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
+def model_folder(tmp_path_factory):
     """A model to which the words of the templates are single tokens, so that chains are short."""
     texts = [text for word in SIGNATURES for t in templates((word,)) for text in (t.question, t.answer)]
     lines = [*texts, FIRST, SECOND, STEP_BY_STEP, THEREFORE] * 5
-    return load(str(tiny_qwen2(tmp_path_factory.mktemp("model"), lines, vocabulary=900)))
+    return tiny_qwen2(tmp_path_factory.mktemp("model"), lines, vocabulary=900)
+
+
+@pytest.fixture(scope="module")
+def tiny(model_folder):
+    return load(str(model_folder))
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +130,16 @@ def finished(tiny, tmp_path_factory):
         "edits": planned("edits")[:1],
         "random": [c for c in planned("bridge") if c.scene.regime.get("control") == "random"],
     }
-    wanted = [cell for group in cells.values() for cell in group]
-    summary = run(wanted, store, Context(store, lambda: tiny), progress=False)
+    order = in_order([cell for group in cells.values() for cell in group])
+    wanted = [cell.address for cell in order]
+    summary = run(order[0].plan, store, Context(store, lambda: tiny), wanted=wanted, progress=False)
     assert not summary.failed, summary.failed
     return store, cells
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_plan_is_the_same_every_time_and_names_each_cell_once(name):
-    first, again = planned(name), planned(name)
+    first, again = planned(name), seen(EXPERIMENTS[name].plan(BASE, TINY, (0,)))
     addresses = [cell.address for cell in first]
     assert addresses == [cell.address for cell in again]
     assert len(set(addresses)) == len(addresses) > 0
@@ -107,16 +159,16 @@ def test_seeds_add_cells_and_change_none():
 
 def test_another_model_or_recipe_shares_no_result():
     here = {cell.address for cell in in_order(planned("bridge"))}
-    other_model = EXPERIMENTS["bridge"].plan(replace(BASE, digest="1" * 16), TINY, (0,))
+    other_model = seen(EXPERIMENTS["bridge"].plan(replace(BASE, digest="1" * 16), TINY, (0,)))
     assert not here & {cell.address for cell in in_order(other_model)}
     longer = replace(TINY, training=replace(TINY.training, steps=3))
-    retrained = in_order(EXPERIMENTS["bridge"].plan(BASE, longer, (0,)))
+    retrained = in_order(seen(EXPERIMENTS["bridge"].plan(BASE, longer, (0,))))
     shared = {cell.scene.regime["control"] for cell in retrained if cell.address in here}
     assert shared == {"base"}
 
 
 def test_experiments_share_the_adapters_they_have_in_common():
-    plan = Plan(BASE, TINY, (0,))
+    plan = Planner(BASE, TINY, (0,))
     hop1, hop2 = plan.library(plan.setup(0, "R"), 0)
     assert plan.library(plan.setup(4, "R"), 0)[1].address == hop2.address
     assert plan.library(plan.setup(5, "R"), 0)[0].address == hop1.address
@@ -126,6 +178,41 @@ def test_experiments_share_the_adapters_they_have_in_common():
     assert fake[1].address != half[1].address
     table7 = {cell.address for cell in in_order(planned("table7"))}
     assert {cell.address for cell in in_order(planned("fig1"))} <= table7
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_step_travels_and_holds_no_text(name):
+    plan = plan_of(name)
+    for step in plan.order():
+        sent = pickle.dumps(step)
+        assert len(sent) < 4000, step.label
+        there = pickle.loads(sent)
+        assert there == step and there.address == step.address and there.document == step.document
+        lines = [line for ref in step.texts if ref in plan.inputs for line in plan.input(ref)]
+        named = [text for line in lines for text in (line["names"].values() if "names" in line else line[:2])]
+        assert not [text for text in named if " " in text and text.encode() in sent]
+
+
+def test_a_step_computes_in_another_process_from_the_store_alone(finished, model_folder, tmp_path):
+    store, cells = finished
+    base = next(cell for cell in cells["quick"] if not cell.library).step
+    code = """
+import pickle, sys
+from llm_experiments.engine.context import Context
+from llm_experiments.engine.local import compute
+from llm_experiments.engine.store import Store
+from llm_experiments.models.load import load
+store, step = Store(sys.argv[1]), pickle.load(sys.stdin.buffer)
+with store.lock(step.address):
+    compute(step, store, Context(store, lambda: load(sys.argv[2])))
+"""
+    there = Store(tmp_path / "there")
+    plan = plan_of("quick")
+    there.add_inputs(plan.inputs, plan.specs)
+    command = [sys.executable, "-c", code, str(there.folder), str(model_folder)]
+    subprocess.run(command, input=pickle.dumps(base), check=True)
+    rows = [read_jsonl(each.results(base.address) / "rows.jsonl") for each in (store, there)]
+    assert rows[0] == rows[1] and rows[0]
 
 
 def test_controls_stand_beside_every_claim():
@@ -222,7 +309,7 @@ def test_rows_say_what_was_merged_how_and_on_what(finished, tiny):
 
 def test_an_adapter_cell_is_an_ordinary_adapter_checked_on_its_own_task(finished):
     store, cells = finished
-    trained = [cell for cell in in_order(cells["quick"]) if isinstance(cell, AdapterCell)]
+    trained = [cell for cell in in_order(cells["quick"]) if isinstance(cell.step, TrainAdapter)]
     assert trained
     for cell in trained:
         folder = store.results(cell.address)
@@ -234,7 +321,7 @@ def test_an_adapter_cell_is_an_ordinary_adapter_checked_on_its_own_task(finished
 
 def test_random_controls_have_the_norms_of_the_experts(finished):
     store, cells = finished
-    controls = [cell for cell in in_order(cells["random"]) if isinstance(cell, RandomAdapterCell)]
+    controls = [cell for cell in in_order(cells["random"]) if isinstance(cell.step, RandomAdapter)]
     assert controls
     for control in controls:
         pair = [read(store.results(cell.address) / "adapter").modules for cell in (control.of, control)]
@@ -248,7 +335,7 @@ def test_random_controls_have_the_norms_of_the_experts(finished):
 @pytest.mark.parametrize("gauge", ["flipped", "svd", "random:0"])
 def test_a_gauge_moves_the_factors_and_not_the_product(finished, gauge):
     store, cells = finished
-    adapter = next(c for c in in_order(cells["gauge"]) if isinstance(c, AdapterCell))
+    adapter = next(c for c in in_order(cells["gauge"]) if isinstance(c.step, TrainAdapter))
     weights = read(store.results(adapter.address) / "adapter")
     turned, first = regauged(weights, gauge, 1), regauged(weights, gauge, 0)
     for name, lora in weights.modules.items():
@@ -277,7 +364,7 @@ def test_fitted_rules_see_chains_that_are_never_asked(finished):
 
 def test_the_embedded_world_has_people_enough_for_the_edits():
     world = BaseWorld.read(EMBEDDED / "world.json")
-    cells = EXPERIMENTS["edits"].plan(Base("embedded", "0" * 16, world), PROFILES["embedded"], (0,))
+    cells = seen(EXPERIMENTS["edits"].plan(Base("embedded", "0" * 16, world), PROFILES["embedded"], (0,)))
     assert {cell.scene.lexicon.dataset for cell in cells} == {"F", "R"}
     for cell in cells:
         found = unrelated(cell.scene.lexicon, REFERENCE + UNRELATED, seed=cell.seed, base_world=world)
@@ -287,7 +374,7 @@ def test_the_embedded_world_has_people_enough_for_the_edits():
 def test_edit_rows_put_the_toy_beside_every_layer(finished):
     store, cells = finished
     (cell,) = cells["edits"]
-    assert isinstance(cell, EditsCell)
+    assert isinstance(cell.step, Edit)
     rows = [json.loads(line) for line in (store.results(cell.address) / "edits.jsonl").open()]
     overlaps = [row for row in rows if row["kind"] == "overlap"]
     assert {row["layer"] for row in overlaps} == {0, 1}
@@ -310,12 +397,12 @@ def test_temperature_prefers_chains_then_hops_then_heat():
 
 def test_temperature_is_chosen_on_templates_and_chains_kept_from_the_test():
     for cell in in_order(planned("quick")):
-        if isinstance(cell, TemperatureCell):
+        if isinstance(cell.step, Sweep):
             assert set(cell.scene.templates).isdisjoint(TINY.test)
             assert set(cell.scene.templates).isdisjoint(TINY.train)
             assert {q.prompt.entity for q in cell.scene.composition.questions} <= {"x1", "y1"}
-            assert all(isinstance(need, AdapterCell) for need in cell.library)
-        if isinstance(cell, AnswersCell):
+            assert all(isinstance(need.step, TrainAdapter) for need in cell.library)
+        if isinstance(cell.step, Ask):
             assert cell.scene.templates == TINY.test
 
 
@@ -323,7 +410,7 @@ def test_kept_files_hold_every_row_adapter_and_sweep(finished, tmp_path):
     store, cells = finished
     everything = [cell for group in cells.values() for cell in group]
     order = in_order(everything)
-    store.add_run({"experiment": "all"}, [{"name": cell.address, "label": cell.label} for cell in order])
+    store.add_run({"experiment": "all"}, [{"address": cell.address, "label": cell.label} for cell in order])
     paths = keep(store.folder, "tiny", tmp_path)
     assert [path.name for path in paths] == [f"tiny{end}.jsonl.gz" for end in ("", "-edits", "-cells")]
     rows = read_file(paths[0])
@@ -363,7 +450,7 @@ def test_arrow_routes_at_the_temperature_that_was_chosen(finished, tiny):
     store, cells = finished
     cell = next(cell for cell in cells["quick"] if cell.temperature is not None)
     context = Context(store, lambda: tiny)
-    library = read_library(context, cell.scene, cell.library)
+    library = read_library(context, cell.scene, cell.step.library)
     kept = json.loads((store.results(cell.address) / "details.json").read_text())["routing"]
     chosen = json.loads((store.results(cell.temperature.address) / "sweep.json").read_text())["chosen"]
     off = {}
@@ -381,5 +468,5 @@ def test_a_library_of_another_size_than_the_compositions_is_refused(finished):
     store, cells = finished
     cell = next(cell for cell in cells["quick"] if len(cell.library) == 2)
     with pytest.raises(ValueError, match="argument"):
-        read_library(Context(store), cell.scene, cell.library[:1])
+        read_library(Context(store), cell.scene, cell.step.library[:1])
     assert read_library(Context(store), cell.scene, ()) == []

@@ -1,6 +1,6 @@
 """Results survive whatever ends a run: kills at any point, a full disk, damage, several processes, errors.
 
-The cells are toys that need no model (toy_cells.py); the processes and their deaths are real.
+The steps are toys that need no model (toy_steps.py); the processes and their deaths are real.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import gzip
 import itertools
 import json
 import os
+import pickle
 import random
 import re
 import resource
@@ -23,16 +24,19 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from toy_cells import FILES, Ask, Conditions, Make, plan, run_into
+from toy_steps import FILES, Conditions, Make, asking, listed, plan, run_into
 
-from llm_experiments.engine.local import Cell, Context, in_order, run
+from llm_experiments.engine.addresses import Address, Ref
+from llm_experiments.engine.context import Context
+from llm_experiments.engine.local import entry, run
 from llm_experiments.engine.progress import Estimate, duration
 from llm_experiments.engine.sealing import DiskFullError, StoreError, signed
+from llm_experiments.engine.steps import Plan, Step
 from llm_experiments.engine.store import Store
 from toytransformer.compositions import Fact, Merge
 
 HERE = Path(__file__).parent
-PROGRAM = HERE / "toy_cells.py"
+PROGRAM = HERE / "toy_steps.py"
 KILLS = 24
 
 
@@ -46,7 +50,7 @@ def folder():
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """rows.jsonl.gz of an uninterrupted run of `count` cells, as a function of count."""
+    """rows.jsonl.gz of an uninterrupted run of `count` steps, as a function of count."""
     done = {}
 
     def of(count: int) -> bytes:
@@ -70,13 +74,20 @@ def python(code: str, *arguments, **options) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=HERE, **options)
 
 
+def of(*steps: Step) -> Plan:
+    """A plan of these steps."""
+    made = Plan()
+    made.want(*steps)
+    return made
+
+
 def begun(log: Path) -> list[str]:
     """Addresses of the computations that began, in order."""
     return [line.split()[0] for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def finished(into: Path) -> set[str]:
-    return {entry.name for entry in (into / "cells").glob("*")}
+    return {entry.name for entry in (into / "steps").glob("*")}
 
 
 def leftovers(into: Path) -> list[str]:
@@ -91,15 +102,15 @@ def await_(condition, seconds: float = 60.0):
         time.sleep(0.005)
 
 
-# ---- cells and their keys ----
+# ---- steps and their keys ----
 
 
 @dataclass(frozen=True)
-class Typed(Cell):
+class Typed(Step):
     kind = "typed"
 
     value: object = None
-    of: Cell | None = None
+    of: Address | None = None
     title: str = field(default="", compare=False)
 
     def compute(self, context, folder):
@@ -107,16 +118,22 @@ class Typed(Cell):
 
 
 def test_key_is_of_the_content_and_equal_in_every_process():
-    code = "from toy_cells import plan; print(*(cell.address for cell in plan(3)))"
+    code = "from toy_steps import plan; print(*plan(3).steps)"
     told = python(code, env={**os.environ, "PYTHONHASHSEED": "7"})
-    assert told.stdout.split() == [cell.address for cell in plan(3)]
+    assert told.stdout.split() == list(plan(3).steps)
 
 
 def test_every_part_of_the_content_counts_and_nothing_else():
-    cell = Typed(1, Make(1))
-    others = [Typed(2, Make(1)), Typed(1, Make(2)), Typed(1), Typed("1", Make(1)), Typed(1.5, Make(1))]
-    assert len({cell.key, *(other.key for other in others)}) == 1 + len(others)
-    assert replace(cell, title="other", of=Make(1, Conditions(pause=1.0))).key == cell.key
+    step = Typed(1, Make(1).address)
+    others = [
+        Typed(2, Make(1).address),
+        Typed(1, Make(2).address),
+        Typed(1),
+        Typed("1", Make(1).address),
+        Typed(1.5, Make(1).address),
+    ]
+    assert len({step.key, *(other.key for other in others)}) == 1 + len(others)
+    assert replace(step, title="other", of=Make(1, Conditions(pause=1.0)).address).key == step.key
 
     class Newer(Typed):
         version = 2
@@ -130,7 +147,7 @@ def test_every_part_of_the_content_counts_and_nothing_else():
 
     assert len({kind(1).key for kind in (Typed, Newer, Otherwise, Silent)}) == 4
     assert (
-        Silent(1, Make(1)).key == Silent(2, Make(1)).key != Silent(1, Make(2)).key
+        Silent(1, Make(1).address).key == Silent(2, Make(1).address).key != Silent(1, Make(2).address).key
     )  # needs count in any case
 
 
@@ -144,33 +161,84 @@ def test_specs_hold_what_has_one_json():
             _ = Typed(value).key
 
 
-def test_fields_may_not_hide_a_cells_own():
+def test_fields_may_not_hide_a_steps_own():
     with pytest.raises(TypeError, match="'key'"):
 
-        class Hidden(Cell):
+        class Hidden(Step):
             key: str
 
 
 def test_needs_come_first_and_otherwise_the_order_given():
-    cells = plan(4)
-    labels = [cell.label for cell in in_order(cells)]
+    steps = plan(4)
+    labels = [step.label for step in steps.order()]
     assert labels == ["make 0", "make 1", "ask 0", "make 2", "ask 1", "make 3", "ask 2", "ask 3"]
-    assert [cell.label for cell in in_order(cells[::-1] + cells)] != labels
-    assert len(in_order(cells + cells)) == len(labels)
+    steps.wanted = dict.fromkeys(reversed(steps.wanted))
+    backwards = [step.label for step in steps.order()]
+    assert backwards != labels and sorted(backwards) == sorted(labels)
+    steps.include(plan(4))
+    assert [step.label for step in steps.order()] == backwards
 
 
-def test_a_cell_may_read_only_what_it_needs(folder):
+def test_a_step_may_read_only_what_it_needs(folder):
     @dataclass(frozen=True)
-    class Sly(Cell):
+    class Sly(Step):
         kind = "sly"
 
         def compute(self, context, folder):
-            context.results(Make(1))
+            context.results(Make(1).address)
 
     store = Store(folder)
-    summary = run([Make(1), Sly()], store, Context(store), progress=False)
+    summary = run(of(Make(1), Sly()), store, Context(store), progress=False)
     assert summary.status == 1
     assert "without needing it" in summary.failed[Sly().address]
+
+
+# ---- steps that travel ----
+
+
+def test_a_step_survives_pickling_whole_and_nothing_else_travels():
+    for step in plan(2).order():
+        _ = step.address, step.document
+        there = pickle.loads(pickle.dumps(step))
+        assert there == step and there.address == step.address
+        assert len(pickle.dumps(step)) == len(pickle.dumps(replace(step)))  # what was looked at stays
+
+
+def test_a_step_that_was_unpickled_elsewhere_computes_the_same(folder):
+    code = """
+import pickle, sys
+from llm_experiments.engine.context import Context
+from llm_experiments.engine.local import compute
+from llm_experiments.engine.store import Store
+store = Store(sys.argv[1])
+for step in pickle.load(sys.stdin.buffer):
+    with store.lock(step.address):
+        compute(step, store, Context(store))
+"""
+    steps, here, there = plan(1), Store(folder / "here"), Store(folder / "there")
+    run(steps, here, Context(here), progress=False)
+    there.add_inputs(steps.inputs, steps.specs)
+    command = [sys.executable, "-c", code, str(there.folder)]
+    subprocess.run(command, input=pickle.dumps(steps.order()), cwd=HERE, check=True)
+    for address in steps.steps:
+        assert here.seal(address)["files"] == there.seal(address)["files"]
+
+
+def test_a_plan_refuses_what_names_something_unknown_or_holds_it():
+    steps = Plan()
+    with pytest.raises(StoreError, match=r"names make-.*not planned"):
+        steps.add(Typed(1, Make(1).address))
+    with pytest.raises(StoreError, match=r"names .*not planned"):
+        steps.add(Typed([Ref.of(b"x")]))
+    with pytest.raises(StoreError, match="by its address"):
+        steps.add(Typed(Make(1)))
+    for wrong in ("make", "make-1", "Make-0123456789abcdef", "../make-0123456789abcdef"):
+        with pytest.raises(StoreError, match="no address"):
+            Address(wrong)
+        with pytest.raises(StoreError, match="no reference"):
+            Ref(wrong)
+    with pytest.raises(StoreError, match="not JSON"):
+        steps.add_input([object()])
 
 
 # ---- killed ----
@@ -179,7 +247,7 @@ def test_a_cell_may_read_only_what_it_needs(folder):
 def test_killed_at_random_points_it_resumes_with_nothing_lost_and_nothing_done_twice(folder, rows):
     count, pause = 6, 0.02
     starting = time.monotonic()
-    start(folder / "none", folder / "log", "--cells", 1).communicate()
+    start(folder / "none", folder / "log", "--steps", 1).communicate()
     starting = time.monotonic() - starting
     rng, killed, number = random.Random(0), 0, 0
     while killed < KILLS:
@@ -188,14 +256,14 @@ def test_killed_at_random_points_it_resumes_with_nothing_lost_and_nothing_done_t
         while True:
             before = finished(into)
             seen = len(begun(log))
-            process = start(into, log, "--pause", pause, "--cells", count)
+            process = start(into, log, "--pause", pause, "--steps", count)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(rng.uniform(0.3 * starting, starting + 0.3))
             if process.poll() is None and killed < KILLS:
                 process.kill()
                 killed += 1
             errors = process.communicate()[1]
-            assert not before & set(begun(log)[seen:]), "a finished cell was computed again"
+            assert not before & set(begun(log)[seen:]), "a finished step was computed again"
             if process.returncode != -signal.SIGKILL:
                 break
         assert process.returncode == 0, errors
@@ -206,11 +274,11 @@ def test_killed_at_random_points_it_resumes_with_nothing_lost_and_nothing_done_t
 
 def test_killed_before_each_change_of_the_disk_it_resumes(folder, rows):
     """Not at random: every point between two writes is a point where a kill could have left something odd."""
-    code = "import sys, toy_cells as t; t.killed_everywhere(t.Path(sys.argv[1]), t.Path(sys.argv[2]), 2)"
+    code = "import sys, toy_steps as t; t.killed_everywhere(t.Path(sys.argv[1]), t.Path(sys.argv[2]), 2)"
     told = python(code, folder, folder / "log")
     assert told.returncode == 0, told.stderr
     points = int(told.stdout)
-    assert points > 4 * FILES  # each cell's files are synced one by one
+    assert points > 4 * FILES  # each step's files are synced one by one
     kept = 0
     for number in range(points):
         into, log = folder / str(number), folder / f"log.{number}"
@@ -222,14 +290,14 @@ def test_killed_before_each_change_of_the_disk_it_resumes(folder, rows):
         again = {first for first, _ in after} & done
         assert not again, (number, again)
         kept += len(done)
-    assert kept > points  # the later kills left finished cells behind
+    assert kept > points  # the later kills left finished steps behind
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_end_it_stops_at_once_and_leaves_no_half_of_a_cell(folder, rows, number):
+def test_asked_to_end_it_stops_at_once_and_leaves_no_half_of_a_step(folder, rows, number):
     into, log = folder / "results", folder / "log"
-    run_into(into, [Make(0, Conditions(log))])
-    process = start(into, log, "--pause", 60, "--cells", 2)
+    run_into(into, of(Make(0, Conditions(log))))
+    process = start(into, log, "--pause", 60, "--steps", 2)
     await_(lambda: len(begun(log)) == 2)
     process.send_signal(number)
     process.communicate(timeout=30)
@@ -245,11 +313,11 @@ def test_asked_to_end_it_stops_at_once_and_leaves_no_half_of_a_cell(folder, rows
 
 def test_three_processes_share_the_work_and_do_none_of_it_twice(folder, rows):
     into, log = folder / "results", folder / "log"
-    processes = [start(into, log, "--pause", 0.05, "--cells", 8) for _ in range(3)]
+    processes = [start(into, log, "--pause", 0.05, "--steps", 8) for _ in range(3)]
     for process in processes:
         errors = process.communicate()[1]
         assert process.returncode == 0, errors
-    assert sorted(begun(log)) == sorted(cell.address for cell in in_order(plan(8)))
+    assert sorted(begun(log)) == sorted(plan(8).steps)
     assert len({line.split()[1] for line in log.read_text().splitlines()}) > 1
     assert (into / "rows.jsonl.gz").read_bytes() == rows(8)
 
@@ -260,11 +328,11 @@ def test_what_another_process_finished_in_the_last_moment_is_not_computed_again(
     class Late(Store):
         def lock(self, name, **options):
             with Store.lock(Store(self.folder), name) as mine:
-                for cell in in_order(plan(2, Conditions(log))):
-                    if mine and cell.address == name and not self.path(name).exists():
+                for step in plan(2, Conditions(log)).order():
+                    if mine and step.address == name and not self.path(name).exists():
                         context = Context(self)
-                        with self.computing(cell) as into:
-                            cell.compute(context, into)
+                        with self.computing(step) as into:
+                            step.compute(context, into)
             return super().lock(name, **options)
 
     store = Late(folder / "results")
@@ -275,9 +343,9 @@ def test_what_another_process_finished_in_the_last_moment_is_not_computed_again(
 
 def test_what_a_killed_process_held_is_taken_up_by_the_other(folder, rows):
     into, log = folder / "results", folder / "log"
-    first = start(into, log, "--pause", 30, "--cells", 1)
+    first = start(into, log, "--pause", 30, "--steps", 1)
     await_(lambda: begun(log) == [Make(0).address])
-    second = start(into, log, "--pause", 0.01, "--cells", 1)
+    second = start(into, log, "--pause", 0.01, "--steps", 1)
     assert "another process" in second.stderr.readline()
     first.kill()
     first.communicate()
@@ -296,44 +364,44 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-def exchange(cell: Path) -> None:
-    """Another cell's sound folder under this one's name."""
+def exchange(step: Path) -> None:
+    """Another step's sound folder under this one's name."""
     other = next(
-        entry for entry in cell.parent.iterdir() if entry.name.split("-")[0] == "make" and entry != cell
+        entry for entry in step.parent.iterdir() if entry.name.split("-")[0] == "make" and entry != step
     )
-    shutil.rmtree(cell)
-    shutil.copytree(other, cell)
+    shutil.rmtree(step)
+    shutil.copytree(other, step)
 
 
-def resealed(cell: Path, **changes) -> None:
-    """The cell under a seal that is whole, but says something else."""
-    seal = json.loads((cell / "seal.json").read_text())
+def resealed(step: Path, **changes) -> None:
+    """The step under a seal that is whole, but says something else."""
+    seal = json.loads((step / "seal.json").read_text())
     del seal["sha256"]
-    (cell / "seal.json").write_bytes(signed({**seal, **changes}))
+    (step / "seal.json").write_bytes(signed({**seal, **changes}))
 
 
 DAMAGES = {
-    "a byte of a file": lambda cell: flip(cell / "parts" / "1.txt"),
-    "a file cut short": lambda cell: os.truncate(cell / "parts" / "1.txt", 10),
-    "a file emptied": lambda cell: os.truncate(cell / "parts" / "1.txt", 0),
-    "a file gone": lambda cell: (cell / "parts" / "1.txt").unlink(),
-    "a link for a file": lambda cell: (
-        (cell / "parts" / "1.txt").rename(cell.parent.parent / "elsewhere"),
-        (cell / "parts" / "1.txt").symlink_to(cell.parent.parent / "elsewhere"),
+    "a byte of a file": lambda step: flip(step / "parts" / "1.txt"),
+    "a file cut short": lambda step: os.truncate(step / "parts" / "1.txt", 10),
+    "a file emptied": lambda step: os.truncate(step / "parts" / "1.txt", 0),
+    "a file gone": lambda step: (step / "parts" / "1.txt").unlink(),
+    "a link for a file": lambda step: (
+        (step / "parts" / "1.txt").rename(step.parent.parent / "elsewhere"),
+        (step / "parts" / "1.txt").symlink_to(step.parent.parent / "elsewhere"),
     ),
-    "a byte of the description": lambda cell: flip(cell / "spec.json"),
-    "a byte of the seal": lambda cell: flip(cell / "seal.json"),
-    "the seal cut short": lambda cell: os.truncate(cell / "seal.json", 100),
-    "the seal gone": lambda cell: (cell / "seal.json").unlink(),
-    "another seal": lambda cell: shutil.copy(cell.parent.parent / "run.json", cell / "seal.json"),
-    "another cell": exchange,
-    "another cell under a fitting seal": lambda cell: (exchange(cell), resealed(cell, name=cell.name)),
-    "a seal for another cell": lambda cell: resealed(cell, name=Make(0).address),
-    "an empty folder": lambda cell: (shutil.rmtree(cell), cell.mkdir()),
-    "a file for the folder": lambda cell: (shutil.rmtree(cell), cell.write_text("not a cell")),
-    "a dead link for the folder": lambda cell: (
-        shutil.rmtree(cell),
-        cell.symlink_to(cell.parent / "nowhere"),
+    "a byte of the description": lambda step: flip(step / "spec.json"),
+    "a byte of the seal": lambda step: flip(step / "seal.json"),
+    "the seal cut short": lambda step: os.truncate(step / "seal.json", 100),
+    "the seal gone": lambda step: (step / "seal.json").unlink(),
+    "another seal": lambda step: shutil.copy(step.parent.parent / "run.json", step / "seal.json"),
+    "another step": exchange,
+    "another step under a fitting seal": lambda step: (exchange(step), resealed(step, name=step.name)),
+    "a seal for another step": lambda step: resealed(step, name=Make(0).address),
+    "an empty folder": lambda step: (shutil.rmtree(step), step.mkdir()),
+    "a file for the folder": lambda step: (shutil.rmtree(step), step.write_text("not a step")),
+    "a dead link for the folder": lambda step: (
+        shutil.rmtree(step),
+        step.symlink_to(step.parent / "nowhere"),
     ),
 }
 
@@ -343,9 +411,9 @@ def test_damage_is_named_set_aside_and_computed_again(folder, rows, capsys, dama
     into, log = folder / "results", folder / "log"
     conditions, victim = Conditions(log), Make(1).address
     run_into(into, plan(2, conditions))
-    DAMAGES[damage](into / "cells" / victim)
+    DAMAGES[damage](into / "steps" / victim)
     found = [str(problem) for problem in Store(into, write=False).problems() if problem.fatal]
-    assert found and all(f"cells/{victim}" in line for line in found)
+    assert found and all(f"steps/{victim}" in line for line in found)
     with pytest.raises(StoreError):
         Store(into, write=False).results(victim)
     capsys.readouterr()
@@ -361,26 +429,26 @@ def test_damage_is_named_set_aside_and_computed_again(folder, rows, capsys, dama
 def test_foreign_things_are_named_and_never_read(folder, rows):
     into, log = folder / "results", folder / "log"
     run_into(into, plan(2, Conditions(log)))
-    kept, row = into / "cells" / Ask((Make(0), Make(1)), 0).address, '{"n": 99}\n'
+    kept, row = into / "steps" / next(iter(plan(2).wanted)), '{"n": 99}\n'
     foreign = {
         "notes.txt": "mine",
-        "cells/README": "mine",
-        "cells/ask-0123456789abcdef/rows.jsonl": row,
-        "cells/other/rows.jsonl": row,
-        f"cells/{kept.name}/parts/rows.jsonl": row,
-        f"cells/{kept.name}/more.jsonl": row,
+        "steps/README": "mine",
+        "steps/ask-0123456789abcdef/rows.jsonl": row,
+        "steps/other/rows.jsonl": row,
+        f"steps/{kept.name}/parts/rows.jsonl": row,
+        f"steps/{kept.name}/more.jsonl": row,
         "partial/mine": "mine",
     }
     for name, text in foreign.items():
         (into / name).parent.mkdir(exist_ok=True)
         (into / name).write_text(text)
-    (into / "cells" / kept.name / "empty").mkdir()
+    (into / "steps" / kept.name / "empty").mkdir()
     named = {problem.path for problem in Store(into, write=False).problems()}
-    for path in ("notes.txt", "cells/README", "cells/other", "partial/mine", f"cells/{kept.name}/more.jsonl"):
+    for path in ("notes.txt", "steps/README", "steps/other", "partial/mine", f"steps/{kept.name}/more.jsonl"):
         assert path in named
-    assert any(path.startswith("cells/ask-0123456789abcdef") for path in named)
+    assert any(path.startswith("steps/ask-0123456789abcdef") for path in named)
     assert run_into(into, plan(2, Conditions(log))) == 0
-    assert len(begun(log)) == 4  # a sound cell only loses what is foreign in it
+    assert len(begun(log)) == 4  # a sound step only loses what is foreign in it
     assert sorted(entry.name for entry in kept.iterdir()) == ["rows.jsonl", "seal.json", "spec.json"]
     assert (into / "rows.jsonl.gz").read_bytes() == rows(2)
     assert (into / "notes.txt").read_text() == "mine" and (into / "partial" / "mine").exists()
@@ -402,7 +470,7 @@ def test_damaged_lists_of_runs_and_rows_are_named_and_written_again(folder, rows
     shutil.copy(folder / "run.json", folder / "rows.jsonl.gz")
     assert [problem.path for problem in Store(folder).problems()] == ["rows.jsonl.gz"]
     (folder / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"n": 99}\n'))
-    assert "not what the finished cells hold" in str(Store(folder).problems()[0])
+    assert "not what the finished steps hold" in str(Store(folder).problems()[0])
 
 
 # ---- runs ----
@@ -410,16 +478,15 @@ def test_damaged_lists_of_runs_and_rows_are_named_and_written_again(folder, rows
 
 def test_another_run_in_the_same_folder_adds_to_it(folder):
     small, large = plan(2), plan(3)
-    entries = [[{"name": c.address, "label": c.label} for c in in_order(cells)] for cells in (small, large)]
     for _ in range(2):
-        for experiment, cells, listed in (("small", small, entries[0]), ("large", large, entries[1])):
+        for experiment, steps in (("small", small), ("large", large)):
             store = Store(folder)
-            assert store.add_run({"experiment": experiment, "seeds": (0,)}, listed) == []
-            summary = run(cells, store, Context(store), progress=False)
+            assert store.add_run({"experiment": experiment, "seeds": (0,)}, listed(steps)) == []
+            summary = run(steps, store, Context(store), progress=False)
     assert summary.computed == []
     assert [entry["experiment"] for entry in store.runs()] == ["small", "large"]
     told = [json.loads(line)["n"] for line in store.rows()][::5]
-    assert told == [0, 1, 1, 2]  # shared cells once; ask 1 of three makes is another one than of two
+    assert told == [0, 1, 1, 2]  # shared steps once; ask 1 of three makes is another one than of two
 
 
 def test_rows_do_not_depend_on_when_and_how_long(folder, rows):
@@ -468,33 +535,35 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
-def test_a_cell_that_fails_is_named_and_the_others_go_on(folder, capsys, error):
+def test_a_step_that_fails_is_named_and_the_others_go_on(folder, capsys, error):
     bad = Failing(1, error=error, mended=folder / "mended")
     store = Store(folder / "results")
-    cells = [Ask((Make(0), bad), 0), Ask((Make(0), Make(2)), 1)]
-    summary = run(cells, store, Context(store))
+    steps = Plan()
+    lost, kept = (asking(steps, (Make(0), other), n) for n, other in enumerate((bad, Make(2))))
+    steps.want(lost, kept)
+    summary = run(steps, store, Context(store))
     assert summary.status == 1
-    assert set(summary.finished) == {Make(0).address, Make(2).address, cells[1].address}
+    assert set(summary.finished) == {Make(0).address, Make(2).address, kept.address}
     line = summary.failed[bad.address]
     assert line.startswith("make 1: ") and "\n" not in line
     for words in ERRORS[error]:
         assert words in line
-    assert summary.failed[cells[0].address] == "ask 0: needs make 1, which failed"
+    assert summary.failed[lost.address] == "ask 0: needs make 1, which failed"
     assert line in capsys.readouterr().err
-    kept = (folder / "results" / "failures" / f"{bad.address}.txt").read_text()
-    assert type(error).__name__ in kept and "in compute" in kept
+    told = (folder / "results" / "failures" / f"{bad.address}.txt").read_text()
+    assert type(error).__name__ in told and "in compute" in told
     assert leftovers(folder / "results") == []
 
     bad.mended.touch()
     store = Store(folder / "results")
-    summary = run(cells, store, Context(store), progress=False)
-    assert summary.status == 0 and set(summary.computed) == {bad.address, cells[0].address}
+    summary = run(steps, store, Context(store), progress=False)
+    assert summary.status == 0 and set(summary.computed) == {bad.address, lost.address}
     assert list((folder / "results" / "failures").iterdir()) == []
 
 
 def test_a_model_that_cannot_be_loaded_is_tried_once_and_what_needs_none_goes_on(folder):
     @dataclass(frozen=True)
-    class Needy(Cell):
+    class Needy(Step):
         kind = "needy"
         n: int
 
@@ -508,10 +577,10 @@ def test_a_model_that_cannot_be_loaded_is_tried_once_and_what_needs_none_goes_on
         raise StoreError("no such model")
 
     store = Store(folder)
-    summary = run([Needy(0), Make(0), Needy(1)], store, Context(store, load), progress=False)
+    summary = run(of(Needy(0), Make(0), Needy(1)), store, Context(store, load), progress=False)
     assert len(calls) == 1 and summary.finished == [Make(0).address]
     assert [line.endswith("no such model") for line in summary.failed.values()] == [True, True]
-    summary = run([Needy(0)], store, Context(store), progress=False)
+    summary = run(of(Needy(0)), store, Context(store), progress=False)
     assert "give --model" in summary.failed[Needy(0).address]
 
 
@@ -535,20 +604,20 @@ def small_disk(folder: Path, kilobytes: int):
 def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(folder, tmp_path):
     with small_disk(tmp_path, 400) as disk:
         into, log = disk / "results", folder / "log"
-        process = start(into, log, "--cells", 4, "--payload", 40_000)
+        process = start(into, log, "--steps", 4, "--payload", 40_000)
         errors = process.communicate()[1]
         assert process.returncode == 2
         last = errors.strip().splitlines()[-1]
         assert (
             "no space left" in last
-            and "finished cells are kept" in last
+            and "finished steps are kept" in last
             and re.search("(make|ask) [0-3]:", last)
         )
         assert "Traceback" not in errors
         before, count = finished(into), len(begun(log))
         assert before and leftovers(into) == []
         subprocess.run(["mount", "-o", "remount,size=8000k", str(disk)], check=True)
-        process = start(into, log, "--cells", 4, "--payload", 40_000)
+        process = start(into, log, "--steps", 4, "--payload", 40_000)
         process.communicate()
         assert process.returncode == 0 and not before & set(begun(log)[count:])
         assert Store(into).problems() == []
@@ -560,7 +629,7 @@ def test_a_limit_on_file_sizes_is_told_as_no_space(folder):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    process = start(into, log, "--cells", 2, "--payload", 30_000, preexec_fn=limit)
+    process = start(into, log, "--steps", 2, "--payload", 30_000, preexec_fn=limit)
     errors = process.communicate()[1]
     assert process.returncode == 2 and "no space left" in errors and "File too large" in errors
     assert "Traceback" not in errors and finished(into) == set() == set(leftovers(into))
@@ -576,10 +645,10 @@ def test_a_limit_on_file_sizes_is_told_as_no_space(folder):
         ),  # safetensors
     ],
 )
-def test_a_cells_own_writer_without_space_ends_the_run_too(folder, error):
+def test_a_steps_own_writer_without_space_ends_the_run_too(folder, error):
     store = Store(folder)
     with pytest.raises(DiskFullError, match="make 1: no space left"):
-        run([Make(0), Failing(1, error=error), Make(2)], store, Context(store), progress=False)
+        run(of(Make(0), Failing(1, error=error), Make(2)), store, Context(store), progress=False)
     assert finished(folder) == {Make(0).address} and leftovers(folder) == []
 
 
@@ -604,7 +673,7 @@ def test_whatever_the_store_cannot_write_is_one_clear_error(folder, monkeypatch,
         with store.computing(Make(7)) as into:
             (into / "file").write_text("x")
     monkeypatch.undo()
-    assert finished(folder) == {Make(0).address, plan(1)[0].address} and leftovers(folder) == []
+    assert finished(folder) == set(plan(1).steps) and leftovers(folder) == []
 
 
 # ---- folders that are none ----
@@ -653,27 +722,28 @@ print(sum(1 for _ in store.rows()), store.problems())
 # ---- progress ----
 
 
-def test_time_left_is_that_of_finished_cells_of_the_same_kind(folder):
+def test_time_left_is_that_of_finished_steps_of_the_same_kind(folder):
     store = Store(folder)
-    cells = in_order(plan(3))
-    estimate = Estimate(cells, store)
+    steps = plan(3).order()
+    entries = [entry(step) for step in steps]
+    estimate = Estimate(entries, store.seconds)
     assert estimate.left() is None
-    seconds = {Make(0).address: 10.0, Make(1).address: 20.0, plan(3)[0].address: 1.0}
-    for cell in cells[:3]:
-        with store.computing(cell) as into:
+    seconds = {Make(0).address: 10.0, Make(1).address: 20.0, steps[2].address: 1.0}
+    for step in steps[:3]:
+        with store.computing(step) as into:
             (into / "file").write_text("x")
-        seal = store.seal(cell.address)
-        seal["meta"]["seconds"] = seconds[cell.address]
-        (store.path(cell.address) / "seal.json").write_bytes(signed(seal))
-    for left in (Estimate(cells, store), estimate):
+        seal = store.seal(step.address)
+        seal["meta"]["seconds"] = seconds[step.address]
+        (store.path(step.address) / "seal.json").write_bytes(signed(seal))
+    for left in (Estimate(entries, store.seconds), estimate):
         if left is estimate:
-            for cell in cells[:3]:
-                left.close(cell.address, store)
+            for step in steps[:3]:
+                left.close(step.address)
         assert left.left() == pytest.approx(15 + 1 + 1)
         assert left.left(running=5.0) == pytest.approx(12)
         assert left.left(running=50.0) == 0
-    for cell in cells:
-        estimate.close(cell.address, store)
+    for step in steps:
+        estimate.close(step.address)
     assert estimate.left() == 0
 
 

@@ -161,12 +161,12 @@ def _of_run(folder: Path) -> dict[str, str]:
         digest.update(line)
     runs, times = [], []
     for run in store.runs():
-        finished = [cell["name"] for cell in run["cells"] if store.finished(cell["name"])]
+        finished = [s["address"] for s in run["steps"] if store.finished(s["address"])]
         times += [seal["finished"] for name in finished if "finished" in (seal := store.seal(name)["meta"])]
         seeds = ", ".join(map(str, run.get("seeds", ())))
         runs.append(
             f"{run['experiment']} on {run['model']}, profile {run.get('profile')}, seeds {seeds}: "
-            f"{len(finished)} of {len(run['cells'])} cells finished"
+            f"{len(finished)} of {len(run['steps'])} steps finished"
         )
     told = {
         "path": shown(folder),

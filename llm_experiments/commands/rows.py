@@ -44,7 +44,7 @@ def table(source: Path, experiment: str | None, form: str, compare: bool) -> Non
         if not runs:
             names = ", ".join(sorted({run["experiment"] for run in store.runs()})) or "none"
             raise click.UsageError(f"no run of {experiment or 'anything'} in '{source}': there are {names}")
-        only = None if experiment is None else {cell["name"] for run in runs for cell in run["cells"]}
+        only = None if experiment is None else {step["address"] for run in runs for step in run["steps"]}
         records = tables.read_rows(store.rows(only=only), str(source))
         for name in store.row_files():
             if name != "rows.jsonl":

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,7 @@ from toytransformer.command_line import needs_extra
 if TYPE_CHECKING:
     from llm_experiments.engine.store import Store
 
-#: Where results go unless --out says otherwise; experiments that share cells share them there.
+#: Where results go unless --out says otherwise; experiments that share steps share them there.
 OUT = Path("out") / "llm"
 #: Lines of a list that are shown before it is cut.
 SHOWN = 12
@@ -29,13 +27,12 @@ SHOWN = 12
 
 @click.command("list")
 @options.model_options
-@click.option("--profile", "profile_name", help="Count cells for this profile.")
+@click.option("--profile", "profile_name", help="Count steps for this profile.")
 @click.option("--seeds", default="0,1,2", show_default=True, help="Training seeds, by comma.")
-@click.option("--count", is_flag=True, help="Count the cells of each experiment; takes some seconds.")
+@click.option("--count", is_flag=True, help="Count the steps of each experiment; takes some seconds.")
 @needs_extra("llm")
 def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) -> None:
     """Show the experiments, the profiles and the models."""
-    from llm_experiments.engine.local import in_order
     from llm_experiments.experiments.sizes import PROFILES
     from llm_experiments.experiments.two_hop import EXPERIMENTS
     from llm_experiments.models.known import KNOWN_MODELS
@@ -44,13 +41,13 @@ def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) 
     console.print("[bold]Experiments[/bold]: run NAME")
     base = options.chosen(**model).base if count else None
     table = Table(box=box.SIMPLE, show_header=count)
-    for heading in ("", "", "in the paper", *(["cells"] if count else [])):
+    for heading in ("", "", "in the paper", *(["steps"] if count else [])):
         table.add_column(heading)
     for name, experiment in EXPERIMENTS.items():
         row = [name, escape(experiment.about), escape(experiment.source)]
         if base is not None:
             planned = experiment.plan(base, profile_named(profile_name, base), training_seeds(seeds))
-            row.append(str(len(in_order(planned))))
+            row.append(str(len(planned.order())))
         table.add_row(*row)
     console.print(table)
     console.print("[bold]Profiles[/bold]: --profile NAME")
@@ -73,18 +70,20 @@ def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) 
 @click.option("--seeds", default="0,1,2", show_default=True, help="Training seeds, by comma.")
 @click.option("--profile", "profile_name", help="Size of the measurement (see `list`).")
 @click.option("--out", type=FOLDER, default=OUT, show_default=True, help="Folder of the results.")
-@click.option("--limit", type=click.IntRange(min=1), help="Compute at most so many cells in this call.")
+@click.option("--limit", type=click.IntRange(min=1), help="Compute at most so many steps in this call.")
 @needs_extra("llm")
 def run_experiments(
     names: tuple[str, ...], seeds: str, profile_name: str | None, out: Path, limit: int | None, **model: Any
 ) -> int:
     """Run experiments, or go on with them.
 
-    Finished cells are kept whatever happens, and never computed twice. Several processes may run into one
-    folder at once. Exit status 1 if a cell failed.
+    Finished steps are kept whatever happens, and never computed twice. Several processes may run into one
+    folder at once. Exit status 1 if a step failed.
     """
-    from llm_experiments.engine.local import Context, Stopped, in_order
-    from llm_experiments.engine.local import run as run_cells
+    from llm_experiments.engine.context import Context
+    from llm_experiments.engine.local import Stopped
+    from llm_experiments.engine.local import run as run_steps
+    from llm_experiments.engine.steps import Plan
     from llm_experiments.engine.store import Store
     from llm_experiments.experiments.two_hop import EXPERIMENTS
 
@@ -94,30 +93,31 @@ def run_experiments(
     model_chosen = options.chosen(**model)
     base = model_chosen.base
     profile, store = profile_named(profile_name, base), Store(out)
-    planned = {name: in_order(EXPERIMENTS[name].plan(base, profile, drawn)) for name in names}
+    whole = Plan()
     about = {"model": base.id, "digest": base.digest, "seeds": list(drawn), "profile": profile.name}
-    for name, cells in planned.items():
-        listed = [{"name": cell.address, "label": cell.label} for cell in cells]
+    for name in dict.fromkeys(names):
+        plan = EXPERIMENTS[name].plan(base, profile, drawn)
+        whole.include(plan)
+        listed = [{"address": step.address, "label": step.label} for step in plan.order()]
         for problem in store.add_run({"experiment": name, **about}, listed):
             click.echo(f"set aside {problem}", err=True)
-    wanted = order = in_order(chain.from_iterable(planned.values()))
-    if limit is not None:
-        order = [cell for cell in order if not store.finished(cell.address)][:limit]
+    order = [step.address for step in whole.order()]
+    wanted = None if limit is None else [address for address in order if not store.finished(address)][:limit]
     try:
-        summary = run_cells(order, store, Context(store, model_chosen.load))
+        summary = run_steps(whole, store, Context(store, model_chosen.load), wanted=wanted)
     except KeyboardInterrupt as stop:
-        finished = sum(store.path(cell.address).exists() for cell in wanted)
+        finished = sum(store.path(address).exists() for address in order)
         click.echo(
-            f"stopped: {finished} of {len(wanted)} cells are finished; the same command goes on", err=True
+            f"stopped: {finished} of {len(order)} steps are finished; the same command goes on", err=True
         )
         sys.exit(143 if isinstance(stop, Stopped) else 130)
-    finished = sum(store.finished(cell.address) for cell in wanted)
-    click.echo(f"{finished} of {len(wanted)} cells finished, {len(summary.computed)} of them now: {out}")
+    finished = sum(map(store.finished, order))
+    click.echo(f"{finished} of {len(order)} steps finished, {len(summary.computed)} of them now: {out}")
     if summary.failed:
         click.echo(f"{len(summary.failed)} failed:", err=True)
         for line in summary.failed.values():
             click.echo(f"  {line}", err=True)
-    elif finished == len(wanted):
+    elif finished == len(order):
         click.echo(f"{click.get_current_context().find_root().info_name} table {out}")
     return summary.status
 
@@ -130,7 +130,8 @@ def status(folder: Path) -> int:
 
     Every byte of every result is read. Exit status 1 if something is missing, damaged or foreign.
     """
-    from llm_experiments.engine.progress import Estimate, duration
+    from llm_experiments.engine.addresses import Address
+    from llm_experiments.engine.progress import Entry, Estimate, duration
     from llm_experiments.engine.store import Store
 
     store = Store(folder, write=False)
@@ -139,19 +140,22 @@ def status(folder: Path) -> int:
     missing_any = False
     runs = _runs(store)
     for entry in runs:
-        missing = [cell for cell in entry["cells"] if not store.finished(cell["name"])]
+        listed = [Address(step["address"]) for step in entry["steps"]]
+        labels = {step["address"]: step["label"] for step in entry["steps"]}
+        missing = [address for address in listed if not store.finished(address)]
         missing_any = missing_any or bool(missing)
-        total = len(entry["cells"])
+        total = len(listed)
         seeds = ", ".join(map(str, entry.get("seeds", ())))
         console.print(
             f"[bold]{escape(str(entry['experiment']))}[/bold] on {escape(str(entry.get('model')))} "
             f"({entry.get('digest')}), profile {entry.get('profile')}, seeds {seeds}: "
-            f"{total - len(missing)} of {total} cells finished"
+            f"{total - len(missing)} of {total} steps finished"
         )
         if missing:
-            left = Estimate((Planned(cell["name"]) for cell in entry["cells"]), store).left()
+            entries = (Entry(address.kind, address, labels[address]) for address in listed)
+            left = Estimate(entries, store.seconds).left()
             console.print(f"  about {duration(left)} left; missing:")
-            _print_some(console, [cell["label"] for cell in missing])
+            _print_some(console, [labels[address] for address in missing])
     if not runs:
         console.print("nothing known was run into this folder")
     if failures := sorted((folder / "failures").glob("*.txt")):
@@ -165,17 +169,6 @@ def status(folder: Path) -> int:
         console.print(f"set aside earlier, in {folder / 'rejected'}:")
         _print_some(console, rejected)
     return int(bool(problems) or missing_any)
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A cell as run.json knows it."""
-
-    address: str
-
-    @property
-    def kind(self) -> str:
-        return self.address.rpartition("-")[0]
 
 
 def _runs(store: Store) -> list[dict[str, Any]]:

@@ -1,9 +1,9 @@
-"""The cell that writes facts into one MLP in closed form and measures what Theorem 2 speaks of."""
+"""The step that writes facts into one MLP in closed form and measures what Theorem 2 speaks of."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,37 @@ import numpy as np
 from llm_experiments.editing import edits, overlaps
 from llm_experiments.editing.chains import chains, unrelated
 from llm_experiments.editing.features import down_projections, key_covariance, observe
-from llm_experiments.engine.local import Cell, Context
+from llm_experiments.engine.addresses import Ref
+from llm_experiments.engine.context import Context
+from llm_experiments.engine.steps import Plan, Resources, Step
 from llm_experiments.origin import origin
-from llm_experiments.steps import Scene
+from llm_experiments.steps import SceneRef
 from toytransformer.compositions import replace_file
 
 #: Prompts that share nothing with the chains: for the mean and covariance of the keys, and for the leak.
 REFERENCE, UNRELATED = 56, 32
 
 
-@dataclass(frozen=True, eq=False)
-class EditsCell(Cell):
+@dataclass(frozen=True)
+class KnownWorld:
+    """What of a base model's world the edits ask about: its people, and (person, relation) -> name."""
+
+    people: tuple[str, ...]
+    facts: Mapping[tuple[str, str], str]
+
+    def add_to(self, plan: Plan) -> Ref:
+        """Enter the world as an input."""
+        return plan.add_input([list(self.people), *([*who, name] for who, name in self.facts.items())])
+
+    @classmethod
+    def read(cls, context: Context, ref: Ref) -> KnownWorld:
+        """The world that add_to() entered."""
+        people, *facts = context.input(ref)
+        return cls(tuple(people), {(person, relation): name for person, relation, name in facts})
+
+
+@dataclass(frozen=True)
+class Edit(Step):
     """Closed-form edits of a base model, one adapter for each hop. Writes edits.jsonl.
 
     Rows of kind "overlap": c1, c2 and the leak layer by layer, own entity against others, raw, centred and
@@ -32,29 +52,29 @@ class EditsCell(Cell):
     recalled alone and merged, what do two-hop questions answer then, and by how much is the shift off
     sum_j c_j w_j, in units of the rounding bound.
 
-    depth: which layers are edited, as shares of the model's depth. seed: draws the other prompts.
+    world: what the base knows, where that is known. depth: which layers are edited, as shares of the model's
+    depth. seed: draws the other prompts.
     """
 
     kind = "edits"
+    resources = Resources(model=True, training=True)
 
-    scene: Scene
-    model_digest: str
-    base_world: Any = field(default=None, compare=False, repr=False)
+    title: str = field(compare=False)
+    scene: SceneRef
+    model: str
+    world: Ref | None = None
     depth: tuple[float, ...] = (0.25, 0.5, 0.75)
     seed: int = 0
 
     @property
     def label(self) -> str:
-        return f"closed-form edits, {self.scene.lexicon.dataset}"
-
-    def spec(self) -> dict[str, Any]:
-        depth = list(self.depth)
-        return {"model": self.model_digest, "scene": self.scene.spec(), "depth": depth, "seed": self.seed}
+        return f"closed-form edits, {self.title}"
 
     def compute(self, context: Context, folder: Path) -> None:
-        scene = self.scene
+        scene = self.scene.read(context)
+        world = None if self.world is None else KnownWorld.read(context, self.world)
         asked = chains(scene.composition, scene.lexicon, scene.templates[0])
-        others = unrelated(scene.lexicon, REFERENCE + UNRELATED, seed=self.seed, base_world=self.base_world)
+        others = unrelated(scene.lexicon, REFERENCE + UNRELATED, seed=self.seed, base_world=world)
         reference, far = others[:REFERENCE], others[REFERENCE:]
         seen = overlaps.measured(context.model, **asked.questions(), reference=reference, unrelated=far)
         fixed = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,46 +14,54 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
 )
 from rich.text import Text
 
-from llm_experiments.engine.sealing import StoreError
-from llm_experiments.engine.store import Store
 
-if TYPE_CHECKING:
-    from llm_experiments.engine import local
+class Entry(NamedTuple):
+    """A step as a person sees it: its kind, its address and what it is called."""
+
+    kind: str
+    address: str
+    label: str
 
 
 class Estimate:
-    """Time left, from how long finished cells of the same kind took (of any kind where none is finished)."""
+    """Time left, from how long finished steps of the same kind took (of any kind where none is finished).
 
-    def __init__(self, cells: Iterable[local.Cell], store: Store):
-        self.open = {cell.address: cell.kind for cell in cells}
-        self.seconds: dict[str, list[float]] = {}
-        for name in list(self.open):
-            if store.path(name).exists():
-                self.close(name, store)
+    took: the seconds a step took by its address, None if it is not finished.
+    """
 
-    def close(self, name: str, store: Store) -> None:
-        """The cell is done with; if it is finished, the seconds it took count."""
-        kind = self.open.pop(name, None)
-        if kind is not None and store.path(name).exists():
-            try:
-                self.seconds.setdefault(kind, []).append(float(store.seal(name)["meta"]["seconds"]))
-            except (StoreError, KeyError, ValueError, TypeError):
-                self.open[name] = kind  # damaged: it will be computed again
+    def __init__(self, entries: Iterable[Entry], took: Callable[[str], float | None]):
+        self._took = took
+        self._open = {entry.address: entry.kind for entry in entries}
+        self._seconds: dict[str, list[float]] = {}
+        for address in list(self._open):
+            if (seconds := took(address)) is not None:
+                self._count(address, seconds)
+
+    def close(self, address: str) -> None:
+        """The step is done with; if it is finished, the seconds it took count."""
+        if address in self._open:
+            self._count(address, self._took(address))
+
+    def _count(self, address: str, seconds: float | None) -> None:
+        kind = self._open.pop(address)
+        if seconds is not None:
+            self._seconds.setdefault(kind, []).append(seconds)
 
     def left(self, running: float = 0.0) -> float | None:
-        """Seconds left when the cell now computed has run for `running`; None while nothing is known."""
-        if not self.open:
+        """Seconds left when the step now computed has run for `running`; None while nothing is known."""
+        if not self._open:
             return 0.0
-        if not self.seconds:
+        if not self._seconds:
             return None
-        average = fmean(second for seconds in self.seconds.values() for second in seconds)
-        means = {kind: fmean(seconds) for kind, seconds in self.seconds.items()}
-        return max(sum(means.get(kind, average) for kind in self.open.values()) - running, 0.0)
+        average = fmean(second for seconds in self._seconds.values() for second in seconds)
+        means = {kind: fmean(seconds) for kind, seconds in self._seconds.items()}
+        return max(sum(means.get(kind, average) for kind in self._open.values()) - running, 0.0)
 
 
 def duration(seconds: float | None) -> str:
@@ -71,20 +79,26 @@ class _TimeLeft(ProgressColumn):
         super().__init__()
         self._left = left
 
-    def render(self, task: Any) -> Text:
+    def render(self, task: Task) -> Text:
         return Text(f"{duration(self._left())} left", style="progress.remaining")
 
 
 class Display:
-    """What a person sees of a run, on stderr: a bar on a terminal, elsewhere a line for each computed cell.
+    """What a person sees of a run, on stderr: a bar on a terminal, elsewhere a line for each computed step.
 
     Used as a context manager. show: False for silence.
     """
 
-    def __init__(self, order: Sequence[local.Cell], store: Store, show: bool, console: Console | None):
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        took: Callable[[str], float | None],
+        show: bool,
+        console: Console | None,
+    ):
         self.console = console or Console(stderr=True, soft_wrap=True, highlight=False, quiet=not show)
-        self.store, self.total, self.done = store, len(order), 0
-        self.estimate = Estimate(order, store)
+        self.total, self.done = len(entries), 0
+        self.estimate = Estimate(entries, took)
         self._start: float | None = None
         self._waits = False
         columns = (
@@ -112,22 +126,22 @@ class Display:
     def log(self, text: str) -> None:
         self._bar.console.print(text)
 
-    def begin(self, cell: local.Cell) -> None:
+    def begin(self, entry: Entry) -> None:
         self._start, self._waits = time.perf_counter(), False
-        self._bar.update(self._task, description=cell.label)
+        self._bar.update(self._task, description=entry.label)
 
-    def passed(self, cell: local.Cell, failed: bool) -> None:
+    def passed(self, entry: Entry, failed: bool) -> None:
         self.done += 1
-        self.estimate.close(cell.address, self.store)
+        self.estimate.close(entry.address)
         self._bar.update(self._task, completed=self.done)
         if self._lines and self._start is not None and not failed:
             took = duration(time.perf_counter() - self._start)
             left = duration(self.estimate.left())
-            self.log(f"[{self.done}/{self.total}] {escape(cell.label)}: {took}; {left} left")
+            self.log(f"[{self.done}/{self.total}] {escape(entry.label)}: {took}; {left} left")
         self._start = None
 
-    def waiting(self, cells: Sequence[local.Cell]) -> None:
+    def waiting(self, entry: Entry) -> None:
         if not self._waits:
-            self.log(f"waiting for {escape(cells[0].label)}, which another process computes")
-            self._bar.update(self._task, description=f"another process: {cells[0].label}")
+            self.log(f"waiting for {escape(entry.label)}, which another process computes")
+            self._bar.update(self._task, description=f"another process: {entry.label}")
         self._waits = True

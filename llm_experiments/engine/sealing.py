@@ -24,17 +24,12 @@ class DiskFullError(StoreError):
     """There is no room for a result. What was finished before is kept."""
 
 
-def canonical(value: Any) -> str:
+def canonical(value: object) -> str:
     """The one JSON text of a value: sorted keys, no spaces, no NaN. Errors: StoreError on what JSON lacks."""
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise StoreError(f"{value!r} is not JSON ({error}): use plain values") from error
-
-
-def content_key(document: Any) -> str:
-    """First 16 hex digits of the SHA-256 of the canonical JSON."""
-    return hashlib.sha256(canonical(document).encode()).hexdigest()[:16]
 
 
 def read_signed(path: Path, *keys: str) -> dict[str, Any]:
@@ -72,7 +67,7 @@ def full(folder: Path, what: str, error: BaseException) -> str:
     """The message for a disk without room."""
     return (
         f"no space left for {what} in '{folder}' ({error}): free some and run the same command again; "
-        "finished cells are kept"
+        "finished steps are kept"
     )
 
 

@@ -1,11 +1,13 @@
-"""Results of cells: content-addressed, written atomically, in one folder that several processes may share.
+"""Results of steps: content-addressed, written atomically, in one folder that several processes may share.
 
-    DIR/run.json                             what was run: experiment, model, seeds, profile and its cells
-        rows.jsonl.gz (and other *.jsonl.gz) the rows of all finished cells, in the order of run.json
-        cells/<kind>-<key>/                  a finished cell: spec.json, its files and, last, seal.json
-        partial/<kind>-<key>.<pid>.<random>/ a cell being computed; renamed into cells/ when it is complete
-        locks/<kind>-<key>.lock              held while a cell is computed; a process that dies lets go of it
-        failures/<kind>-<key>.txt            the traceback of a cell that failed
+    DIR/run.json                             what was run: experiment, model, seeds, profile and its steps
+        rows.jsonl.gz (and other *.jsonl.gz) the rows of all finished steps, in the order of run.json
+        inputs/<hash>.jsonl                  texts that steps name by the hash of these bytes
+        specs/<hash>.json                    compositions that steps name by their spec hash
+        steps/<kind>-<key>/                  a finished step: spec.json, its files and, last, seal.json
+        partial/<kind>-<key>.<pid>.<random>/ a step being computed; renamed into steps/ when it is complete
+        locks/<kind>-<key>.lock              held while a step is computed; a process that dies lets go of it
+        failures/<kind>-<key>.txt            the traceback of a step that failed
         rejected/                            what was found damaged or foreign: set aside, never read again
 
 seal.json lists size and SHA-256 of every file and is itself signed; a folder without one is no result.
@@ -31,10 +33,10 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
+from llm_experiments.engine.addresses import ADDRESS, Address, Ref, content_key
 from llm_experiments.engine.sealing import (
     StoreError,
     canonical,
-    content_key,
     digest,
     read_signed,
     signed,
@@ -43,22 +45,24 @@ from llm_experiments.engine.sealing import (
     write_synced,
 )
 
-NAME = re.compile(r"[a-z][a-z0-9-]*-[0-9a-f]{16}")
 PARTIAL = re.compile(r"(?P<of>.+)\.\d+\.[0-9a-f]{8}")
 SPEC, SEAL, ROWS, RUN = "spec.json", "seal.json", "rows.jsonl", "run.json"
-FOLDERS = ("cells", "partial", "locks", "failures", "rejected")
+FOLDERS = ("steps", "inputs", "specs", "partial", "locks", "failures", "rejected")
 
 
 class Addressed(Protocol):
-    """What the store has to know of a cell: its address <kind>-<key>, and the document that is hashed."""
+    """What the store has to know of a step: its address <kind>-<key>, and the document that is hashed."""
 
-    address: str
-    document: Mapping[str, Any]
+    @property
+    def address(self) -> Address: ...
+
+    @property
+    def document(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A file or folder that is not trusted: where (in DIR), why, and whether its cell is lost by it."""
+    """A file or folder that is not trusted: where (in DIR), why, and whether its step is lost by it."""
 
     path: str
     reason: str
@@ -69,7 +73,7 @@ class Problem:
 
 
 class Store:
-    """The finished cells of a folder.
+    """The finished steps of a folder.
 
     folder: made if it is missing; with write=False it must be there and nothing in it is ever changed.
     Errors: StoreError on a file, on a folder of other things, on one that may not be written.
@@ -88,7 +92,7 @@ class Store:
         with told_clearly(self.folder, "the folder"):
             self.folder.mkdir(parents=True, exist_ok=True)
             others = {entry.name for entry in self.folder.iterdir() if entry.name[0] != "."} - {"lost+found"}
-            if others and not others & {"cells", RUN}:
+            if others and not others & {"steps", RUN}:
                 raise StoreError(
                     f"'{folder}' holds other things ({', '.join(sorted(others)[:3])}) and no results: "
                     "give a new or an empty folder"
@@ -102,31 +106,67 @@ class Store:
     # ---- reading ----
 
     def path(self, name: str) -> Path:
-        """Where the cell's folder is, once it is finished."""
-        return self.folder / "cells" / name
+        """Where the step's folder is, once it is finished."""
+        return self.folder / "steps" / name
 
     def finished(self, name: str) -> bool:
-        """Whether the cell is there and sound: by sizes, at the first look of this process by hashes too."""
+        """Whether the step is there and sound: by sizes, at the first look of this process by hashes too."""
         return self.path(name).exists() and not any(problem.fatal for problem in self.inspect(name))
 
     def results(self, name: str) -> Path:
-        """The folder of a finished cell. Errors: StoreError if it is missing or damaged."""
+        """The folder of a finished step. Errors: StoreError if it is missing or damaged."""
         if not self.path(name).exists():
-            raise StoreError(f"cell {name} is not finished in '{self.folder}': run it first")
+            raise StoreError(f"step {name} is not finished in '{self.folder}': run it first")
         if fatal := [problem for problem in self.inspect(name) if problem.fatal]:
             raise StoreError(f"{fatal[0]}; run again to compute it anew")
         return self.path(name)
 
+    def sound(self, name: str) -> bool:
+        """Whether the step is finished and nothing foreign lies among its files."""
+        return self.path(name).exists() and not self.inspect(name)
+
+    def seconds(self, name: str) -> float | None:
+        """How long the step took; None if it is not finished or does not say."""
+        try:
+            return float(self.seal(name)["meta"]["seconds"])
+        except (StoreError, KeyError, ValueError, TypeError):
+            return None
+
+    def input(self, ref: Ref) -> bytes:
+        """The bytes of an input. Errors: StoreError if it is missing or damaged."""
+        return self._content(f"inputs/{ref}.jsonl", ref)
+
+    def spec(self, ref: Ref) -> bytes:
+        """The JSON of a composition by its spec hash. Errors: StoreError if it is missing or damaged."""
+        return self._content(f"specs/{ref}.json", ref)
+
+    def _content(self, where: str, ref: Ref) -> bytes:
+        if problem := self._inspect_content(where, ref):
+            raise StoreError(f"{problem} in '{self.folder}'; run again to write it anew")
+        return (self.folder / where).read_bytes()
+
+    def _inspect_content(self, where: str, ref: str) -> Problem | None:
+        """What is wrong with a file that is named after its bytes."""
+        path = self.folder / where
+        try:
+            if path.is_symlink() or not path.is_file():
+                return Problem(where, "is not a plain file" if path.exists() else "is missing")
+            if Ref.of(path.read_bytes()) != ref:
+                return Problem(where, "was changed: its bytes are not those that it is named after")
+        except OSError as error:
+            return Problem(where, f"cannot be read ({error.strerror})")
+        return None
+
     def seal(self, name: str) -> dict[str, Any]:
-        """The seal of a cell: its `files` (size, sha256) and `meta` (seconds, ..). Errors: StoreError."""
+        """The seal of a step: its `files` (size, sha256) and `meta` (seconds, ..). Errors: StoreError."""
         return read_signed(self.path(name) / SEAL, "files", "meta")
 
     def inspect(self, name: str, *, hashes: bool = False) -> list[Problem]:
-        """What is wrong with a cell's folder; nothing if the list is empty.
+        """What is wrong with a step's folder; nothing if the list is empty.
 
         hashes: read every byte even if this process has done so before.
         """
-        folder, where = self.path(name), f"cells/{name}"
+        folder, where = self.path(name), f"steps/{name}"
         if folder.is_symlink() or not folder.is_dir():
             return [Problem(where, "is not a folder")]
         hashes = hashes or name not in self._hashed
@@ -136,7 +176,7 @@ class Store:
             found = (self._damage(where, file, sealed, hashes) for file, sealed in seal["files"].items())
             problems = [problem for problem in found if problem]
             if not problems and (seal["name"] != name or not self._belongs(folder / SPEC, name)):
-                problems = [Problem(where, f"holds the results of another cell ({seal['name']})")]
+                problems = [Problem(where, f"holds the results of another step ({seal['name']})")]
         except StoreError as error:
             return [Problem(f"{where}/{SEAL}", str(error))]
         except OSError as error:
@@ -146,7 +186,7 @@ class Store:
         if not problems:
             self._hashed.add(name)
         return problems + [
-            Problem(f"{where}/{file}", "is foreign: the cell did not write it", fatal=False)
+            Problem(f"{where}/{file}", "is foreign: the step did not write it", fatal=False)
             for file, entry in sorted(entries.items())
             if file not in ours
         ]
@@ -157,14 +197,21 @@ class Store:
         for entry in sorted(self.folder.iterdir()):
             if entry.name not in (*FOLDERS, RUN) and not entry.name.endswith(".jsonl.gz"):
                 found.append(Problem(entry.name, "is foreign: nothing of it is read", fatal=False))
-        for entry in self._entries("cells"):
-            if NAME.fullmatch(entry.name):
+        for entry in self._entries("steps"):
+            if ADDRESS.fullmatch(entry.name):
                 found += self.inspect(entry.name, hashes=hashes)
             else:
-                found.append(Problem(f"cells/{entry.name}", "is foreign: it is no cell", fatal=False))
+                found.append(Problem(f"steps/{entry.name}", "is foreign: it is no step", fatal=False))
+        for folder, ending in (("inputs", ".jsonl"), ("specs", ".json")):
+            for entry in self._entries(folder):
+                where = f"{folder}/{entry.name}"
+                if entry.suffix != ending:
+                    found.append(Problem(where, "is foreign: no step names it", fatal=False))
+                elif problem := self._inspect_content(where, entry.stem):
+                    found.append(problem)
         for entry in self._entries("partial"):
             if not PARTIAL.fullmatch(entry.name):
-                found.append(Problem(f"partial/{entry.name}", "is foreign: no cell is computed there", False))
+                found.append(Problem(f"partial/{entry.name}", "is foreign: no step is computed there", False))
         if problem := self._run_list()[1]:
             return [*found, problem]
         for path in sorted(self.folder.glob("*.jsonl.gz")):
@@ -172,10 +219,10 @@ class Store:
                 with gzip.open(path) as file:
                     whole = file.read() == b"".join(self.rows(path.stem))
             except (OSError, EOFError, ValueError, zlib.error) as error:
-                found.append(Problem(path.name, f"is damaged ({error}): run again, or use the cells"))
+                found.append(Problem(path.name, f"is damaged ({error}): run again, or use the steps"))
             else:
                 if not whole:
-                    reason = "is not what the finished cells hold: run again to write it anew"
+                    reason = "is not what the finished steps hold: run again to write it anew"
                     found.append(Problem(path.name, reason, fatal=False))
         return found
 
@@ -195,7 +242,7 @@ class Store:
         return None
 
     def _belongs(self, spec: Path, name: str) -> bool:
-        """Whether the cell's own description has the key that its folder is named after."""
+        """Whether the step's own description has the key that its folder is named after."""
         document = json.loads(spec.read_text(encoding="utf-8"))
         return name == f"{document['kind']}-{content_key(document)}"
 
@@ -207,7 +254,7 @@ class Store:
 
     @contextmanager
     def lock(self, name: str, *, wait: bool = False) -> Iterator[bool]:
-        """Hold the cell's lock, if no other process does: says whether. With wait, until it is free."""
+        """Hold the step's lock, if no other process does: says whether. With wait, until it is free."""
         lock = FileLock(self.folder / "locks" / f"{name}.lock")
         with told_clearly(self.folder, f"the lock of {name}"), suppress(Timeout):
             lock.acquire(blocking=wait, poll_interval=0.02)
@@ -217,31 +264,31 @@ class Store:
             lock.release()
 
     @contextmanager
-    def computing(self, cell: Addressed, meta: Mapping[str, Any] | None = None) -> Iterator[Path]:
-        """A folder to compute the cell in; leaving the block seals it and makes it the cell's result.
+    def computing(self, step: Addressed, meta: Mapping[str, Any] | None = None) -> Iterator[Path]:
+        """A folder to compute the step in; leaving the block seals it and makes it the step's result.
 
-        The caller holds the cell's lock. After an exception nothing of it is left.
+        The caller holds the step's lock. After an exception nothing of it is left.
         meta: a mapping that is written into the seal (with the seconds it took); may be filled in the block.
         Errors: DiskFullError, StoreError when the result cannot be written.
         """
         start = time.perf_counter()
-        with told_clearly(self.folder, f"cell {cell.address}"):
-            self._clear(cell.address)
-            folder = self._partial(cell.address)
+        with told_clearly(self.folder, f"step {step.address}"):
+            self._clear(step.address)
+            folder = self._partial(step.address)
             folder.mkdir()
         try:
             yield folder
-            with told_clearly(self.folder, f"cell {cell.address}"):
-                (folder / SPEC).write_text(canonical(cell.document) + "\n", encoding="utf-8")
+            with told_clearly(self.folder, f"step {step.address}"):
+                (folder / SPEC).write_text(canonical(step.document) + "\n", encoding="utf-8")
                 seconds = {"seconds": round(time.perf_counter() - start, 3)}
-                self._seal(folder, cell.address, {**(meta or {}), **seconds})
+                self._seal(folder, step.address, {**(meta or {}), **seconds})
                 try:
-                    os.rename(folder, self.path(cell.address))
+                    os.rename(folder, self.path(step.address))
                 except OSError as error:
-                    # Only where locks do not work can another process have finished the same cell meanwhile.
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not self.finished(cell.address):
+                    # Only where locks do not work can another process have finished the same step meanwhile.
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not self.finished(step.address):
                         raise
-                sync(self.folder / "cells")
+                sync(self.folder / "steps")
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # gone already if it became the result
 
@@ -250,7 +297,7 @@ class Store:
         for entry in sorted(folder.rglob("*")):
             if entry.is_symlink() or not (entry.is_dir() or entry.is_file()):
                 raise StoreError(
-                    f"cell {name} wrote '{entry.name}', which is no plain file: write files only"
+                    f"step {name} wrote '{entry.name}', which is no plain file: write files only"
                 )
             if entry.is_dir():
                 folders.append(entry)
@@ -265,9 +312,9 @@ class Store:
             sync(entry)
 
     def set_aside(self, name: str) -> list[Problem]:
-        """Move what is damaged or foreign at a cell's place to rejected/, and say what; the caller locks it.
+        """Move what is damaged or foreign at a step's place to rejected/, and say what; the caller locks it.
 
-        A damaged cell goes as a whole; a sound one loses only the files it did not write.
+        A damaged step goes as a whole; a sound one loses only the files it did not write.
         """
         if not self.path(name).exists() and not self.path(name).is_symlink():
             return []
@@ -300,7 +347,7 @@ class Store:
                     entry.unlink(missing_ok=True)
 
     def note_failure(self, name: str, text: str | None) -> None:
-        """Keep the traceback of a cell that failed; None forgets it. A full disk keeps none."""
+        """Keep the traceback of a step that failed; None forgets it. A full disk keeps none."""
         path = self.folder / "failures" / f"{name}.txt"
         try:
             if text is None:
@@ -310,12 +357,31 @@ class Store:
         except OSError:
             return
 
+    # ---- inputs ----
+
+    def add_inputs(self, inputs: Mapping[Ref, bytes], specs: Mapping[Ref, bytes]) -> list[Problem]:
+        """Write what a plan's steps name, where it is not there yet; what was damaged, which is set aside."""
+        contents = {f"inputs/{ref}.jsonl": (ref, content) for ref, content in inputs.items()}
+        contents |= {f"specs/{ref}.json": (ref, content) for ref, content in specs.items()}
+        problems = []
+        with self.lock("inputs", wait=True):
+            for where, (ref, content) in contents.items():
+                path = self.folder / where
+                if path.exists() or path.is_symlink():
+                    if not (problem := self._inspect_content(where, ref)):
+                        continue
+                    problems.append(problem)
+                    with told_clearly(self.folder, f"rejected/{path.name}"):
+                        os.rename(path, self._reject(path.name))
+                self._replace(where, content, "inputs")
+        return problems
+
     # ---- runs and their rows ----
 
     def runs(self) -> list[dict[str, Any]]:
         """What was run into this folder, oldest first. Errors: StoreError if run.json is damaged.
 
-        Each has experiment, model, digest, seeds, profile, and cells: {"name", "label"} in the plan's order.
+        Each has experiment, model, digest, seeds, profile, and steps: {"address", "label"}, in order.
         """
         runs, problem = self._run_list()
         if problem:
@@ -331,12 +397,12 @@ class Store:
         except StoreError as error:
             return [], Problem(RUN, str(error))
 
-    def add_run(self, run: Mapping[str, Any], cells: Sequence[Mapping[str, str]]) -> list[Problem]:
-        """Enter a run and its cells into run.json; the same run (all but its cells equal) is entered once.
+    def add_run(self, run: Mapping[str, Any], steps: Sequence[Mapping[str, str]]) -> list[Problem]:
+        """Enter a run and its steps into run.json; the same run (all but its steps equal) is entered once.
 
         Returns what was wrong with a run.json that had to be set aside.
         """
-        problems, entry = [], {**run, "cells": [dict(cell) for cell in cells]}
+        problems, entry = [], {**run, "steps": [dict(step) for step in steps]}
         canonical(entry)
         with self.lock(RUN, wait=True):
             runs, problem = self._run_list()
@@ -345,16 +411,16 @@ class Store:
                 with told_clearly(self.folder, f"rejected/{RUN}"):
                     os.rename(self.folder / RUN, self._reject(RUN))
             entry = json.loads(canonical(entry))
-            same = [{**old, "cells": None} == {**entry, "cells": None} for old in runs]
+            same = [{**old, "steps": None} == {**entry, "steps": None} for old in runs]
             if entry not in runs:
                 runs = [entry if at else old for at, old in zip(same, runs, strict=True)]
                 self._replace(RUN, signed({"runs": runs if any(same) else [*runs, entry]}))
         return problems
 
     def rows(self, file: str = ROWS, only: Collection[str] | None = None) -> Iterator[bytes]:
-        """The lines of one kind of rows, of all runs' finished cells in their order, each cell once.
+        """The lines of one kind of rows, of all runs' finished steps in their order, each step once.
 
-        only: of these cells.
+        only: of these steps.
         """
         for name in self._listed():
             if (only is None or name in only) and file in self.seal(name)["files"]:
@@ -362,17 +428,17 @@ class Store:
                     yield from lines
 
     def row_files(self) -> list[str]:
-        """The kinds of rows there are: names of *.jsonl directly in the folders of finished cells."""
+        """The kinds of rows there are: names of *.jsonl directly in the folders of finished steps."""
         files = {file for name in self._listed() for file in self.seal(name)["files"]}
         return sorted(file for file in files if file.endswith(".jsonl") and "/" not in file)
 
     def _listed(self) -> list[str]:
-        """The finished cells of all runs, in the order of run.json."""
-        listed = dict.fromkeys(cell["name"] for run in self.runs() for cell in run["cells"])
+        """The finished steps of all runs, in the order of run.json."""
+        listed = dict.fromkeys(step["address"] for run in self.runs() for step in run["steps"])
         return [name for name in listed if self.finished(name)]
 
     def assemble(self) -> None:
-        """Write rows.jsonl.gz, and its like, from the finished cells: equal rows give equal bytes."""
+        """Write rows.jsonl.gz, and its like, from the finished steps: equal rows give equal bytes."""
         for name in self.row_files() or [ROWS]:
             with self.lock(f"{name}.gz", wait=True):
                 buffer = io.BytesIO()
@@ -388,13 +454,13 @@ class Store:
     def _reject(self, name: str) -> Path:
         return self.folder / "rejected" / f"{name}.{secrets.token_hex(4)}"
 
-    def _replace(self, name: str, content: bytes) -> None:
-        """Write DIR/name, all or nothing; the caller holds the lock of that name."""
+    def _replace(self, name: str, content: bytes, lock: str | None = None) -> None:
+        """Write DIR/name, all or nothing; the caller holds the lock of that name, or of `lock`."""
         with told_clearly(self.folder, name):
-            partial = self._partial(name)
+            partial = self._partial(lock or name)
             try:
                 write_synced(partial, content)
-                os.replace(partial, self.folder / name)
-                sync(self.folder)
+                os.replace(partial, path := self.folder / name)
+                sync(path.parent)
             finally:
                 partial.unlink(missing_ok=True)

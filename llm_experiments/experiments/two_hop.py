@@ -1,6 +1,6 @@
 """The named experiments: which adapters each trains on which base model, how it merges them, what it asks.
 
-Each is a function from (base model, profile, seeds) to cells; cells that two experiments share are computed
+Each is a function from (base model, profile, seeds) to steps; steps that two experiments share are computed
 once. The compositions are those the toy model predicts, so that measured rows have the spec hash of predicted
 ones.
 """
@@ -14,16 +14,11 @@ from typing import Any
 
 from llm_experiments.domains.two_hop.lexicon import lexicon
 from llm_experiments.domains.two_hop.rendering import training_examples
-from llm_experiments.editing.step import EditsCell
-from llm_experiments.engine.local import Cell, in_order
+from llm_experiments.editing.step import Edit, KnownWorld
+from llm_experiments.engine.addresses import Ref
+from llm_experiments.engine.steps import Plan, Step
 from llm_experiments.experiments.sizes import Profile
-from llm_experiments.steps import (
-    AdapterCell,
-    AnswersCell,
-    RandomAdapterCell,
-    Scene,
-    TemperatureCell,
-)
+from llm_experiments.steps import Ask, RandomAdapter, Scene, Sweep, TrainAdapter, add_examples
 from toytransformer.compositions import Adapter, Composition, Merge, SpecError, catalogue
 from toytransformer.compositions.setups import setup
 
@@ -50,12 +45,13 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Cells for one base model under one profile."""
+class Planner:
+    """Steps for one base model under one profile, and the plan that holds what they need."""
 
     base: Base
     profile: Profile
     seeds: tuple[int, ...]
+    plan: Plan = field(default_factory=Plan, compare=False)
 
     def setup(
         self,
@@ -94,20 +90,21 @@ class Plan:
         composition = replace(plain, questions=(*plain.questions, *steps))
         return self._scene(composition, dataset, None, {})
 
-    def expert(self, scene: Scene, name: str, seed: int, **changes: Any) -> AdapterCell:
+    def expert(self, scene: Scene, name: str, seed: int, **changes: Any) -> TrainAdapter:
         """The adapter of that name in the scene's library, trained by the profile's recipe with `changes`."""
         composition = scene.composition
         adapter = next(adapter for adapter in composition.adapters if adapter.name == name)
 
-        def texts(templates: Iterable[int]):
-            return training_examples(adapter, composition.world, scene.lexicon, tuple(templates))
+        def texts(templates: Iterable[int]) -> Ref:
+            examples = training_examples(adapter, composition.world, scene.lexicon, tuple(templates))
+            return add_examples(self.plan, examples)
 
         training = replace(self.profile.training, **changes)
         if training.steps is not None:
             training = replace(training, steps=training.steps * IN_PLACE_OF.get(name, 1))
-        return AdapterCell(
+        return TrainAdapter(
             title=f"{name} of {composition.name} on {scene.lexicon.dataset}",
-            model_digest=self.base.digest,
+            model=self.base.digest,
             examples=texts(self.profile.train),
             checks=texts(self.profile.test),
             training=training,
@@ -115,33 +112,35 @@ class Plan:
             index=INDEX.get(name, [a.name for a in composition.adapters].index(name)),
         )
 
-    def library(self, scene: Scene, seed: int, **changes: Any) -> tuple[AdapterCell, ...]:
+    def library(self, scene: Scene, seed: int, **changes: Any) -> tuple[TrainAdapter, ...]:
         """Every adapter of the scene, in merge order."""
         return tuple(
             self.expert(scene, adapter.name, seed, **changes) for adapter in scene.composition.adapters
         )
 
     def answers(
-        self, scene: Scene, library: Sequence[Cell], rule: str | Merge, seed: int, **regime: Any
-    ) -> AnswersCell:
+        self, scene: Scene, library: Sequence[Step], rule: str | Merge, seed: int, **regime: Any
+    ) -> Ask:
         """The scene's questions put to the base with this library merged; Arrow's T is chosen beforehand."""
         merge = Merge(rule) if isinstance(rule, str) else rule
         asked = replace(scene, regime={**scene.regime, "seed": seed, **regime}).with_merge(merge)
-        temperature = None
+        temperature, adapters = None, tuple(self.plan.add(step) for step in library)
         if merge.rule in ARROW and "temperature" not in merge.option_dict:
             dev = self._dev(scene).with_merge(merge)
-            temperature = TemperatureCell(dev, tuple(library), self.profile.temperatures, self.base.digest)
-        return AnswersCell(
-            asked, tuple(library), self.base.digest, seed, temperature, base=self.base_answers(scene)
-        )
+            temperature = self.plan.add(
+                Sweep(dev.label, dev.add_to(self.plan), adapters, self.profile.temperatures, self.base.digest)
+            )
+        base = self.plan.add(self.base_answers(scene))
+        return Ask(asked.label, asked.add_to(self.plan), adapters, self.base.digest, seed, temperature, base)
 
-    def base_answers(self, scene: Scene) -> AnswersCell:
+    def base_answers(self, scene: Scene) -> Ask:
         """What the base model says without adapters: a control, and the old answers of an unknown world."""
         name, dataset = scene.composition.name, scene.lexicon.dataset
-        # All setups ask the same, and so do all libraries of one graph: one cell for all of them.
+        # All setups ask the same, and so do all libraries of one graph: one step for all of them.
         scene = self.setup(0, dataset) if name.startswith("setup") else self.relations(name, dataset)
         regime = {"control": "base"}
-        return AnswersCell(replace(scene, regime=regime).with_merge(Merge("sum")), (), self.base.digest)
+        scene = replace(scene, regime=regime).with_merge(Merge("sum"))
+        return Ask(scene.label, scene.add_to(self.plan), (), self.base.digest)
 
     def controls(
         self,
@@ -150,17 +149,21 @@ class Plan:
         alone: Sequence[str] = ALONE,
         rules: Sequence[str] = ("sum", "mean"),
         layers: str = "mlp",
-    ) -> list[Cell]:
+    ) -> list[Step]:
         """The base, single adapters by name, and random adapters of the experts' norms under these rules."""
         dataset = scene.lexicon.dataset
-        cells: list[Cell] = [self.base_answers(scene)]
+        steps: list[Step] = [self.base_answers(scene)]
         for name in alone:
             single = self.setup(0, dataset, (name,), layers=layers)
             library = self.library(single, seed, layers=layers)
-            cells.append(self.answers(single, library, "sum", seed, control=name))
-        randoms = [RandomAdapterCell(expert, seed) for expert in self.library(scene, seed, layers=layers)]
-        cells += [self.answers(scene, randoms, rule, seed, control="random") for rule in rules]
-        return cells
+            steps.append(self.answers(single, library, "sum", seed, control=name))
+        randoms = self.randoms(self.library(scene, seed, layers=layers), seed)
+        steps += [self.answers(scene, randoms, rule, seed, control="random") for rule in rules]
+        return steps
+
+    def randoms(self, library: Iterable[TrainAdapter], seed: int) -> list[RandomAdapter]:
+        """The random controls of adapters."""
+        return [RandomAdapter(expert.label, self.plan.add(expert), seed) for expert in library]
 
     def _known(self, dataset: str) -> bool:
         """Whether the base has old answers: it is known to only where the project made its world."""
@@ -182,181 +185,188 @@ class Plan:
         return Scene(composition, names, self.profile.test, {"layers": "mlp", **regime})
 
 
-def _merged(plan: Plan, scene: Scene, seed: int, rules: Iterable[str | Merge], **changes: Any) -> list[Cell]:
-    library = plan.library(scene, seed, **changes)
-    return [plan.answers(scene, library, rule, seed) for rule in rules]
+def _merged(
+    planner: Planner, scene: Scene, seed: int, rules: Iterable[str | Merge], **changes: Any
+) -> list[Step]:
+    library = planner.library(scene, seed, **changes)
+    return [planner.answers(scene, library, rule, seed) for rule in rules]
 
 
-def fig1(plan: Plan) -> Iterable[Cell]:
-    for seed in plan.seeds:
+def fig1(planner: Planner) -> Iterable[Step]:
+    for seed in planner.seeds:
         for dataset in "FHR":
             for library in (PAIR, TRIPLE):
-                yield from _merged(plan, plan.setup(0, dataset, library), seed, UNIFORM + ARROW)
+                yield from _merged(planner, planner.setup(0, dataset, library), seed, UNIFORM + ARROW)
             for name in ("oracle", "mixed"):
-                alone = plan.setup(0, dataset, (name,))
-                yield plan.answers(alone, plan.library(alone, seed), "sum", seed, control=name)
+                alone = planner.setup(0, dataset, (name,))
+                yield planner.answers(alone, planner.library(alone, seed), "sum", seed, control=name)
 
 
-def table7(plan: Plan) -> Iterable[Cell]:
-    yield from fig1(plan)
-    for seed in plan.seeds:
+def table7(planner: Planner) -> Iterable[Step]:
+    yield from fig1(planner)
+    for seed in planner.seeds:
         for dataset in "FHR":
-            scene = plan.setup(0, dataset)
-            yield from _merged(plan, scene, seed, ("sum",))
-            yield from plan.controls(scene, seed)
+            scene = planner.setup(0, dataset)
+            yield from _merged(planner, scene, seed, ("sum",))
+            yield from planner.controls(scene, seed)
 
 
-def table1(plan: Plan) -> Iterable[Cell]:
-    for seed in plan.seeds:
+def table1(planner: Planner) -> Iterable[Step]:
+    for seed in planner.seeds:
         for number in range(9):
-            scene = plan.setup(number, "F" if number == 1 else "R")
-            yield from _merged(plan, scene, seed, UNIFORM + ARROW)
-        yield from plan.controls(plan.setup(0, "R"), seed)
+            scene = planner.setup(number, "F" if number == 1 else "R")
+            yield from _merged(planner, scene, seed, UNIFORM + ARROW)
+        yield from planner.controls(planner.setup(0, "R"), seed)
 
 
-def bridge(plan: Plan) -> Iterable[Cell]:
-    for seed in plan.seeds:
+def bridge(planner: Planner) -> Iterable[Step]:
+    for seed in planner.seeds:
         for number in (0, 2, 5, 4):
-            yield from _merged(plan, plan.setup(number, "R"), seed, ("mean", "arrow-products"))
-        yield from plan.controls(plan.setup(0, "R"), seed, ("hop1", "hop2", "oracle", "joint"), ("mean",))
+            yield from _merged(planner, planner.setup(number, "R"), seed, ("mean", "arrow-products"))
+        yield from planner.controls(
+            planner.setup(0, "R"), seed, ("hop1", "hop2", "oracle", "joint"), ("mean",)
+        )
 
 
-def contrast(plan: Plan) -> Iterable[Cell]:
+def contrast(planner: Planner) -> Iterable[Step]:
     """Plain against bridged, under matched and longer training, from one initial A for each or one for all.
 
     Every adapter is also asked alone, which parts what its training left out from what the merge took away.
     The paper trains by epochs, so its bridged adapters take about three times the steps of plain ones at our
     sizes.
     """
-    steps = plan.profile.training.steps
-    for seed in plan.seeds:
+    steps = planner.profile.training.steps
+    for seed in planner.seeds:
         for number, longer in ((2, 1), (0, 1), (2, 3)):
             if longer > 1 and steps is None:
                 continue  # trained by epochs already
             more = {} if longer == 1 else {"steps": longer * steps}
             for start in ({}, {"initial_a": "shared"}):
-                library = plan.library(plan.setup(number, "R"), seed, **start, **more)
-                scene = plan.setup(number, "R", **start, **more)
+                library = planner.library(planner.setup(number, "R"), seed, **start, **more)
+                scene = planner.setup(number, "R", **start, **more)
                 for rule in ("sum", "mean", "arrow-products"):
-                    yield plan.answers(scene, library, rule, seed)
+                    yield planner.answers(scene, library, rule, seed)
                 for name, adapter in zip(PAIR, library, strict=True):
-                    alone = plan.setup(number, "R", (name,), **start, **more)
-                    yield plan.answers(alone, [adapter], "sum", seed, control=name)
-        yield from plan.controls(plan.setup(0, "R"), seed, ("oracle", "joint"), ("mean",))
+                    alone = planner.setup(number, "R", (name,), **start, **more)
+                    yield planner.answers(alone, [adapter], "sum", seed, control=name)
+        yield from planner.controls(planner.setup(0, "R"), seed, ("oracle", "joint"), ("mean",))
 
 
-def table2(plan: Plan) -> Iterable[Cell]:
+def table2(planner: Planner) -> Iterable[Step]:
     """Rules on setup 0's adapters; those that need data get it on chains that are not asked."""
     rules = ("linear", "linear-peft", "mean", "ties", "dare", "knots", "magnitude-prune", *ARROW)
     fitted = ("cat-fitted", "lorahub", "adaptive", "adaptive-random", "new-adapter")
-    for seed in plan.seeds:
-        scene = plan.setup(0, "R")
-        yield from _merged(plan, scene, seed, rules)
+    for seed in planner.seeds:
+        scene = planner.setup(0, "R")
+        yield from _merged(planner, scene, seed, rules)
         for variant, label in (("frozen-a", "LoRI-D"), ("sparse-b", "LoRI-S")):
-            library = plan.library(scene, seed, variant=variant)
+            library = planner.library(scene, seed, variant=variant)
             for rule, form in (("sum", "cat"), ("mean", "mean"), ("linear", "linear")):
-                yield plan.answers(scene, library, rule, seed, adapters=label, form=form)
-        with_data = plan.setup(0, "R", examples=plan.profile.fit_facts)
-        library = plan.library(with_data, seed)
+                yield planner.answers(scene, library, rule, seed, adapters=label, form=form)
+        with_data = planner.setup(0, "R", examples=planner.profile.fit_facts)
+        library = planner.library(with_data, seed)
         shown = Adapter("shown", with_data.composition.examples)
         examples = training_examples(
             shown,
             with_data.composition.world,
             with_data.lexicon,
-            plan.profile.train[: plan.profile.fit_templates],
+            planner.profile.train[: planner.profile.fit_templates],
         )
+        fit = add_examples(planner.plan, examples)
         for rule in fitted:
-            cell = plan.answers(with_data, library, rule, seed)
-            yield replace(cell, fit=examples, training=plan.profile.training)
-        yield from plan.controls(scene, seed)
+            step = planner.answers(with_data, library, rule, seed)
+            yield replace(step, fit=fit, training=planner.profile.training)
+        yield from planner.controls(scene, seed)
 
 
-def table8(plan: Plan) -> Iterable[Cell]:
-    for seed in plan.seeds:
+def table8(planner: Planner) -> Iterable[Step]:
+    for seed in planner.seeds:
         for layers in ("mlp", "attention", "both"):
             for library in (PAIR, TRIPLE):
-                scene = plan.setup(0, "F", library, layers=layers)
-                yield from _merged(plan, scene, seed, ("linear", *ARROW), layers=layers)
-            scene, alone = plan.setup(0, "F", layers=layers), (*TRIPLE, "mixed")
-            yield from plan.controls(scene, seed, alone if layers != "mlp" else ALONE, layers=layers)
+                scene = planner.setup(0, "F", library, layers=layers)
+                yield from _merged(planner, scene, seed, ("linear", *ARROW), layers=layers)
+            scene, alone = planner.setup(0, "F", layers=layers), (*TRIPLE, "mixed")
+            yield from planner.controls(scene, seed, alone if layers != "mlp" else ALONE, layers=layers)
 
 
-def table9(plan: Plan) -> Iterable[Cell]:
-    for seed in plan.seeds:
+def table9(planner: Planner) -> Iterable[Step]:
+    for seed in planner.seeds:
         for layers in ("mlp", "attention", "both"):
             for number, dataset in ((1, "F"), (2, "R")):
-                scene = plan.setup(number, dataset, layers=layers)
-                yield from _merged(plan, scene, seed, ("linear", *ARROW), layers=layers)
-                scene = plan.setup(0, dataset, layers=layers)
-                yield from plan.controls(scene, seed, TRIPLE if layers != "mlp" else ALONE, layers=layers)
+                scene = planner.setup(number, dataset, layers=layers)
+                yield from _merged(planner, scene, seed, ("linear", *ARROW), layers=layers)
+                scene = planner.setup(0, dataset, layers=layers)
+                yield from planner.controls(scene, seed, TRIPLE if layers != "mlp" else ALONE, layers=layers)
 
 
-def table12(plan: Plan) -> Iterable[Cell]:
-    for seed in plan.seeds:
+def table12(planner: Planner) -> Iterable[Step]:
+    for seed in planner.seeds:
         for name in ("library-disjoint", "library-shared"):
-            scene = plan.relations(name, "F")
-            library = plan.library(scene, seed)
+            scene = planner.relations(name, "F")
+            library = planner.library(scene, seed)
             for rule in ("sum", *UNIFORM, *ARROW):
-                yield plan.answers(scene, library, rule, seed)
-            yield plan.base_answers(scene)
+                yield planner.answers(scene, library, rule, seed)
+            yield planner.base_answers(scene)
             for single in ("Rel1", "Rel2", "Rel1Rel2"):
-                alone = plan.relations(name, "F", (single,))
-                yield plan.answers(alone, plan.library(alone, seed), "sum", seed, control=single)
-            randoms = [RandomAdapterCell(expert, seed) for expert in library]
-            yield plan.answers(scene, randoms, "mean", seed, control="random")
+                alone = planner.relations(name, "F", (single,))
+                yield planner.answers(alone, planner.library(alone, seed), "sum", seed, control=single)
+            randoms = planner.randoms(library, seed)
+            yield planner.answers(scene, randoms, "mean", seed, control="random")
 
 
-def edits(plan: Plan) -> Iterable[Cell]:
+def edits(planner: Planner) -> Iterable[Step]:
     for dataset in "FR":
-        scene = plan.setup(0, dataset).first(plan.profile.edited_facts)
-        yield EditsCell(scene, plan.base.digest, plan.base.world)
+        scene = planner.setup(0, dataset).first(planner.profile.edited_facts)
+        known = planner.base.world and KnownWorld(planner.base.world.people, planner.base.world.facts)
+        world = known and known.add_to(planner.plan)
+        yield Edit(scene.lexicon.dataset, scene.add_to(planner.plan), planner.base.digest, world)
 
 
-def survival(plan: Plan) -> Iterable[Cell]:
+def survival(planner: Planner) -> Iterable[Step]:
     """Known (R) and fresh (F) facts under weights (a, 1 - a), and under (1, s): the second is scaled."""
     shifted = [(tenths / 10, (10 - tenths) / 10) for tenths in range(11)]
     scaled = [(1.0, fifths / 5) for fifths in range(1, 11)]  # s = 0 is shifted's last
-    for seed in plan.seeds:
+    for seed in planner.seeds:
         for dataset in "FR":
-            scene = plan.setup(0, dataset)
+            scene = planner.setup(0, dataset)
             merges = [Merge("sum", weights) for weights in (*shifted, *scaled)]
-            yield from _merged(plan, scene, seed, merges)
-            yield from plan.controls(scene, seed)
+            yield from _merged(planner, scene, seed, merges)
+            yield from planner.controls(scene, seed)
 
 
-def relabel(plan: Plan) -> Iterable[Cell]:
+def relabel(planner: Planner) -> Iterable[Step]:
     """Adapter 1 trained anew under random relabellings of its answers; adapter 2 is the same."""
-    for seed in plan.seeds:
+    for seed in planner.seeds:
         for dataset in "FR":
-            for draw in range(plan.profile.relabellings + 1):
-                sigma = list(range(plan.profile.facts))
+            for draw in range(planner.profile.relabellings + 1):
+                sigma = list(range(planner.profile.facts))
                 if draw:
                     random.Random(draw).shuffle(sigma)
-                scene = plan.setup(0, dataset, sigma=tuple(sigma), relabelling=draw)
-                yield from _merged(plan, scene, seed, ("sum", "mean", "linear", "arrow-products"))
-                alone = plan.setup(0, dataset, ("mixed",), sigma=tuple(sigma), relabelling=draw)
-                yield from _merged(plan, alone, seed, ("sum",))
-            yield from plan.controls(plan.setup(0, dataset), seed)
+                scene = planner.setup(0, dataset, sigma=tuple(sigma), relabelling=draw)
+                yield from _merged(planner, scene, seed, ("sum", "mean", "linear", "arrow-products"))
+                alone = planner.setup(0, dataset, ("mixed",), sigma=tuple(sigma), relabelling=draw)
+                yield from _merged(planner, alone, seed, ("sum",))
+            yield from planner.controls(planner.setup(0, dataset), seed)
 
 
-def gauge(plan: Plan) -> Iterable[Cell]:
+def gauge(planner: Planner) -> Iterable[Step]:
     """Factor-wise and product-wise rules on adapters from one initial A or several, in several gauges."""
-    for seed in plan.seeds:
-        scene = plan.setup(0, "F")
+    for seed in planner.seeds:
+        scene = planner.setup(0, "F")
         for start in ("independent", "shared"):
-            library = plan.library(scene, seed, initial_a=start)
+            library = planner.library(scene, seed, initial_a=start)
             for form in ("as trained", "flipped", "random:0", "svd"):
                 for rule in ("mean", "linear", "linear-peft", "arrow-factors"):
-                    cell = plan.answers(scene, library, rule, seed, initial_a=start, gauge=form)
-                    yield replace(cell, gauge=form)
-        yield from plan.controls(scene, seed)
+                    step = planner.answers(scene, library, rule, seed, initial_a=start, gauge=form)
+                    yield replace(step, gauge=form)
+        yield from planner.controls(scene, seed)
 
 
-def quick(plan: Plan) -> Iterable[Cell]:
-    for seed in plan.seeds:
+def quick(planner: Planner) -> Iterable[Step]:
+    for seed in planner.seeds:
         for number in (0, 2):
-            yield from _merged(plan, plan.setup(number, "R"), seed, ("mean", "arrow-products"))
-    yield plan.base_answers(plan.setup(0, "R"))
+            yield from _merged(planner, planner.setup(number, "R"), seed, ("mean", "arrow-products"))
+    yield planner.base_answers(planner.setup(0, "R"))
 
 
 @dataclass(frozen=True)
@@ -373,28 +383,29 @@ class Work:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A named experiment: how its cells are planned, one line about it, its place in the paper."""
+    """A named experiment: how its steps are planned, one line about it, its place in the paper."""
 
-    cells: Callable[[Plan], Iterable[Cell]] = field(repr=False)
+    steps: Callable[[Planner], Iterable[Step]] = field(repr=False)
     about: str
     source: str
 
-    def plan(self, base: Base, profile: Profile, seeds: Sequence[int]) -> list[Cell]:
-        """The cells whose results are wanted, each once, in a fixed order; what they need is not listed."""
+    def plan(self, base: Base, profile: Profile, seeds: Sequence[int]) -> Plan:
+        """The steps whose results are wanted, each once, in a fixed order, and all they need."""
         if not seeds or len(set(seeds)) < len(seeds):
             raise SpecError(f"seeds {list(seeds)}: give at least one, each once")
-        cells = self.cells(Plan(base, profile, tuple(seeds)))
-        return list({cell.address: cell for cell in cells}.values())
+        planner = Planner(base, profile, tuple(seeds))
+        planner.plan.want(*self.steps(planner))
+        return planner.plan
 
     def work(self, base: Base, profile: Profile, seeds: Sequence[int]) -> Work:
         """What a run with nothing finished has to do; the closed-form edits of `edits` train nothing."""
-        cells = in_order(self.plan(base, profile, seeds))
-        trained = [cell for cell in cells if isinstance(cell, AdapterCell)]
-        asked = [cell.scene for cell in cells if isinstance(cell, AnswersCell)]
+        plan = self.plan(base, profile, seeds)
+        trained = [step for step in plan.order() if isinstance(step, TrainAdapter)]
+        scenes = [step.scene.read(plan) for step in plan.order() if isinstance(step, Ask)]
         return Work(
             adapters=len(trained),
-            examples=sum(cell.training.seen(len(cell.examples)) for cell in trained),
-            questions=sum(len(scene.composition.questions) * len(scene.templates) for scene in asked),
+            examples=sum(step.training.seen(len(plan.input(step.examples))) for step in trained),
+            questions=sum(len(scene.composition.questions) * len(scene.templates) for scene in scenes),
         )
 
 

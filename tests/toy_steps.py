@@ -1,6 +1,6 @@
-"""Cells that need no model, and a program that runs them: what the tests kill, starve and run side by side.
+"""Steps that need no model, and a program that runs them: what the tests kill, starve and run side by side.
 
-    python tests/toy_cells.py DIR LOG [--pause SECONDS] [--cells N] [--payload BYTES]
+    python tests/toy_steps.py DIR LOG [--pause SECONDS] [--steps N] [--payload BYTES]
 
 LOG gets one line for each computation that begins; it lies outside DIR and is only ever appended to.
 """
@@ -12,12 +12,16 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
 
-from llm_experiments.engine.local import Cell, Context, in_order, run
+from llm_experiments.engine.addresses import Address, Ref
+from llm_experiments.engine.context import Context
+from llm_experiments.engine.local import run
+from llm_experiments.engine.steps import Plan, Step
 from llm_experiments.engine.store import Store
 
 FILES = 3
@@ -31,10 +35,10 @@ class Conditions:
     pause: float = 0.0
     payload: int = 100
 
-    def begin(self, cell: Cell) -> None:
+    def begin(self, step: Step) -> None:
         if self.log is not None:
             handle = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-            os.write(handle, f"{cell.address} {os.getpid()}\n".encode())
+            os.write(handle, f"{step.address} {os.getpid()}\n".encode())
             os.close(handle)
 
 
@@ -42,7 +46,7 @@ NOTHING = Conditions()
 
 
 @dataclass(frozen=True)
-class Make(Cell):
+class Make(Step):
     """Some files whose content follows from n."""
 
     kind = "make"
@@ -65,12 +69,13 @@ class Make(Cell):
 
 
 @dataclass(frozen=True)
-class Ask(Cell):
-    """Rows that depend on every file of the cells it needs."""
+class Ask(Step):
+    """Rows that depend on its input and on every file of the steps it needs."""
 
     kind = "ask"
 
-    of: tuple[Make, ...]
+    of: tuple[Address, ...]
+    words: Ref
     n: int
     conditions: Conditions = field(default=NOTHING, compare=False)
 
@@ -81,31 +86,46 @@ class Ask(Cell):
     def compute(self, context: Context, folder: Path) -> None:
         self.conditions.begin(self)
         time.sleep(self.conditions.pause)
-        read = (path for cell in self.of for path in sorted((context.results(cell) / "parts").iterdir()))
-        digest = hashlib.sha256("".join(path.read_text() for path in read).encode()).hexdigest()
+        read = (path for need in self.of for path in sorted((context.results(need) / "parts").iterdir()))
+        texts = [*context.input(self.words), *(path.read_text() for path in read)]
+        digest = hashlib.sha256("".join(texts).encode()).hexdigest()
         rows = ({"n": self.n, "row": row, "text": f"é {digest[: row + 4]}"} for row in range(5))
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def plan(count: int, conditions: Conditions = NOTHING) -> list[Cell]:
-    """`count` cells with rows, each needing two of `count` others, which they share."""
+def asking(into: Plan, makes: Sequence[Make], n: int, conditions: Conditions = NOTHING) -> Ask:
+    """The step with rows number n, which needs these; they and its input are entered into the plan."""
+    words = into.add_input(f"é {n} {word}" for word in range(20))
+    return Ask(tuple(into.add(make) for make in makes), words, n, conditions)
+
+
+def plan(count: int, conditions: Conditions = NOTHING) -> Plan:
+    """`count` steps with rows, each needing two of `count` others, which they share."""
+    made = Plan()
     makes = [Make(n, conditions) for n in range(count)]
-    return [Ask((makes[n], makes[(n + 1) % count]), n, conditions) for n in range(count)]
+    for n in range(count):
+        made.want(asking(made, (makes[n], makes[(n + 1) % count]), n, conditions))
+    return made
 
 
-def run_into(folder: Path, cells: list[Cell], *, progress: bool = False) -> int:
+def listed(steps: Plan) -> list[dict[str, str]]:
+    """The steps of a plan as run.json has them."""
+    return [{"address": step.address, "label": step.label} for step in steps.order()]
+
+
+def run_into(folder: Path, steps: Plan, *, progress: bool = False) -> int:
     """What the command line does with a plan; the exit status."""
     store = Store(folder)
-    store.add_run({"experiment": "toy"}, [{"name": c.address, "label": c.label} for c in in_order(cells)])
-    return run(cells, store, Context(store), progress=progress).status
+    store.add_run({"experiment": "toy"}, listed(steps))
+    return run(steps, store, Context(store), progress=progress).status
 
 
 #: The calls that change what is on the disk, or make it last.
 CALLS = ("mkdir", "rename", "replace", "fsync", "unlink", "rmdir")
 
 
-def killed_at(folder: Path, cells: list[Cell], call: int) -> bool:
+def killed_at(folder: Path, steps: Plan, call: int) -> bool:
     """Run in a child, killed (SIGKILL) before its call-th change of the disk; False if it made fewer."""
     if child := os.fork():
         status = os.waitpid(child, 0)[1]
@@ -122,24 +142,24 @@ def killed_at(folder: Path, cells: list[Cell], call: int) -> bool:
 
     for name in CALLS:
         setattr(os, name, deadly(getattr(os, name)))
-    os._exit(run_into(folder, cells))
+    os._exit(run_into(folder, steps))
 
 
 def killed_everywhere(folder: Path, log: Path, count: int) -> None:
-    """Kill a run of `count` cells with rows before each change of the disk, each time in a new folder.
+    """Kill a run of `count` steps with rows before each change of the disk, each time in a new folder.
 
     Every one is then resumed. Its folder is folder/<number>; log.<number> also says what was finished at the
     kill. Printed is how many there were.
     """
     for number in itertools.count():
         into, noted = folder / str(number), log.with_suffix(f".{number}")
-        cells = plan(count, Conditions(noted))
-        if not killed_at(into, cells, number):
+        steps = plan(count, Conditions(noted))
+        if not killed_at(into, steps, number):
             break
-        finished = {entry.name for entry in (into / "cells").glob("*")}
+        finished = {entry.name for entry in (into / "steps").glob("*")}
         with noted.open("a") as lines:
             lines.write("".join(f"finished {name}\n" for name in sorted(finished)))
-        run_into(into, cells)
+        run_into(into, steps)
     print(number)
 
 
@@ -147,13 +167,13 @@ def killed_everywhere(folder: Path, log: Path, count: int) -> None:
 @click.argument("folder", type=Path)
 @click.argument("log", type=Path)
 @click.option("--pause", type=float, default=0.0)
-@click.option("--cells", type=int, default=6)
+@click.option("--steps", "count", type=int, default=6)
 @click.option("--payload", type=int, default=100)
-def main(folder: Path, log: Path, pause: float, cells: int, payload: int) -> None:
-    sys.exit(run_into(folder, plan(cells, Conditions(log, pause, payload)), progress=True))
+def main(folder: Path, log: Path, pause: float, count: int, payload: int) -> None:
+    sys.exit(run_into(folder, plan(count, Conditions(log, pause, payload)), progress=True))
 
 
 if __name__ == "__main__":
     from toytransformer.command_line import run as command
 
-    command(main, "toy_cells")
+    command(main, "toy_steps")
