@@ -21,7 +21,7 @@ from typing import Any
 from llm_experiments.domains.two_hop.known import BaseWorld
 from llm_experiments.domains.two_hop.lexicon import Lexicon, lexicon
 from llm_experiments.domains.two_hop.rendering import asked, render
-from llm_experiments.scoring.entities import final_answer
+from llm_experiments.scoring.words import final_answer
 from results.files import Measurements
 from results.rows import CellInfo, Item, Row, RowsError, canonical, items_hash
 from toytransformer.compositions import Composition, Merge, Question, SpecError, catalogue

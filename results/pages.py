@@ -19,9 +19,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from llm_experiments.domains.two_hop import names
+from llm_experiments.experiments.registry import EXPERIMENTS, Work
 from llm_experiments.experiments.sizes import PROFILES
-from llm_experiments.experiments.two_hop import EXPERIMENTS, Base, Work
-from llm_experiments.scoring.entities import final_answer
+from llm_experiments.experiments.study import Base
+from llm_experiments.scoring.words import final_answer
 from results import tables
 from results.forms import percent
 from toytransformer.compositions import Record

@@ -17,7 +17,7 @@ from figures.measured import cells as measured
 from figures.measured.cells import Cell, Place, nameless
 from llm_experiments.engine.store import Store
 from llm_experiments.keep import cells as by_products
-from llm_experiments.scoring.entities import final_answer
+from llm_experiments.scoring.words import final_answer
 from results.forms import percent
 from toytransformer.compositions import OUTCOMES, Record
 

@@ -11,7 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from llm_experiments.experiments.sizes import Profile
-    from llm_experiments.experiments.two_hop import Base
+    from llm_experiments.experiments.study import Base
     from llm_experiments.models.handle import LoadedModel
 
 FOLDER = click.Path(path_type=Path)
@@ -62,7 +62,7 @@ def chosen(model: str, revision: str | None, dtype: str, device: str, four_bit: 
     float32.
     """
     from llm_experiments.embedded.corpus import BaseWorld
-    from llm_experiments.experiments.two_hop import Base
+    from llm_experiments.experiments.study import Base
     from llm_experiments.models import devices, sources
     from llm_experiments.models.load import load as load_model
 
@@ -90,11 +90,11 @@ def chosen(model: str, revision: str | None, dtype: str, device: str, four_bit: 
     return Chosen(base, load)
 
 
-def training_seeds(text: str) -> tuple[int, ...]:
+def training_seeds(text: str, option: str = "--seeds") -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise click.UsageError(f"--seeds is {text!r}: give whole numbers by comma, such as 0,1,2") from None
+        raise click.UsageError(f"{option} is {text!r}: give whole numbers by comma, such as 0,1,2") from None
 
 
 def profile_named(name: str | None, base: Base) -> Profile:

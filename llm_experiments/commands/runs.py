@@ -33,8 +33,8 @@ SHOWN = 12
 @needs_extra("llm")
 def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) -> None:
     """Show the experiments, the profiles and the models."""
+    from llm_experiments.experiments.registry import EXPERIMENTS
     from llm_experiments.experiments.sizes import PROFILES
-    from llm_experiments.experiments.two_hop import EXPERIMENTS
     from llm_experiments.models.known import KNOWN_MODELS
 
     console = Console(highlight=False)
@@ -68,12 +68,19 @@ def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) 
 @click.argument("names", nargs=-1, required=True, metavar="NAME..")
 @options.model_options
 @click.option("--seeds", default="0,1,2", show_default=True, help="Training seeds, by comma.")
+@click.option("--names", "draws", default="0", show_default=True, help="Draws of names, by comma.")
 @click.option("--profile", "profile_name", help="Size of the measurement (see `list`).")
 @click.option("--out", type=FOLDER, default=OUT, show_default=True, help="Folder of the results.")
 @click.option("--limit", type=click.IntRange(min=1), help="Compute at most so many steps in this call.")
 @needs_extra("llm")
 def run_experiments(
-    names: tuple[str, ...], seeds: str, profile_name: str | None, out: Path, limit: int | None, **model: Any
+    names: tuple[str, ...],
+    seeds: str,
+    draws: str,
+    profile_name: str | None,
+    out: Path,
+    limit: int | None,
+    **model: Any,
 ) -> int:
     """Run experiments, or go on with them.
 
@@ -85,18 +92,19 @@ def run_experiments(
     from llm_experiments.engine.local import run as run_steps
     from llm_experiments.engine.steps import Plan
     from llm_experiments.engine.store import Store
-    from llm_experiments.experiments.two_hop import EXPERIMENTS
+    from llm_experiments.experiments.registry import EXPERIMENTS
 
     if unknown := [name for name in names if name not in EXPERIMENTS]:
         raise click.UsageError(f"there is no experiment {unknown[0]!r}: choose {', '.join(EXPERIMENTS)}")
-    drawn = training_seeds(seeds)
+    drawn, worlds = training_seeds(seeds), training_seeds(draws, "--names")
     model_chosen = options.chosen(**model)
     base = model_chosen.base
     profile, store = profile_named(profile_name, base), Store(out)
     whole = Plan()
     about = {"model": base.id, "digest": base.digest, "seeds": list(drawn), "profile": profile.name}
+    about |= {} if worlds == (0,) else {"names": list(worlds)}
     for name in dict.fromkeys(names):
-        plan = EXPERIMENTS[name].plan(base, profile, drawn)
+        plan = EXPERIMENTS[name].plan(base, profile, drawn, worlds)
         whole.include(plan)
         listed = [{"address": step.address, "label": step.label} for step in plan.order()]
         for problem in store.add_run({"experiment": name, **about}, listed):

@@ -3,43 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llm_experiments.editing import edits, overlaps
-from llm_experiments.editing.chains import chains, unrelated
 from llm_experiments.editing.features import down_projections, key_covariance, observe
 from llm_experiments.engine.addresses import Ref
 from llm_experiments.engine.context import Context
-from llm_experiments.engine.steps import Plan, Resources, Step
+from llm_experiments.engine.steps import Resources, Step
+from llm_experiments.models.handle import LoadedModel
 from llm_experiments.origin import origin
-from llm_experiments.steps import SceneRef
 from toytransformer.compositions import replace_file
 
 #: Prompts that share nothing with the chains: for the mean and covariance of the keys, and for the leak.
 REFERENCE, UNRELATED = 56, 32
+#: What is asked of every chain: its two hops, and both together.
+KINDS = ("hop1", "hop2", "two_hop")
 
 
 @dataclass(frozen=True)
-class KnownWorld:
-    """What of a base model's world the edits ask about: its people, and (person, relation) -> name."""
+class Asked:
+    """A question, the answer that is written in, and the entity that the answer names."""
 
-    people: tuple[str, ...]
-    facts: Mapping[tuple[str, str], str]
-
-    def add_to(self, plan: Plan) -> Ref:
-        """Enter the world as an input."""
-        return plan.add_input([list(self.people), *([*who, name] for who, name in self.facts.items())])
-
-    @classmethod
-    def read(cls, context: Context, ref: Ref) -> KnownWorld:
-        """The world that add_to() entered."""
-        people, *facts = context.input(ref)
-        return cls(tuple(people), {(person, relation): name for person, relation, name in facts})
+    question: str
+    answer: str
+    entity: str
 
 
 @dataclass(frozen=True)
@@ -52,56 +44,65 @@ class Edit(Step):
     recalled alone and merged, what do two-hop questions answer then, and by how much is the shift off
     sum_j c_j w_j, in units of the rounding bound.
 
-    world: what the base knows, where that is known. depth: which layers are edited, as shares of the model's
-    depth. seed: draws the other prompts.
+    chains: refs of the Asked of every chain, by KINDS. others: ref of REFERENCE + UNRELATED questions that
+    share nothing with them. depth: which layers are edited, as shares of the model's depth. seed: of the
+    tests over layers.
     """
 
     kind = "edits"
+    version = 2
     resources = Resources(model=True, training=True)
 
-    title: str = field(compare=False)
-    scene: SceneRef
-    model: str
-    world: Ref | None = None
+    digest: str
+    dataset: str
+    names: int
+    spec_hash: str
+    chains: Mapping[str, Ref]
+    others: Ref
     depth: tuple[float, ...] = (0.25, 0.5, 0.75)
     seed: int = 0
 
     @property
     def label(self) -> str:
-        return f"closed-form edits, {self.title}"
+        return f"closed-form edits, {self.dataset}" + (f", names {self.names}" if self.names else "")
 
     def compute(self, context: Context, folder: Path) -> None:
-        scene = self.scene.read(context)
-        world = None if self.world is None else KnownWorld.read(context, self.world)
-        asked = chains(scene.composition, scene.lexicon, scene.templates[0])
-        others = unrelated(scene.lexicon, REFERENCE + UNRELATED, seed=self.seed, base_world=world)
+        asked = {kind: [Asked(**line) for line in context.input(self.chains[kind])] for kind in KINDS}
+        others = context.input(self.others)
         reference, far = others[:REFERENCE], others[REFERENCE:]
-        seen = overlaps.measured(context.model, **asked.questions(), reference=reference, unrelated=far)
+        questions = {kind: [one.question for one in listed] for kind, listed in asked.items()}
+        hop1, hop2, two_hop = (questions[kind] for kind in KINDS)
+        seen = overlaps.measured(context.model, hop1, hop2, two_hop, reference, far)
         fixed = {
             "model": context.model.digest,
             "source": context.model.id,
-            "dataset": scene.lexicon.dataset,
-            "spec_hash": scene.composition.spec_hash,
+            "dataset": self.dataset,
+            "spec_hash": self.spec_hash,
         }
+        if self.names:
+            fixed["names"] = self.names
         rows = [{"kind": "overlap", **fixed, **row} for row in overlaps.table(seen, seed=self.seed)]
         tests = overlaps.tests_over_layers(seen, seed=self.seed)
         rows += ({"kind": "over layers", **fixed, **row} for row in tests)
         last = max(down_projections(context.model.model))
         for layer in sorted({round(share * last) for share in self.depth}):
-            rows += ({"kind": "edit", **fixed, **row} for row in _edited(context, asked, reference, layer))
+            rows += (
+                {"kind": "edit", **fixed, **row} for row in _edited(context.model, asked, reference, layer)
+            )
         first = {"kind": "provenance", **origin()}
         replace_file(
             folder / "edits.jsonl", (json.dumps(row, default=float) + "\n" for row in [first, *rows])
         )
 
 
-def _edited(context: Context, asked: Any, reference: tuple[str, ...], layer: int) -> Iterator[dict[str, Any]]:
+def _edited(
+    loaded: LoadedModel, asked: Mapping[str, Sequence[Asked]], reference: Sequence[str], layer: int
+) -> Iterator[dict[str, Any]]:
     """Both hops written into one layer, plain and whitened; the rows on each."""
-    loaded = context.model
     keys = observe(loaded, reference, [layer])[layer].features
     for whitened in (False, True):
         covariance = key_covariance(keys) if whitened else None
-        hops = {"hop1": asked.hop1, "hop2": asked.hop2}
+        hops = {kind: asked[kind] for kind in KINDS[:2]}
         written = {
             name: edits.write_facts(
                 loaded,
@@ -112,18 +113,19 @@ def _edited(context: Context, asked: Any, reference: tuple[str, ...], layer: int
             )
             for name, examples in hops.items()
         }
-        questions = [e.question for e in asked.two_hop]
-        row: dict[str, Any] = {"layer": layer, "whitened": whitened, "facts": len(asked.hop1)}
+        questions = [e.question for e in asked["two_hop"]]
+        row: dict[str, Any] = {"layer": layer, "whitened": whitened, "facts": len(asked["hop1"])}
         for name, examples in hops.items():
             with edits.applied(loaded, [written[name]]):
                 row[f"{name}_recalled_alone"] = _share(loaded, examples)
-            row[f"{name}_value_size"] = float(np.mean(written[name].values.size))
-            row[f"{name}_nll"] = float(np.mean(written[name].values.nll))
+            if (values := written[name].values) is not None:
+                row[f"{name}_value_size"] = float(np.mean(values.size))
+                row[f"{name}_nll"] = float(np.mean(values.nll))
         with edits.applied(loaded, list(written.values())):
             for name, examples in hops.items():
                 row[f"{name}_recalled_merged"] = _share(loaded, examples)
-            row["two_hop_correct"] = _share(loaded, asked.two_hop)
-            texts = edits.recalled(loaded, questions, [e.entity for e in asked.hop1])
+            row["two_hop_correct"] = _share(loaded, asked["two_hop"])
+            texts = edits.recalled(loaded, questions, [e.entity for e in asked["hop1"]])
             row["two_hop_bridge"] = float(np.mean([text.contains for text in texts]))
             row["two_hop_texts"] = [text.text for text in texts]
         (shift,) = edits.check_shift(loaded, list(written.values()), questions)
@@ -133,7 +135,7 @@ def _edited(context: Context, asked: Any, reference: tuple[str, ...], layer: int
         yield row
 
 
-def _share(loaded: Any, examples: Any) -> float:
+def _share(loaded: LoadedModel, examples: Sequence[Asked]) -> float:
     """Share of questions whose answer names the right entity."""
-    found = edits.recalled(loaded, [e.question for e in examples], [e.entity for e in examples])
-    return float(np.mean([each.contains for each in found]))
+    texts = edits.recalled(loaded, [e.question for e in examples], [e.entity for e in examples])
+    return float(np.mean([text.contains for text in texts]))

@@ -17,7 +17,7 @@ from llm_experiments.asking.decoding import answers
 from llm_experiments.domains.two_hop.templates import DEV, TEST, template
 from llm_experiments.embedded.corpus import BaseWorld, ask, ask_steps, samples
 from llm_experiments.models.handle import LoadedModel
-from llm_experiments.scoring.entities import contains, final_answer
+from llm_experiments.scoring.words import contains, final_answer
 
 ASKED = (*DEV, *TEST)
 

@@ -47,6 +47,8 @@ from llm_experiments.engine.sealing import (
 
 PARTIAL = re.compile(r"(?P<of>.+)\.\d+\.[0-9a-f]{8}")
 SPEC, SEAL, ROWS, RUN = "spec.json", "seal.json", "rows.jsonl", "run.json"
+#: Kinds of rows that several steps write alike: what is asked, and what predicts it.
+SHARED = ("items.jsonl", "specs.jsonl")
 FOLDERS = ("steps", "inputs", "specs", "partial", "locks", "failures", "rejected")
 
 
@@ -420,12 +422,17 @@ class Store:
     def rows(self, file: str = ROWS, only: Collection[str] | None = None) -> Iterator[bytes]:
         """The lines of one kind of rows, of all runs' finished steps in their order, each step once.
 
-        only: of these steps.
+        only: of these steps. Of SHARED files every line once.
         """
+        seen: set[bytes] = set()
         for name in self._listed():
             if (only is None or name in only) and file in self.seal(name)["files"]:
                 with (self.path(name) / file).open("rb") as lines:
-                    yield from lines
+                    for line in lines:
+                        if line not in seen:
+                            yield line
+                        if file in SHARED:
+                            seen.add(line)
 
     def row_files(self) -> list[str]:
         """The kinds of rows there are: names of *.jsonl directly in the folders of finished steps."""

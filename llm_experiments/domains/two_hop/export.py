@@ -14,11 +14,11 @@ from pathlib import Path
 
 from llm_experiments.domains.two_hop.lexicon import DATASETS, BaseWorld, Lexicon, lexicon
 from llm_experiments.domains.two_hop.names import SOURCES
-from llm_experiments.domains.two_hop.rendering import render
+from llm_experiments.domains.two_hop.rendering import FORMS, render
 from llm_experiments.domains.two_hop.splits import Split
 from llm_experiments.domains.two_hop.templates import COUNT, template_hashes
 from toytransformer.compositions import Adapter, Composition, Fact, Merge, Prompt, World, question
-from toytransformer.compositions.spec import check_count
+from toytransformer.compositions.spec import check_count, hops
 
 _FACTS = (("x", "R1", "y"), ("y", "R2", "z"), ("y", "R3", "s"), ("w", "R4", "y"))
 _TWO_HOP = (("x", "R1", "R2"), ("x", "R1", "R3"), ("w", "R4", "R2"))
@@ -91,7 +91,7 @@ def _composition(triplets: int, bridge: bool) -> Composition:
     edits = [Fact.of(f"{p}{a}{i}", r, f"{p}{b}{i}") for a, r, b in _FACTS for p, i in tags]
     world = World.of((), edits)
     prompts = [Prompt(f"{p}{a}{i}", tuple(relations)) for a, *relations in _TWO_HOP for p, i in tags]
-    two_hop = tuple(Fact(prompt, world.truth(prompt)) for prompt in prompts)
+    two_hop = tuple(Fact(prompt, hops(world, prompt)[-1].answer) for prompt in prompts)
     everything = Adapter("everything", (*edits, *two_hop), chains=two_hop)
     asked = tuple(question(world, Prompt(f"x{i}", ("R1", "R2"))) for i in range(1, triplets + 1))
     return Composition("export", world, (everything,), Merge(), asked)
@@ -100,7 +100,7 @@ def _composition(triplets: int, bridge: bool) -> Composition:
 def _rows(composition: Composition, names: Lexicon, template: int, kept: dict[str, str]) -> Iterator[dict]:
     """Every fact and chain in one paraphrase."""
     (adapter,) = composition.adapters
-    for form, facts in (("direct", adapter.facts), ("chain", adapter.chains)):
+    for form, facts in zip(FORMS, (adapter.facts, adapter.chains), strict=True):
         for fact in facts:
             example = render(fact, None, names, template, form, composition.world)
             yield {

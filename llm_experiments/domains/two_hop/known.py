@@ -15,8 +15,10 @@ class BaseWorld(Protocol):
     people: those it knows. facts: (person, relation such as "spouse_of") -> name.
     """
 
-    people: Iterable[str]
-    facts: Mapping[tuple[str, str], str]
+    @property
+    def people(self) -> Iterable[str]: ...
+    @property
+    def facts(self) -> Mapping[tuple[str, str], str]: ...
 
 
 def in_bridge(entity: str) -> bool:
@@ -50,7 +52,15 @@ def names_known(
 class _Names:
     """The names given so far, and what may still be given."""
 
-    def __init__(self, composition, sources, wanted, words, seed, base_world):
+    def __init__(
+        self,
+        composition: Composition,
+        sources: Mapping[str, str],
+        wanted: frozenset[str],
+        words: Mapping[str, str],
+        seed: int,
+        base_world: BaseWorld,
+    ):
         self.sources, self.wanted, self.words = sources, wanted, words
         self.known = base_world.facts
         self.relations = {relation for _, relation in self.known}
@@ -144,7 +154,7 @@ class _Names:
         """What the base answers, by name."""
         name = names.get(prompt.entity)
         for relation in prompt.relations:
-            name = self.known.get((name, self.words[relation]))
+            name = None if name is None else self.known.get((name, self.words[relation]))
         return name
 
     def _name_place(self, entity: str) -> None:

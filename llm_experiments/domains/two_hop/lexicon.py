@@ -54,7 +54,7 @@ class Lexicon:
     relations: Mapping[str, str]
     bridge_dataset: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in ("names", "relations"):
             object.__setattr__(self, field, MappingProxyType(dict(getattr(self, field))))
 
@@ -132,7 +132,8 @@ def _worded(composition: Composition, relations: Mapping[str, str]) -> dict[str,
     """The English relation of every relation of the world."""
     words = {}
     for relation in composition.world.relations:
-        if (word := relations.get(relation)) not in SIGNATURES:
+        word = relations.get(relation)
+        if word is None or word not in SIGNATURES:
             raise LexiconError(
                 f"relation {relation!r} is worded {word!r}: map it to one of {', '.join(SIGNATURES)}"
             )

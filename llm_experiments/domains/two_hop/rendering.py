@@ -8,7 +8,8 @@ from llm_experiments.domains.two_hop.lexicon import Lexicon
 from llm_experiments.domains.two_hop.templates import template as paraphrase
 from toytransformer.compositions import Adapter, Fact, Prompt, Question, SpecError, World
 
-FORMS = ("direct", "chain")
+Form = Literal["direct", "chain"]
+FORMS: tuple[Form, ...] = ("direct", "chain")
 STEP_BY_STEP = "Answer the following question step-by-step: "
 FIRST = "First, we need to answer the question: "
 SECOND = "Second, we need to answer the question: "
@@ -28,7 +29,7 @@ class Example:
     entity: str
     fact: Fact
     template: int
-    form: Literal["direct", "chain"] = "direct"
+    form: Form = "direct"
 
 
 def render(
@@ -36,7 +37,7 @@ def render(
     answer: str | None,
     lexicon: Lexicon,
     template: int,
-    form: Literal["direct", "chain"] = "direct",
+    form: Form = "direct",
     world: World | None = None,
 ) -> Example:
     """One example: paraphrase `template` of a fact, or of a prompt with this answer (abstract token).

@@ -36,7 +36,7 @@ class Split:
     dev: tuple[int, ...] = DEV
     test: tuple[int, ...] = TEST
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.name not in SPLITS:
             raise SplitError(f"split {self.name!r} is unknown: use one of {', '.join(SPLITS)}")
         if not 0 < self.share < 0.5:
@@ -120,5 +120,5 @@ def _triplets(composition: Composition, starts: tuple[str, ...]) -> set[str]:
         prompt = question.prompt
         if prompt.entity in starts:
             steps = (Prompt(prompt.entity, prompt.relations[:k]) for k in range(1, prompt.hops))
-            about |= {composition.world.truth(step) for step in steps}
-    return about - {None}
+            about |= {answer for step in steps if (answer := composition.world.truth(step)) is not None}
+    return about

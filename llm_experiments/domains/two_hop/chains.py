@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from llm_experiments.domains.two_hop import names
+from llm_experiments.domains.two_hop.known import BaseWorld
 from llm_experiments.domains.two_hop.lexicon import DATASETS, Lexicon
 from llm_experiments.domains.two_hop.rendering import Example, render
 from llm_experiments.domains.two_hop.templates import SIGNATURES, TRAIN, template
@@ -27,13 +27,24 @@ class Chains:
         """The questions by kind, as `overlaps.measured` takes them."""
         return {kind: [example.question for example in examples] for kind, examples in vars(self).items()}
 
+    def lines(self) -> dict[str, list[dict[str, str]]]:
+        """Question, answer and the entity answered of each, by kind."""
+        return {
+            kind: [{"question": e.question, "answer": e.answer, "entity": e.entity} for e in examples]
+            for kind, examples in vars(self).items()
+        }
 
-def chains(composition: Composition, lexicon: Lexicon, number: int) -> Chains:
-    """The chains that a composition asks about, in paraphrase `number`; asking in steps counts as asking."""
+
+def chains(composition: Composition, lexicon: Lexicon, number: int, first: int | None = None) -> Chains:
+    """The chains that a composition asks about, in paraphrase `number`; asking in steps counts as asking.
+
+    first: only so many of them.
+    """
     found: dict[str, list[Example]] = {"hop1": [], "hop2": [], "two_hop": []}
-    for prompt in dict.fromkeys(q.prompt for q in composition.questions if q.prompt.hops == 2):
-        first, second = prompt.relations
-        hop1 = Prompt(prompt.entity, (first,))
+    prompts = dict.fromkeys(q.prompt for q in composition.questions if q.prompt.hops == 2)
+    for prompt in list(prompts)[:first]:
+        relation, second = prompt.relations
+        hop1 = Prompt(prompt.entity, (relation,))
         y = composition.world.truth(hop1)
         z = None if y is None else composition.world.truth(hop2 := Prompt(y, (second,)))
         if z is None:
@@ -45,7 +56,9 @@ def chains(composition: Composition, lexicon: Lexicon, number: int) -> Chains:
     return Chains(*map(tuple, found.values()))
 
 
-def unrelated(lexicon: Lexicon, count: int, *, seed: int, base_world: Any = None) -> tuple[str, ...]:
+def unrelated(
+    lexicon: Lexicon, count: int, *, seed: int, base_world: BaseWorld | None = None
+) -> tuple[str, ...]:
     """`count` questions that share neither entity nor relation with the chains, drawn by the seed.
 
     Each asks one of the relations that the lexicon does not use for its first two, in a random paraphrase, of
@@ -54,6 +67,7 @@ def unrelated(lexicon: Lexicon, count: int, *, seed: int, base_world: Any = None
     used = set(list(lexicon.relations.values())[:2])
     relations = sorted(set(SIGNATURES) - used)
     taken = set(lexicon.names.values())
+    people: Sequence[str]
     if base_world is None:
         people = names.draw(DATASETS[lexicon.dataset]["person"], count, seed, taken)
     else:
@@ -68,7 +82,7 @@ def unrelated(lexicon: Lexicon, count: int, *, seed: int, base_world: Any = None
     )
 
 
-def _others(people: Any, facts: Mapping[tuple[str, str], str], taken: set[str]) -> list[str]:
+def _others(people: Iterable[str], facts: Mapping[tuple[str, str], str], taken: set[str]) -> list[str]:
     """People neither in the lexicon nor in a fact of the base's world about somebody who is."""
     near = {end for (person, _), end in facts.items() if person in taken}
     return [person for person in people if person not in taken | near]

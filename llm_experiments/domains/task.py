@@ -1,0 +1,186 @@
+"""A task: what a language model is trained on and asked, as data that carries no texts of its own.
+
+    Task(items, dev, candidates, context: ref)     ref: hash of JSON lines that a run keeps beside its results
+        training: {name: TrainingSet(examples, own_task: ref)}
+
+A domain is a function that builds tasks, entered by `@domain`; nothing outside its folder knows more of it
+than its tasks, its scorer's outcomes and marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from llm_experiments.engine.addresses import Ref
+from llm_experiments.registry import Registry
+from llm_experiments.scoring import SCORERS, Json, Scorer, ScorerKind
+from results.rows import Item, Scalar
+
+
+class TaskError(ValueError):
+    """A task that cannot be built or asked; the message says why and what to do."""
+
+
+class Inputs(Protocol):
+    """Where a task's texts are kept: a plan, which puts them into the store of a run."""
+
+    def add_input(self, lines: Iterable[object]) -> Ref:
+        """Keep JSON lines under the hash of their content."""
+
+    def add_spec(self, text: str) -> Ref:
+        """Keep the JSON of a composition under its spec hash."""
+
+
+class Reading(Protocol):
+    """Where a task's texts are read: a plan, or what a step computes with."""
+
+    def input(self, ref: Ref) -> list[Any]:
+        """The lines that are kept under a hash."""
+
+
+class Taught(Protocol):
+    """A question and the answer that is taught."""
+
+    @property
+    def question(self) -> str: ...
+    @property
+    def answer(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question and the answer that is taught, as texts alone."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Answers to one item whose log-probabilities are wanted.
+
+    begun: how the answer begins before the candidate's name. texts: by label, "role:name".
+    """
+
+    item: str
+    begun: str
+    texts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What one adapter is trained on, and the items that say whether it learned it.
+
+    examples, own_task: refs of Examples and Items. context: ref of what the scorer reads own_task with.
+    """
+
+    name: str
+    examples: Ref
+    own_task: Ref
+    context: Ref | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked, what adapters are trained on and how answers are read.
+
+    name, setting: which task of the domain, and what its name leaves open. dataset, names: where its names
+    come from and which draw of them. items, dev: refs of the Items tested, and of those that choices are made
+    on. training: by adapter. context: ref of what its scorer is made from. candidates: ref of the Candidates
+    of its items. composition: spec hash of the Composition that predicts it, whose JSON is kept beside.
+    chosen_by: what the development items are, as a cell says of what was chosen on them.
+    """
+
+    domain: str
+    name: str
+    scorer: str
+    items: Ref
+    dev: Ref | None = None
+    training: Mapping[str, TrainingSet] = field(default_factory=dict)
+    context: Ref | None = None
+    candidates: Ref | None = None
+    dataset: str | None = None
+    names: int | None = None
+    setting: Mapping[str, Scalar] = field(default_factory=dict)
+    composition: Ref | None = None
+    chosen_by: str | None = None
+
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        """What an answer can be, in order of precedence."""
+        return self.kind.outcomes
+
+    @property
+    def marks(self) -> Mapping[str, str]:
+        """What else is seen in an answer, by name, with what each says."""
+        return self.kind.marks
+
+    @property
+    def kind(self) -> ScorerKind:
+        return SCORERS[self.scorer]
+
+
+def keep_items(inputs: Inputs, items: Iterable[Item]) -> Ref:
+    """Keep the items, in their order. Errors: TaskError where two have one id."""
+    lines: dict[str, dict[str, Any]] = {}
+    for item in items:
+        if item.id in lines:
+            raise TaskError(f"two items are called '{item.id}': ids are distinct in their task")
+        lines[item.id] = item.to_dict()
+    return inputs.add_input(lines.values())
+
+
+def read_items(reading: Reading, ref: Ref) -> list[Item]:
+    """The items that `keep_items` kept."""
+    return [Item(**line) for line in reading.input(ref)]
+
+
+def keep_examples(inputs: Inputs, examples: Iterable[Taught]) -> Ref:
+    """Keep what is taught."""
+    return inputs.add_input({"question": one.question, "answer": one.answer} for one in examples)
+
+
+def read_examples(reading: Reading, ref: Ref) -> list[Example]:
+    """The examples that `keep_examples` kept."""
+    return [Example(**line) for line in reading.input(ref)]
+
+
+def read_candidates(reading: Reading, ref: Ref | None) -> dict[str, Candidates]:
+    """The candidates by item; none without a ref."""
+    return {} if ref is None else {line["item"]: Candidates(**line) for line in reading.input(ref)}
+
+
+def read_scorer(reading: Reading, name: str, context: Ref | None) -> Scorer:
+    """The scorer of that name, made from its context."""
+    return SCORERS[name].build({} if context is None else reading.input(context)[0])
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A registered domain: how its tasks are built, one line about it, the options of a small one."""
+
+    name: str
+    about: str
+    build: Callable[..., Task]
+    small: Mapping[str, Json]
+
+    def small_task(self, inputs: Inputs) -> Task:
+        """A task of a few items, for tests and first looks."""
+        return self.build(inputs, **self.small)
+
+
+DOMAINS: Registry[Domain] = Registry("domain", "llm_experiments.domains")
+
+Build = TypeVar("Build", bound=Callable[..., Task])
+
+
+def domain(name: str, *, about: str, small: Mapping[str, Json] | None = None) -> Callable[[Build], Build]:
+    """Enter a function (inputs, **options) -> Task as a domain. small: options of a task of a few items."""
+
+    def enter(build: Build) -> Build:
+        DOMAINS.add(name, Domain(name, about, build, small or {}))
+        return build
+
+    return enter

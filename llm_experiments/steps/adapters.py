@@ -1,0 +1,133 @@
+"""Steps that make adapters, and the libraries that other steps read of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from llm_experiments.adapters import peft_files
+from llm_experiments.adapters.recipe import Training
+from llm_experiments.adapters.training import random_like, train
+from llm_experiments.asking import evaluation
+from llm_experiments.domains.task import read_examples, read_items, read_scorer
+from llm_experiments.engine.addresses import Address, Ref, content_key
+from llm_experiments.engine.context import Context
+from llm_experiments.engine.steps import Resources, Step
+from llm_experiments.merges import merging
+from toytransformer.adapters import LoRA
+from toytransformer.compositions import Merge, replace_file
+
+#: Adapters below this on their own task make the run say so: a merge would be blamed for what they lack.
+OWN_TASK = 0.95
+
+
+@dataclass(frozen=True)
+class TrainAdapter(Step):
+    """A LoRA adapter trained on texts, and checked on its own task.
+
+    digest: of the base. examples: what it is trained on. own_task: items that say whether it learned it, read
+    by the scorer made from the context. index: which of a library's adapters it is, so that initial factors
+    and data orders differ. title: for people only. Writes adapter/, an ordinary
+    PEFT folder, metrics.json, and adapters.jsonl with the part of it that is kept.
+    """
+
+    kind = "adapter"
+    version = 2
+    resources = Resources(model=True, training=True)
+
+    title: str = field(compare=False)
+    digest: str
+    examples: Ref
+    own_task: Ref
+    scorer: str
+    context: Ref | None
+    training: Training
+    seed: int
+    index: int = 0
+
+    @property
+    def label(self) -> str:
+        return f"adapter {self.title}, seed {self.seed}"
+
+    @property
+    def batch_key(self) -> str:
+        """Adapters of one recipe on one base."""
+        return content_key({"digest": self.digest, "training": asdict(self.training)})
+
+    def compute(self, context: Context, folder: Path) -> None:
+        out = folder / "adapter"
+        examples = read_examples(context, self.examples)
+        metrics = train(
+            context.model, examples, self.training, seed=self.seed, adapter_index=self.index, out=out
+        )
+        scorer = read_scorer(context, self.scorer, self.context)
+        with merging.apply(context.model, [peft_files.read(out)], Merge("sum")):
+            own = evaluation.own_task(context.model, read_items(context, self.own_task), scorer)
+        if own.share is not None and own.share < OWN_TASK:
+            context.log(f"{self.label}: only {own.share:.0%} of {own.items} right on its own task")
+        metrics["own_task"] = asdict(own)
+        replace_file(folder / "metrics.json", [json.dumps(metrics, indent=1), "\n"])
+        about = {
+            "address": self.address,
+            "label": self.label,
+            "training": asdict(self.training),
+            "seed": self.seed,
+        }
+        about |= {name: metrics[name] for name in ("seconds", "steps", "examples", "loss", "own_task")}
+        replace_file(folder / "adapters.jsonl", [json.dumps(about), "\n"])
+
+
+@dataclass(frozen=True)
+class RandomAdapter(Step):
+    """The control of an adapter: random factors with its Frobenius norm of Delta W in every module."""
+
+    kind = "random-adapter"
+
+    title: str = field(compare=False)
+    of: Address
+    seed: int
+
+    @property
+    def label(self) -> str:
+        return f"random control of {self.title}"
+
+    def compute(self, context: Context, folder: Path) -> None:
+        random_like(context.results(self.of) / "adapter", seed=self.seed, out=folder / "adapter")
+
+
+def read_library(context: Context, library: Mapping[str, Address]) -> list[peft_files.AdapterWeights]:
+    """The adapters that steps made, under these names and in this order; none for the base."""
+    return [
+        replace(peft_files.read(context.results(address) / "adapter"), name=name)
+        for name, address in library.items()
+    ]
+
+
+def regauged(adapter: peft_files.AdapterWeights, gauge: str, place: int) -> peft_files.AdapterWeights:
+    """The adapter with the same Delta W in other factors; place: its number in the library.
+
+    What all adapters share cancels in the cross terms, so each is turned by its own matrix. gauge: "as
+    trained"; "flipped", the signs of every second adapter turned; "svd", U sqrt(s) and V sqrt(s), the
+    strongest direction first; "random:<seed>", turned by random orthogonal matrices.
+    """
+    kind, _, seed = gauge.partition(":")
+    if gauge not in ("as trained", "flipped", "svd") and not (kind == "random" and seed.isdecimal()):
+        raise ValueError(f'gauge {gauge!r} is unknown: use "as trained", "flipped", "svd" or "random:<seed>"')
+    generator = torch.Generator().manual_seed(1000 * int(seed or 0) + place)
+
+    def rewritten(lora: LoRA) -> LoRA:
+        if kind == "as trained" or (kind == "flipped" and place % 2 == 0):
+            return lora
+        if kind == "flipped":
+            return LoRA(-lora.write, -lora.read)
+        if kind == "svd":
+            left, values, right = lora.svd()
+            return LoRA(left * values.sqrt(), right * values.sqrt())
+        normal = torch.randn(lora.rank, lora.rank, generator=generator, dtype=torch.float64)
+        return lora.regauge(torch.linalg.qr(normal)[0].to(lora.write))
+
+    return replace(adapter, modules={name: rewritten(lora) for name, lora in adapter.modules.items()})
