@@ -4,8 +4,9 @@
     CellInfo   all that is constant while one library under one merge is asked: said once, by the producer
     Row        one answer: to which item of which cell, how it scored
 
-Each is a frozen dataclass, checked when made, and one line of JSON. Nothing here is parsed out of a name: what
-tells two cells apart is a field of CellInfo, what belongs to an answer is a field of Row or one of its marks.
+Each is a frozen dataclass, checked when made, and one line of JSON. Nothing here is parsed out of a name:
+what tells two cells apart is a field of CellInfo, what belongs to an answer is a field of Row or one of its
+marks.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ class _Line:
         content = dict(content)
         if (version := content.pop("version", None)) != VERSION:
             raise RowsError(
-                f"a {cls.__name__} of version {version!r}: this code reads version {VERSION}; rows of earlier "
-                "code are carried over by `python -m llm_experiments migrate`"
+                f"a {cls.__name__} of version {version!r}: this code reads version {VERSION}; rows of "
+                "earlier code are carried over by `python -m llm_experiments migrate`"
             )
         try:
             return cls(**content)
@@ -141,18 +142,18 @@ class CellInfo(_Line):
     """What is constant while one library under one merge is asked the items of a task.
 
     domain, task, setting: what is asked about; spec_hash: of the composition that predicts it, None where
-    there is none. items: items_hash of the questions. dataset, names: where the names come from, and which draw.
-    base, digest, dtype: the base model's id, the hash of its content, what it computes in.
+    there is none. items: items_hash of the questions. dataset, names: where the names come from, and which
+    draw. base, digest, dtype: the base model's id, the hash of its content, what it computes in.
     library: names of the adapters in merge order, () for the base itself. adapters: the addresses of what
     trained them, in the same order; () where nobody says. rule, weights, options: the merge.
-    chosen: what was chosen on development items, by name (temperature, ..). layers: which are adapted. seed: of
-    the training, None for the base. split: of the items. variant: whatever else tells this cell from a plain
-    one (initial_a, steps, gauge, relabelling, adapters, form, ..). control: None for a library that is merged,
-    else "base", "random", or the name of an adapter that is asked alone.
+    chosen: what was chosen on development items, by name (temperature, ..). layers: which are adapted. seed:
+    of the training, None for the base. split: of the items. variant: whatever else tells this cell from a
+    plain one (initial_a, steps, gauge, relabelling, adapters, form, ..). control: None for a library that is
+    merged, else "base", "random", or the name of an adapter that is asked alone.
     key: hash of all but adapters, chosen, spectral_gap and provenance, so that one cell of two runs has one
     key; in the line it is checked against the content.
-    Errors: RowsError on empty names, values that are not plain and finite, numbers of weights or adapters that
-    are not the library's.
+    Errors: RowsError on empty names, values that are not plain and finite, numbers of weights or adapters
+    that are not the library's.
     """
 
     domain: str
@@ -193,8 +194,8 @@ class CellInfo(_Line):
             object.__setattr__(self, "weights", tuple(map(float, self.weights)))
             if len(self.weights) != len(self.library) or not all(map(math.isfinite, self.weights)):
                 raise RowsError(
-                    f"weights {self.weights} of '{self.task}' must be {len(self.library)} finite numbers, one "
-                    f"for each adapter of {'+'.join(self.library) or 'an empty library'}"
+                    f"weights {self.weights} of '{self.task}' must be {len(self.library)} finite numbers, "
+                    f"one for each adapter of {'+'.join(self.library) or 'an empty library'}"
                 )
         if self.adapters and len(self.adapters) != len(self.library):
             raise RowsError(
@@ -228,8 +229,8 @@ class CellInfo(_Line):
         info = super().from_dict(content)
         if key != info.key:
             raise RowsError(
-                f"a cell of '{info.task}' is called {key!r}, its content gives {info.key}: the line was changed"
-                " after it was written"
+                f"a cell of '{info.task}' is called {key!r}, its content gives {info.key}: the line was "
+                "changed after it was written"
             )
         return info
 
@@ -238,10 +239,10 @@ class CellInfo(_Line):
 class Row(_Line):
     """One answer.
 
-    cell, item: key of the CellInfo, id of the item. answer: which answer of the task it is, None where none is
-    named. shares: probability of each outcome of the domain, which sum to 1. text: what was written. marks:
-    what the scorer says besides, by name: bools, numbers, None where it cannot be said. logprobs: of candidate
-    answers, by "role:answer", None where they were not scored.
+    cell, item: key of the CellInfo, id of the item. answer: which answer of the task it is, None where none
+    is named. shares: probability of each outcome of the domain, which sum to 1. text: what was written.
+    marks: what the scorer says besides, by name: bools, numbers, None where it cannot be said. logprobs: of
+    candidate answers, by "role:answer", None where they were not scored.
     Errors: RowsError on shares that are no distribution, and on numbers that are not finite.
     """
 
@@ -285,4 +286,6 @@ def _check_mapping(line: Any, name: str, kinds: Any) -> None:
     for key, value in mapping.items():
         finite = not isinstance(value, float) or math.isfinite(value)
         if not isinstance(key, str) or not isinstance(value, kinds) or not finite:
-            raise RowsError(f"{name} of a {type(line).__name__} has {key!r}: {value!r}; use plain, finite values")
+            raise RowsError(
+                f"{name} of a {type(line).__name__} has {key!r}: {value!r}; use plain, finite values"
+            )
