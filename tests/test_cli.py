@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
+import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -288,3 +291,58 @@ def test_a_failed_write_leaves_the_old_file(run, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", full)
     refused(run("predict", "two-hop", "--json", file), "No space left")
     assert file.read_text() == "kept\n" and os.listdir(tmp_path) == ["rows.jsonl"]
+
+
+# ---------------------------------------------------------------- long work, arbitrary numbers, odd files
+
+
+def test_what_is_arbitrary_is_not_printed_as_a_number(run, tmp_path):
+    """The largest singular values of a hundred interchangeable facts tie: any prototype is as good."""
+    arguments = ["--library", "hop1,hop2,oracle", "--facts", 100, "--merge", "arrow-products"]
+    status, out, _ = run("predict", "two-hop", *arguments, "--json", tmp_path / "rows")
+    assert status == 0 and "undetermined: the two largest singular values of an adapter are equal" in out
+    assert "%" not in out and "spectral gap 0\n" in out and ":+" not in out
+    assert all(
+        "Arrow prototype is arbitrary" in record.undetermined for record in read_jsonl(tmp_path / "rows")
+    )
+    status, out, _ = run(
+        "predict", "two-hop", "--facts", 2, "--merge", "arrow-products", "--json", tmp_path / "rows"
+    )
+    assert status == 0 and "old 100.0%" in out and "undetermined" not in (tmp_path / "rows").read_text()
+
+
+def test_a_device_a_pipe_and_a_link_are_written_to(run, tmp_path):
+    assert run("predict", "two-hop", "--json", "/dev/null")[0] == 0
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    target, link, pipe = (tmp_path / name for name in ("target", "link", "pipe"))
+    link.symlink_to(target)
+    assert run("predict", "two-hop", "--json", link)[0] == 0
+    assert link.is_symlink() and len(read_jsonl(target)) == 1
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: target.write_text(pipe.read_text()), daemon=True)
+    reader.start()
+    assert run("predict", "two-hop", "--facts", 2, "--json", pipe)[0] == 0
+    reader.join(30)
+    assert pipe.is_fifo() and len(read_jsonl(target)) == 2
+    link.unlink()
+    link.symlink_to(link)
+    refused(run("predict", "two-hop", "--json", link), "link")
+    refused(run("predict", "two-hop", "--json", tmp_path / "missing" / "rows"), "missing or not writable")
+
+
+def test_ctrl_c_ends_a_long_prediction_whose_time_was_said(tmp_path):
+    arguments = ["predict", "two-hop", "--regime", "finite", "-m", str(2**31 - 1)]
+    command = [sys.executable, "-m", "toytransformer", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        said = process.stderr.readline()  # before the work
+        assert said.startswith("two-hop, 1 fact in each adapter: ") and "Ctrl-C" in said
+        time.sleep(1)
+        begin = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and out == "" and err.strip() == ""
+    assert time.monotonic() - begin < 10  # a second, on a machine that does nothing else
+
+
+def test_the_rank_counts_in_the_memory_that_is_needed(run):
+    refused(run("predict", "two-hop", "--rank", 2**40), "rank 1099511627776 needs", "GiB")

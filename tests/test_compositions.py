@@ -160,7 +160,7 @@ def test_worlds_that_mean_nothing_are_refused(build, message):
         (lambda: Merge("sum", (1.0, math.nan)), "nan: use a finite number"),
         (lambda: Merge("sum", (math.inf,)), "inf: use a finite number"),
         (lambda: Merge("sum", (True,)), "True: use a finite number"),
-        (lambda: Merge("sum", (10**400,)), "0: use a finite number"),
+        (lambda: Merge("sum", (10**400,)), r"0\.\.: use a finite number"),
         (lambda: Merge("ties", options=(("k",),)), r"\('k',\) among the options of 'ties' is no pair"),
         (lambda: Merge("sum", 1.0), "is a float: give a tuple"),
         (lambda: Merge("sum", ("1",)), "'1' among the weights"),

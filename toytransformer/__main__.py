@@ -7,26 +7,37 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from toytransformer.command_line import merge_option, merge_weights, run
 from toytransformer.compositions import (
     OUTCOMES,
+    Composition,
     Merge,
+    Record,
     SpecError,
     catalogue,
     provenance,
     replace_file,
     write_jsonl,
 )
+from toytransformer.compositions.io import require_writable
+from toytransformer.working import working
+
+if TYPE_CHECKING:
+    from toytransformer.ledger import Row
+    from toytransformer.prediction import Prediction
+    from toytransformer.regimes import Regime
+    from toytransformer.symmetry import SymmetricPrediction
 
 #: Facts per adapter up to which the dense solve is used even where the symmetric one applies.
 DENSE = 2000
@@ -36,6 +47,8 @@ SIZES = {"d": "dimension", "m": "width"}
 MOST = 2**53
 #: Questions printed; the records hold all of them.
 SHOWN = 10
+#: A relative gap of singular values below this is none: what is left of it is rounding.
+NO_GAP = 2.0**-26
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -80,7 +93,7 @@ def list_names() -> None:
 @click.option(
     "--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the merge rule; repeatable."
 )
-@click.option("--rank", type=int, help="Rank of every adapter [what its facts need].")
+@click.option("--rank", type=click.IntRange(1, MOST), help="Rank of every adapter [what its facts need].")
 @click.option(
     "--gauge",
     default="svd",
@@ -109,23 +122,23 @@ def list_names() -> None:
     help="Write the records to FILE, one JSON object a line.",
 )
 def predict(
-    name,
-    facts,
-    known,
-    library,
-    rule,
-    weights,
-    options,
-    gauge,
-    rank,
-    examples,
-    regime,
-    dimension,
-    width,
-    mask,
-    attention,
-    seed,
-    json_file,
+    name: str,
+    facts: int,
+    known: bool,
+    library: str | None,
+    rule: str,
+    weights: str | None,
+    options: tuple[str, ...],
+    gauge: str,
+    rank: int | None,
+    examples: int,
+    regime: str,
+    dimension: int | None,
+    width: int | None,
+    mask: str,
+    attention: str,
+    seed: int,
+    json_file: Path | None,
 ) -> None:
     """Predict the answers of the composition NAME.
 
@@ -138,10 +151,11 @@ def predict(
     jax.config.update("jax_enable_x64", True)
     merge = Merge(rule, merge_weights(weights), tuple(map(merge_option, options)))
     merging.check(merge)
-    _writable(json_file)
+    if json_file:
+        require_writable(json_file)
     chosen = _regime(regime, dimension, width, mask=mask, attention=attention, seed=seed)
 
-    def build(count: int, shown: int = examples):
+    def build(count: int, shown: int = examples) -> Composition:
         return catalogue.build(
             name,
             facts=count,
@@ -154,10 +168,7 @@ def predict(
             examples=shown,
         )
 
-    with _progress() as progress:
-        progress.add_task(f"{name}: {facts} facts per adapter, regime {regime}")
-        predicted = _predict(build, facts, examples, chosen)
-        records = predicted.records()
+    predicted, records = _predict(build, facts, examples, chosen)
     if json_file:
         write_jsonl(json_file, records)
     _print_prediction(predicted, records)
@@ -171,7 +182,8 @@ def predict(
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def verify(json_file: Path | None, thorough: bool, seed: int) -> None:
     """Check every claim of the theory; exit status 1 if one fails."""
-    _writable(json_file)
+    if json_file:
+        require_writable(json_file)
     # The matrices are small: BLAS threads that wait for each other cost more than they save.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import jax
@@ -198,7 +210,7 @@ def verify(json_file: Path | None, thorough: bool, seed: int) -> None:
         sys.exit(1)
 
 
-def _ledger_line(row, statement: str) -> str:
+def _ledger_line(row: Row, statement: str) -> str:
     """One row in one line: verdict, statement, both sides, tolerance and its kind, regime, remark."""
     expected, measured = (escape(_number(side)) for side in (row.expected, row.measured))
     verdict = "[green]holds[/green]" if row.verdict == "holds" else "[bold red]FAILS[/bold red]"
@@ -211,35 +223,67 @@ def _ledger_line(row, statement: str) -> str:
     )
 
 
-def _predict(build, facts: int, examples: int, regime):
+def _predict(
+    build: Callable[..., Composition], facts: int, examples: int, regime: Regime
+) -> tuple[Prediction | SymmetricPrediction, tuple[Record, ...]]:
     """The dense prediction; beyond DENSE facts in the limit the symmetric one, where the rule has it."""
-    from toytransformer import prediction, symmetry
-    from toytransformer.memory import require_memory
+    from toytransformer import cost, prediction, symmetry
     from toytransformer.merging import RuleError
     from toytransformer.regimes import FullLimit
 
     if facts > DENSE and not examples and isinstance(regime, FullLimit):
         with contextlib.suppress(SpecError, RuleError):  # not symmetric: the dense prediction has to do it
-            return symmetry.predict(build, facts, regime)
+            symmetric = symmetry.predict(build, facts, regime)
+            return symmetric, symmetric.records()
     # Two chains tell the size of all, before the composition itself is built.
-    small, chains = build(2, 0), (facts + examples) / 2
-    prompts, entities = (len(part) * chains for part in (small.prompts, small.world.entities))
-    require_memory(
-        8 * prompts * (6 * prompts + 2 * entities), f"the dense prediction of {facts + examples} facts"
-    )
-    return prediction.predict(build(facts), regime)
+    small = build(2, min(examples, 2))
+    copies = (facts + examples) / (2 + min(examples, 2))
+    needed = cost.of_prediction(small, prediction.asked_prompts(small), regime, copies)
+    needed.require()
+
+    def work() -> tuple[Prediction, tuple[Record, ...]]:
+        predicted = prediction.predict(build(facts), regime)
+        return predicted, predicted.records()
+
+    seconds = needed.seconds()
+    title = f"{small.name}, {facts} fact{'s' * (facts != 1)} in each adapter"
+    return working(work, title, seconds, cost.in_words(seconds))
 
 
-def _print_prediction(predicted, records) -> None:
+def _print_prediction(predicted: Prediction | SymmetricPrediction, records: tuple[Record, ...]) -> None:
     console = Console()
     for line in _headings(records[0]):
         console.print(line, highlight=False, markup=False)
+    shown = records[:SHOWN]
+    console.print(_answers(predicted, shown))
+    if len(records) > len(shown):
+        console.print(f"... and {len(records) - len(shown)} more questions")
+    gap = records[0].spectral_gap
+    if gap is not None:
+        console.print(f"spectral gap {gap:.3g}" if gap > NO_GAP else "spectral gap 0")
+    if records[0].undetermined is not None:
+        console.print(f"undetermined: {records[0].undetermined}", highlight=False, markup=False)
+        return
+    if weights := getattr(predicted, "details", {}).get("weights"):
+        text = ", ".join(f"{number:.4f}" for number in weights)
+        console.print(f"weights: {text}", highlight=False)
+    console.print(
+        "  ".join(f"{outcome} {predicted.shares[outcome]:.1%}" for outcome in OUTCOMES), highlight=False
+    )
+
+
+def _answers(predicted: Prediction | SymmetricPrediction, shown: tuple[Record, ...]) -> Table:
+    """Question, answer, outcome and merged output; the question alone where the others are arbitrary."""
+    if shown[0].undetermined is not None:
+        table = Table("question", "answer", "outcome")
+        for record in shown:
+            table.add_row(record.prompt, "undetermined", "undetermined")
+        return table
     errors = _standard_errors(predicted, SHOWN)
     heading = "merged output (largest coefficients" + (" ± standard error)" if errors else ")")
     table = Table("question", "answer", "outcome", heading)
-    shown = records[:SHOWN]
     for row, record in enumerate(shown):
-        outcome = max(record.shares, key=record.shares.get)
+        outcome = max(record.shares, key=lambda name: record.shares[name])
         mixture = sorted(record.mixture.items(), key=lambda item: -abs(item[1]))[:6]
         table.add_row(
             record.prompt,
@@ -247,22 +291,10 @@ def _print_prediction(predicted, records) -> None:
             outcome if record.shares[outcome] == 1 else f"{outcome} {record.shares[outcome]:.0%}",
             "  ".join(f"{entity}:{value:+.4f}{errors.get((row, entity), '')}" for entity, value in mixture),
         )
-    console.print(table)
-    if len(records) > len(shown):
-        console.print(f"... and {len(records) - len(shown)} more questions")
-    if records[0].spectral_gap is not None:
-        console.print(f"spectral gap {records[0].spectral_gap:.3g}")
-    for key, value in getattr(predicted, "details", {}).items():
-        if key in ("warning", "weights"):
-            numbers = isinstance(value, tuple | list)
-            text = ", ".join(f"{number:.4f}" for number in value) if numbers else value
-            console.print(f"{key}: {text}", highlight=False)
-    console.print(
-        "  ".join(f"{outcome} {predicted.shares[outcome]:.1%}" for outcome in OUTCOMES), highlight=False
-    )
+    return table
 
 
-def _headings(record) -> list[str]:
+def _headings(record: Record) -> list[str]:
     """What was predicted, in words: the composition, the merge, the regime."""
     facts, known = record.setting["facts"], "known" if record.setting["known"] else "fresh"
     details = [f"{key}={value}" for key, value in record.options.items()]
@@ -278,7 +310,7 @@ def _headings(record) -> list[str]:
     ]
 
 
-def _standard_errors(predicted, first: int) -> dict[tuple[int, str], str]:
+def _standard_errors(predicted: Prediction | SymmetricPrediction, first: int) -> dict[tuple[int, str], str]:
     """The derived standard errors of the first questions' outputs, as text, where there are such."""
     from toytransformer import estimates
     from toytransformer.memory import NotEnoughMemoryError
@@ -295,7 +327,7 @@ def _standard_errors(predicted, first: int) -> dict[tuple[int, str], str]:
     return {(row, names[e]): f"±{errors[row, e]:.4f}" for row, e in zip(*errors.nonzero(), strict=True)}
 
 
-def _regime(name: str, dimension: int | None, width: int | None, **common):
+def _regime(name: str, dimension: int | None, width: int | None, **common: Any) -> Regime:
     from toytransformer import regimes
 
     if name == "limit" and (dimension is not None or width is not None):
@@ -316,20 +348,7 @@ def _number(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.6g}"
 
 
-def _progress() -> Progress:
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
-def _writable(path: Path | None) -> None:
-    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-        raise click.UsageError(
-            f"--json is {str(path)!r}, but the folder {str(path.parent)!r} is missing or not writable"
-        )
-
-
-def _finite(value):
+def _finite(value: Any) -> Any:
     """JSON has no infinity or NaN: they become their names."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}

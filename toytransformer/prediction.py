@@ -12,12 +12,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from toytransformer import adapters as lora
-from toytransformer import merging
+from toytransformer import cost, merging
 from toytransformer.compositions import (
     OUTCOMES,
     Adapter,
@@ -29,7 +30,6 @@ from toytransformer.compositions import (
     World,
     provenance,
 )
-from toytransformer.memory import require_memory
 from toytransformer.regimes import Regime
 
 Array = np.ndarray
@@ -62,7 +62,12 @@ class Prediction:
         return {outcome: math.fsum(row[outcome] for row in rows) / len(rows) for outcome in OUTCOMES}
 
     @property
-    def details(self) -> Mapping:
+    def undetermined(self) -> str | None:
+        """Why the answers are arbitrary, where singular values tie; None where the theory determines them."""
+        return self.details.get("warning")
+
+    @property
+    def details(self) -> Mapping[str, Any]:
         """What the rule says of itself: fitted weights, Arrow's spectral gaps, warnings."""
         if "warning" in self.merged.details or not self._arbitrary_gauge:
             return self.merged.details
@@ -72,7 +77,7 @@ class Prediction:
         )
         return {**self.merged.details, "warning": warning}
 
-    @property
+    @cached_property
     def _arbitrary_gauge(self) -> bool:
         """Whether a gauge-dependent rule merged factors from an SVD whose singular values tie."""
         if merging.resolve(self.composition.merge.rule).gauge_invariant:
@@ -127,6 +132,7 @@ class Prediction:
             shares=question.shares(answers),
             mixture={name: float(output[index[name]]) for name in dict.fromkeys((*roles, *largest))},
             spectral_gap=self.merged.spectral_gap,
+            undetermined=self.undetermined,
             origin=origin,
         )
 
@@ -140,7 +146,8 @@ def toy_record(
     shares: Mapping[str, float],
     mixture: Mapping[str, float],
     spectral_gap: float | None = None,
-    origin: Mapping,
+    undetermined: str | None = None,
+    origin: Mapping[str, Any],
 ) -> Record:
     """The record of one predicted answer; origin: its provenance."""
     return Record(
@@ -163,6 +170,7 @@ def toy_record(
         shares=shares,
         mixture=mixture,
         spectral_gap=spectral_gap,
+        undetermined=undetermined,
         provenance=origin,
     )
 
@@ -173,15 +181,10 @@ def predict(composition: Composition, regime: Regime) -> Prediction:
     Raises RuleError, AdapterError, RegimeError or NotEnoughMemoryError before any long work where it can.
     """
     rule = merging.resolve(composition.merge.rule)
-    asked = _asked(composition)
+    asked = asked_prompts(composition)
     prompts = tuple(dict.fromkeys((*composition.prompts, *asked)))
     entities = composition.world.entities
-    require_memory(8 * len(prompts) * (6 * len(prompts) + 2 * len(entities)), f"{len(prompts)} prompts")
-    if rule.needs_neurons:
-        neurons = getattr(regime, "width", None) or regime.quadrature
-        updates = 2 * len(composition.adapters) + 2
-        what = f"rule {rule.name!r} on {len(entities)} entities x {neurons} neurons"
-        require_memory(8 * len(entities) * neurons * updates, what)
+    cost.of_prediction(composition, asked, regime).require()
     features = regime.features(prompts, neurons=rule.needs_neurons)
     rows = dict(zip(prompts, features.values, strict=True))
     trained = tuple(
@@ -200,7 +203,7 @@ def predict(composition: Composition, regime: Regime) -> Prediction:
     )
     stacked = np.stack([rows[prompt] for prompt in asked])
     output = base_output(composition.world, asked) + merged.shift(stacked)
-    update = getattr(merged, "update", None)
+    update = merged.update if isinstance(merged, merging.StaticMerge) else None
     factors = (*trained, update) if isinstance(update, lora.LoRA) else trained  # merge weights count too
     tie = tie_tolerance(features.values, output, factors)
     by_prompt = dict(zip(asked, output, strict=True))
@@ -276,7 +279,7 @@ def tie_tolerance(features: Array, output: Array, adapters: Sequence[lora.LoRA])
     return float(np.finfo(float).eps * count * size)
 
 
-def _asked(composition: Composition) -> tuple[Prompt, ...]:
+def asked_prompts(composition: Composition) -> tuple[Prompt, ...]:
     """The questions' prompts, or each one-hop prompt that answering them step by step can reach.
 
     A step can answer what a merged output can be non-zero on: a trained answer, what an adapter was trained

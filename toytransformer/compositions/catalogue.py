@@ -7,9 +7,10 @@ b_i = r2(y_i_old) are what the base model knows instead; u_i -> v_i -> w_i is kn
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Literal
 
-from toytransformer.compositions.spec import Adapter, Composition, Merge, check_count, question
+from toytransformer.compositions.spec import Adapter, Composition, Merge, check_count, question, shortened
 from toytransformer.compositions.worlds import Fact, Prompt, SpecError, World
 
 Library = dict[str, tuple[Fact, ...]]
@@ -376,20 +377,15 @@ def build(
     Errors: SpecError naming the value and what is allowed.
     """
     entry = _entry(name)
-    check_count(facts, "facts")
-    check_count(examples, "examples", least=0)
-    check_count(seed, "seed", least=0)
+    facts = check_count(facts, "facts")
+    examples = check_count(examples, "examples", least=0)
+    seed = check_count(seed, "seed", least=0)
     if not isinstance(known, bool):
         raise SpecError(f"known is {known!r}: use True (the base has old answers) or False (fresh facts)")
     if sigma is not None:
         _check_sigma(name, sigma, facts)
     scene = entry.scene(Chains(facts, known, examples, seed, sigma))
-    chosen = scene.default if library is None else library
-    if isinstance(chosen, str) or (unknown := [n for n in chosen if n not in scene.library]):
-        wrong = chosen if isinstance(chosen, str) else unknown[0]
-        raise SpecError(
-            f"library {wrong!r} of {name!r}: give a tuple of names among {', '.join(scene.library)}"
-        )
+    chosen = scene.default if library is None else check_library(library, scene.library, name)
     adapters = tuple(Adapter(adapter, scene.library[adapter], rank, gauge) for adapter in chosen)
     asked = tuple(question(scene.world, p, group=group, decode=scene.decode) for group, p in scene.asked)
     return Composition(
@@ -403,9 +399,18 @@ def build(
     )
 
 
+def check_library(library: object, allowed: Iterable[str], name: str) -> tuple[str, ...]:
+    """Refuse anything but a tuple of names among `allowed` as the library of the composition `name`."""
+    names = tuple(allowed)
+    if isinstance(library, tuple) and all(isinstance(n, str) and n in names for n in library):
+        return library
+    wrong = next((n for n in library if n not in names), library) if isinstance(library, tuple) else library
+    raise SpecError(f"library {shortened(wrong)} of {name!r}: give a tuple of names among {', '.join(names)}")
+
+
 def _entry(name: str) -> Entry:
-    if name not in _ENTRIES:
-        raise SpecError(f"composition {name!r} is unknown: use one of {', '.join(_ENTRIES)}")
+    if not isinstance(name, str) or name not in _ENTRIES:
+        raise SpecError(f"composition {shortened(name)} is unknown: use one of {', '.join(_ENTRIES)}")
     return _ENTRIES[name]
 
 
@@ -413,8 +418,10 @@ def _check_sigma(name: str, sigma: tuple[int, ...], facts: int) -> None:
     if not _ENTRIES[name].relabels:
         able = ", ".join(other for other, entry in _ENTRIES.items() if entry.relabels)
         raise SpecError(f"{name!r} takes no sigma: use one of {able}")
-    whole = isinstance(sigma, tuple) and all(isinstance(i, int) for i in sigma)
+    whole = isinstance(sigma, tuple) and all(
+        isinstance(i, Integral) and not isinstance(i, bool) for i in sigma
+    )
     if not whole or sorted(sigma) != list(range(facts)):
         raise SpecError(
-            f"sigma {sigma!r} is not a permutation: give a tuple with each of 0 .. {facts - 1} once"
+            f"sigma {shortened(sigma)} is not a permutation: give a tuple with each of 0 .. {facts - 1} once"
         )

@@ -1,5 +1,6 @@
 """Files that appear whole, and where a result comes from."""
 
+import errno
 import os
 import platform
 import stat
@@ -20,7 +21,9 @@ def replace_file(path: str | os.PathLike, lines: Iterable[str]) -> None:
 
     Where a link stands, the file it leads to is replaced; a device or a pipe is written to.
     """
-    path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
+    path = Path(os.path.realpath(path))
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     if path.exists() and not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
         with path.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(lines)
@@ -32,6 +35,19 @@ def replace_file(path: str | os.PathLike, lines: Iterable[str]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def require_writable(path: str | os.PathLike) -> None:
+    """Raise OSError if `replace_file` could not write there: to be called before the work, not after it."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    special = target.exists() and not target.is_file()  # a device or a pipe is written to itself
+    where = target if special else target.parent
+    if not os.access(where, os.W_OK) or not (special or where.is_dir()):
+        raise OSError(
+            f"{str(path)!r} cannot be written: {str(where)!r} is missing or not writable; give another file"
+        )
 
 
 def provenance(paths: Sequence[Path] = (HERE,), packages: Sequence[str] = PACKAGES) -> dict[str, Any]:

@@ -27,6 +27,8 @@ class Record:
     answer: the entity answered, None when several tie or none is named.
     shares: probability of each of OUTCOMES. mixture: output coefficients by entity, perhaps only the largest.
     spectral_gap: of a routing rule's prototypes, None for the other rules.
+    undetermined: why answer, shares and mixture are arbitrary, as where singular values tie; None elsewhere,
+    and then no key of to_json().
     question, text, logprobs: what a language model was asked and wrote, in words, and its log probabilities
     of candidate answers. exact, contains: whether the text is the expected one, and whether it names the
     right entity.
@@ -58,6 +60,7 @@ class Record:
     contains: bool | None = None
     logprobs: Mapping[str, float] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    undetermined: str | None = None
 
     def __post_init__(self):
         for name in ("composition", "spec_hash", "source", "rule", "group", "prompt"):
@@ -85,7 +88,10 @@ class Record:
     def to_json(self) -> str:
         """One line of JSON, fields in order. Errors: SpecError on a value JSON cannot hold."""
         try:
-            return json.dumps(asdict(self), allow_nan=False)
+            plain = asdict(self)
+            if self.undetermined is None:
+                del plain["undetermined"]
+            return json.dumps(plain, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise SpecError(f"record on '{self.prompt}' is not JSON ({error}): use plain values") from error
 
@@ -96,7 +102,7 @@ class Record:
             return cls(**json.loads(text))
         except SpecError:
             raise
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, RecursionError) as error:
             allowed = ", ".join(f.name for f in fields(cls))
             raise SpecError(
                 f"not a record ({error}): write it with Record.to_json(), fields {allowed}"

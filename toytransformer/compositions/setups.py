@@ -6,9 +6,18 @@ bridge are bridge_x_i -> bridge_y_i -> bridge_z_i, and share no entity with them
 """
 
 from dataclasses import replace
+from numbers import Integral
 
 from toytransformer.compositions import catalogue
-from toytransformer.compositions.spec import Adapter, Composition, Merge, Question, check_count, question
+from toytransformer.compositions.spec import (
+    Adapter,
+    Composition,
+    Merge,
+    Question,
+    check_count,
+    question,
+    shortened,
+)
 from toytransformer.compositions.worlds import Fact, Prompt, SpecError, World
 
 #: What each setup adds to the adapter of hop 1 and to that of hop 2: parts of the bridge, "12-chain" with its
@@ -64,10 +73,10 @@ def setup(
     sigma, examples, seed: as in catalogue.build.
     Errors: SpecError naming the value and what is allowed.
     """
-    if number not in SETUPS or isinstance(number, bool):
-        raise SpecError(f"setup {number!r} is unknown: use one of {', '.join(map(str, SETUPS))}")
-    bridge_facts = facts if bridge_facts is None else bridge_facts
-    check_count(bridge_facts, "bridge_facts")
+    if isinstance(number, bool) or not isinstance(number, Integral) or number not in SETUPS:
+        raise SpecError(f"setup {shortened(number)} is unknown: use one of {', '.join(map(str, SETUPS))}")
+    facts = check_count(facts, "facts")
+    bridge_facts = facts if bridge_facts is None else check_count(bridge_facts, "bridge_facts")
     if not isinstance(bridge_known, bool):
         raise SpecError(f"bridge_known is {bridge_known!r}: use True (the base has old answers) or False")
     plain = catalogue.build(

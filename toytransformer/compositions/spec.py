@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from numbers import Real
+from numbers import Integral, Real
 from typing import Literal
 
 from toytransformer.compositions.worlds import (
@@ -29,6 +29,9 @@ OUTCOMES = ("correct", "bridge", "old", "edited", "other")
 
 DECODES = ("direct", "steps")
 GAUGES = ("svd", "facts", "flipped", "random:<seed>")
+
+MOST = 2**63 - 1
+"""Largest whole number that counts or numbers something."""
 
 Scalar = str | int | float | bool | None
 
@@ -67,7 +70,7 @@ class Adapter:
         if not self.facts and not self.chains:
             raise SpecError(f"adapter {self.name!r} has no facts: give it at least one, or leave it out")
         if self.rank is not None:
-            check_count(self.rank, f"rank of adapter {self.name!r}")
+            object.__setattr__(self, "rank", check_count(self.rank, f"rank of adapter {self.name!r}"))
         if self.gauge not in GAUGES[:3] and not re.fullmatch(r"random:[0-9]+", str(self.gauge)):
             raise SpecError(
                 f"gauge {self.gauge!r} of adapter {self.name!r} is unknown: use one of {', '.join(GAUGES)}"
@@ -101,16 +104,26 @@ def hops(world: World, prompt: Prompt) -> tuple[Fact, ...]:
     return tuple(steps)
 
 
-def check_count(value: object, what: str, least: int = 1) -> None:
-    """Refuse anything but an int >= least (True and 2.0 are refused too)."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise SpecError(f"{what} is {value!r}: use an int >= {least}")
+def check_count(value: object, what: str, least: int = 1) -> int:
+    """The whole number as an int, also one of NumPy's; SpecError for less than `least`, True or 2.0."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= MOST:
+        raise SpecError(f"{what} is {shortened(value)}: use an int >= {least} (and below 2^63)")
+    return int(value)
+
+
+def shortened(value: object, most: int = 60) -> str:
+    """The value as it is written in Python, cut to a length that fits a message."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of 5,000 digits, a list in a list in a list ..
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= most else f"{text[:most]}.."
 
 
 def _number(value: object, what: str) -> float:
-    finite = isinstance(value, Real) and abs(value) <= sys.float_info.max  # holds for whole numbers too
-    if isinstance(value, bool) or not finite:
-        raise SpecError(f"{what} is {value!r}: use a finite number")
+    # The comparison holds for whole numbers too, of any length.
+    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= sys.float_info.max:
+        raise SpecError(f"{what} is {shortened(value)}: use a finite number")
     return float(value) + 0.0  # -0.0 becomes 0.0, so that equal weights have one hash
 
 
@@ -121,15 +134,23 @@ def _sorted_pairs(given: object, what: str, owner: str) -> tuple[tuple[str, Scal
     for pair in pairs:
         if len(pair) != 2:
             raise SpecError(f"{pair!r} among the {what}s of {owner!r} is no pair: give (name, value)")
-        name, value = pair
-        check_name(name, f"{what} of {owner!r}")
-        if (isinstance(value, float) and not math.isfinite(value)) or not isinstance(value, Scalar):
-            raise SpecError(
-                f"{what} {name}={value!r} of {owner!r}: use text, a finite number, a bool or None"
-            )
-    if twice := repeated(name for name, _ in pairs):
+        check_name(pair[0], f"{what} of {owner!r}")
+    plain = [(name, _scalar(value, f"{what} {name}", owner)) for name, value in pairs]
+    if twice := repeated(name for name, _ in plain):
         raise SpecError(f"{what} {twice[0]!r} of {owner!r} is given twice: keep one value")
-    return tuple(sorted(pairs))
+    return tuple(sorted(plain, key=lambda pair: pair[0]))
+
+
+def _scalar(value: object, what: str, owner: str) -> Scalar:
+    """Text, a finite number (NumPy's as Python's), a bool or None."""
+    if isinstance(value, str | bool | None):
+        return value
+    finite = isinstance(value, Real) and abs(value) <= sys.float_info.max
+    if finite and isinstance(value, Integral):
+        return int(value)
+    if finite and isinstance(value, Real):
+        return float(value)
+    raise SpecError(f"{what}={shortened(value)} of {owner!r}: use text, a finite number, a bool or None")
 
 
 @dataclass(frozen=True)
@@ -362,7 +383,7 @@ class Composition:
             )
         except SpecError:
             raise
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise SpecError(
                 f"not the JSON of a composition ({error}): write it with Composition.to_json()"
             ) from error

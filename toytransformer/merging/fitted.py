@@ -181,7 +181,7 @@ def new_adapter(adapters: Sequence[LoRA], weights: Weights, context: MergeContex
     **FITTED,
     options={
         "penalty": number(0.05, 0),
-        "bound": positive(1.5),
+        "bound": positive(1.5, most=1e6),  # the loss has fourth powers of it
         "seed": SEED,
     },
 )

@@ -17,7 +17,7 @@ from array_api_compat import array_namespace, device
 from jaxtyping import Float
 
 from toytransformer.adapters import LoRA
-from toytransformer.arrays import Array, Convert, epsilon
+from toytransformer.arrays import Array, Convert, epsilon, rounding
 
 
 class Merged(Protocol):
@@ -189,10 +189,8 @@ def undetermined(gap: float, vector: Array, values: str, result: str) -> dict[st
     """
     if gap >= math.sqrt(epsilon(vector)):
         return {}
-    return {
-        "warning": f"{values} agree up to a relative gap of {gap:.1e}, so {result} is arbitrary; "
-        "do not rely on this result"
-    }
+    agree = "are equal" if gap <= rounding(vector) else f"agree up to a relative gap of {gap:.1e}"
+    return {"warning": f"{values} {agree}, so {result} is arbitrary; do not rely on this result"}
 
 
 def converted(value: Any, convert: Convert) -> Any:

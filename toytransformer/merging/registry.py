@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from array_api_compat import array_namespace
 from jaxtyping import Float
@@ -60,9 +60,9 @@ def number(default: float, low: float) -> Option:
     )
 
 
-def positive(default: float) -> Option:
+def positive(default: float, most: float = LARGEST) -> Option:
     return Option(
-        default, lambda value: _is_real(value) and value > 0, f"a number above 0 and at most {LARGEST:g}"
+        default, lambda value: _is_real(value) and 0 < value <= most, f"a number above 0 and at most {most:g}"
     )
 
 
@@ -70,8 +70,8 @@ def share(default: float) -> Option:
     return Option(default, lambda value: _is_real(value) and 0 < value <= 1, "a share above 0 and at most 1")
 
 
-def _is_real(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
+def _is_real(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def whole(low: int, help: str) -> Option:
@@ -235,6 +235,11 @@ def merge(adapters: Sequence[LoRA], spec: Merge, context: MergeContext | None = 
 def _check_adapters(adapters: Sequence[LoRA]) -> None:
     if not adapters:
         raise RuleError("no adapters were given; a merge needs at least one")
+    for index, lora in enumerate(adapters):
+        if not isinstance(lora, LoRA):
+            raise RuleError(f"adapter {index} is a {type(lora).__name__}; give LoRA(write, read)")
+        for name, factor in (("write", lora.write), ("read", lora.read)):
+            _check_array(factor, f"the {name} factor of adapter {index}")
     sizes = [(lora.write.shape[0], lora.read.shape[0]) for lora in adapters]
     if len(set(sizes)) > 1:
         raise RuleError(
@@ -257,6 +262,21 @@ def _check_adapters(adapters: Sequence[LoRA]) -> None:
                 raise RuleError(f"the {name} factor of adapter {index} holds NaN or infinity; train it again")
 
 
+def _check_array(value: Array, what: str) -> None:
+    """Refuse anything but a matrix of real floating-point numbers."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is None or dtype is None:
+        raise RuleError(f"{what} is a {type(value).__name__}; give an array of NumPy, JAX or torch")
+    if len(shape) != 2:
+        raise RuleError(f"{what} has shape {tuple(shape)}; give a matrix, (entity or feature, rank)")
+    try:
+        floating = array_namespace(value).isdtype(dtype, "real floating")
+    except TypeError as error:
+        raise RuleError(f"{what} is no array of NumPy, JAX or torch ({error})") from error
+    if not floating:
+        raise RuleError(f"{what} holds numbers of type {dtype}; convert it to floating point")
+
+
 def _check_examples(rule: MergeRule, lora: LoRA, context: MergeContext) -> None:
     features, targets = context.example_features, context.example_targets
     if features is None or targets is None or len(features) == 0:
@@ -264,6 +284,8 @@ def _check_examples(rule: MergeRule, lora: LoRA, context: MergeContext) -> None:
             f"rule {rule.name!r} is fitted on examples of the target task and got none; "
             "build the composition with examples, or use a rule that needs no data"
         )
+    _check_array(features, "example_features")
+    _check_array(targets, "example_targets")
     shapes, wanted = (features.shape, targets.shape), (lora.read.shape[0], lora.write.shape[0])
     if len(features) != len(targets) or (features.shape[1], targets.shape[1]) != wanted:
         raise RuleError(
