@@ -639,25 +639,31 @@ def test_aligned_factors_compose_every_chain_and_products_none():
 
 # ---- one hop under the other adapter, and two steps (one_hop_threshold, theory.md section 6) ----
 
-#: Weights of the two adapters; what the other one adds is its weight times a leak >= 0.
+#: Weights of the two adapters; what the other one adds is its weight times a leak, of either sign.
 WA, WB = z3.Reals("a_1 a_2")
 SPILL, SPILL2 = z3.Reals("spill spill'")
 KEPT = [*symbolic([(Y0, 1)]), (Y, WA), (Y0, -WA), (Z, SPILL), (A, -SPILL)]
 NEXT = [*symbolic([(A, 1)]), (Z, WB), (A, -WB), (Y, SPILL2), (Y0, -SPILL2)]
-HOP = {**differ("y/y0", "y/z", "y/a", "y0/z", "y0/a", "z/a"), "spill >= 0": SPILL >= 0}
+HOP = differ("y/y0", "y/z", "y/a", "y0/z", "y0/a", "z/a")
 AWAY = z3.And([SPARE != role for role in (Y, Y0, Z, A)])
 
 
 def survives(weight, spill):
-    return z3.And(weight > HALF, weight > spill)
+    """A leak below zero lifts the other adapter's old answer by its size."""
+    return z3.And(weight > HALF, weight > spill, weight > -spill)
 
 
 def test_a_known_hop_survives_iff_its_weight_passes_a_half_and_the_leak():
     refute(*HOP.values(), AWAY, wins(Y, KEPT, SPARE) != survives(WA, SPILL))
     refute(*HOP.values(), wins(Y, KEPT) != survives(WA, SPILL))
-    # one_hop_threshold: a half is necessary for leaks of either sign
-    labels = [h for name, h in HOP.items() if name != "spill >= 0"]
-    refute(*labels, wins(Y, KEPT), WA <= HALF)
+    # Without the size, what this said first, a leak below zero is a counterexample.
+    find(*HOP.values(), AWAY, wins(Y, KEPT, SPARE) != z3.And(WA > HALF, WA > SPILL))
+    refute(*HOP.values(), AWAY, SPILL >= 0, wins(Y, KEPT, SPARE) != z3.And(WA > HALF, WA > SPILL))
+    # Two facts of one old answer: it is lifted twice.
+    second = z3.Int("z'")
+    twice = [*KEPT, (second, SPILL), (A, -SPILL)]
+    others = [second != role for role in (Y, Y0, Z, A)]
+    refute(*HOP.values(), *others, SPILL < 0, wins(Y, twice) != z3.And(WA > HALF, WA > -2 * SPILL))
 
 
 @pytest.mark.parametrize("dropped", HOP)
@@ -666,30 +672,35 @@ def test_survival_needs_each_hypothesis(dropped):
     y, y0, z, a = (int(exact(model, role)) for role in (Y, Y0, Z, A))
     weight, spill = exact(model, WA), exact(model, SPILL)
     terms = [(y0, 1), (y, weight), (y0, -weight), (z, spill), (a, -spill)]
-    assert tops(y, terms, exact(model, SPARE)) != (weight > max(HALF, spill))
+    assert tops(y, terms, exact(model, SPARE)) != (weight > max(HALF, abs(spill)))
 
 
 def test_a_fresh_hop_survives_iff_its_weight_passes_the_leak():
     terms, third = [(Y, WA), (Z, SPILL)], [SPARE != Y, SPARE != Z]
-    refute(Y != Z, SPILL >= 0, *third, wins(Y, terms, SPARE) != (WA > SPILL))
-    find(Y != Z, *third, wins(Y, terms, SPARE) != (WA > SPILL))
-    find(SPILL >= 0, *third, wins(Y, terms, SPARE) != (WA > SPILL))
+    kept = z3.And(WA > 0, WA > SPILL)
+    refute(Y != Z, *third, wins(Y, terms, SPARE) != kept)
+    find(Y != Z, wins(Y, terms) != kept)  # without an answer that neither adapter holds
+    find(*third, wins(Y, terms, SPARE) != kept)
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_predicted_survival_is_on_the_same_side(known):
     leak, edge = Fraction(LEAK), HALF if known else 0
-    kept = z3.And(WA > edge + CLEAR, WA > WB * leak + CLEAR)
-    lost = z3.Or(WA < edge - CLEAR, WA < WB * leak - CLEAR)
-    for claim, right in ((kept, True), (z3.And(lost, WA > edge), False), (z3.And(lost, WA > 0), False)):
-        model = find(WA > 0, WA < 9, WB > 0, WB < 9, claim)
+    size = z3.If(WB < 0, -WB, WB) if known else WB
+    kept = z3.And(WA > edge + CLEAR, WA > size * leak + CLEAR)
+    lost = z3.Or(WA < edge - CLEAR, WA < size * leak - CLEAR)
+    cases = [(kept, True, WB > 0), (kept, True, WB < 0), (z3.And(lost, WA > edge), False, WB > 0)]
+    if known:  # a weight below zero loses no fresh hop
+        cases += [(z3.And(lost, WA > edge), False, WB < 0), (z3.And(lost, WA < edge), False, WB < 0)]
+    for claim, right, sign in cases:
+        model = find(WA > 0, WA < 9, WB > -9, WB < 9, sign, claim)
         weights = tuple(float(exact(model, weight)) for weight in (WA, WB))
         (first, _) = one_hop(1, known, Merge("sum", weights)).distributions
         assert (first.get("y1", 0) == 1) == right
 
 
 def test_two_steps_are_right_where_each_hop_survives():
-    hypotheses = [*HOP.values(), SPILL2 >= 0]
+    hypotheses = HOP.values()
     steps = z3.And(wins(Y, KEPT), wins(Z, NEXT))
     condition = z3.And(survives(WA, SPILL), survives(WB, SPILL2))
     refute(*hypotheses, condition != steps)

@@ -49,6 +49,15 @@ rewrite scalecE mxE (eq_bigr (fun i => (j == i)%:R * 1)) => [|i _].
 by rewrite targetsE // [const_mx _ _ _]mxE.
 Qed.
 
+Lemma leaked_at_a (l : R) j : injective a ->
+  (l *: (targets R z a *m const_mx 1) : 'cV[R]_n) (a j) 0 = - l.
+Proof.
+move=> aI; rewrite scalecE targets_apply big1 => [|i _]; last first.
+  by rewrite eq_sym (negbTE (za i j)) mul0r.
+rewrite (eq_bigr (fun i => (j == i)%:R * 1)) => [|i _]; last by rewrite (inj_eq aI) mxE.
+by rewrite sum_delta sub0r mulrN mulr1.
+Qed.
+
 Lemma leaked_elsewhere (l : R) e : 0 <= l -> (forall j, e != z j) ->
   (l *: (targets R z a *m const_mx 1) : 'cV[R]_n) e 0 <= 0.
 Proof.
@@ -66,16 +75,18 @@ move=> ez ea; rewrite scalecE targets_apply !big1 ?subr0 ?mulr0 // => j _.
 by rewrite (negbTE (ez j)) mul0r.
 Qed.
 
-(* KNOWN fact: the new answer wins iff its weight exceeds 1/2 and what leaks. *)
+(* KNOWN fact: the new answer wins iff its weight exceeds 1/2 and the size of what leaks:
+   a leak below zero lifts the other adapter's old answers.  Where two of these are the
+   same, they are lifted twice, so a leak below zero asks for different ones. *)
 Theorem known_hop_survives_iff (W D1 D2 : 'M[R]_(n, m)) (f : 'cV[R]_m) (y y0 : 'I_n)
     (al be l : R) :
   y != y0 -> (forall j, y != z j) -> (forall j, y != a j) ->
   (forall j, y0 != z j) -> (forall j, y0 != a j) ->
   W *m f = oh y0 -> D1 *m f = oh y - oh y0 ->
-  D2 *m f = l *: (targets R z a *m const_mx 1) -> 0 <= be * l ->
-  top1 ((W + (al *: D1 + be *: D2)) *m f) y = (1 < 2%:R * al) && (be * l < al).
+  D2 *m f = l *: (targets R z a *m const_mx 1) -> 0 <= be * l \/ injective a ->
+  top1 ((W + (al *: D1 + be *: D2)) *m f) y = (1 < 2%:R * al) && (`|be * l| < al).
 Proof.
-move=> yy0 yz ya y0z y0a Wf D1f D2f bl0.
+move=> yy0 yz ya y0z y0a Wf D1f D2f sign.
 have O e : ((W + (al *: D1 + be *: D2)) *m f) e 0 = (e == y0)%:R
     + al * ((e == y)%:R - (e == y0)%:R)
     + ((be * l) *: (targets R z a *m const_mx 1) : 'cV[R]_n) e 0.
@@ -88,27 +99,41 @@ apply/top1P/andP => [top|[half leak] e ey].
     have := top y0; rewrite eq_sym yy0 => /(_ isT); rewrite Oy O eqxx eq_sym (negbTE yy0).
     rewrite leaked_nowhere // addr0 sub0r mulrN1 ltr_subl_addr.
     by rewrite mulr2n mulrDl !mul1r.
-  have := top (z (Ordinal K0)); rewrite eq_sym yz => /(_ isT).
-  rewrite Oy O leaked_at_z [z _ == y0]eq_sym [z _ == y]eq_sym.
-  by rewrite (negbTE (y0z _)) (negbTE (yz _)) subrr mulr0 !add0r.
+  have up : be * l < al.
+    have := top (z (Ordinal K0)); rewrite eq_sym yz => /(_ isT).
+    rewrite Oy O leaked_at_z [z _ == y0]eq_sym [z _ == y]eq_sym.
+    by rewrite (negbTE (y0z _)) (negbTE (yz _)) subrr mulr0 !add0r.
+  rewrite ltr_norml up andbT; case: sign => [bl0|aI].
+    by apply: (lt_le_trans _ bl0); rewrite oppr_lt0; apply: (le_lt_trans bl0).
+  have := top (a (Ordinal K0)); rewrite eq_sym ya => /(_ isT).
+  rewrite Oy O leaked_at_a // [a _ == y0]eq_sym [a _ == y]eq_sym.
+  by rewrite (negbTE (y0a _)) (negbTE (ya _)) subrr mulr0 !add0r ltr_oppl.
 have al0 : 0 < al by apply: le_lt_trans leak.
 rewrite Oy O (negbTE ey) sub0r.
 have [->|ey0] := eqVneq e y0.
   rewrite leaked_nowhere // addr0 mulrN1 ltr_subl_addr.
   by move: half; rewrite mulr2n mulrDl !mul1r.
 rewrite oppr0 mulr0 !add0r.
-have [j /eqP ->|nz] := pickP (fun j => e == z j); first by rewrite leaked_at_z.
-by apply: le_lt_trans al0; apply: leaked_elsewhere => // j; rewrite nz.
+have [j /eqP ->|nz] := pickP (fun j => e == z j).
+  by rewrite leaked_at_z; apply: le_lt_trans leak; apply: ler_norm.
+have nz' j : e != z j by rewrite nz.
+case: sign => [bl0|aI].
+  by apply: (le_lt_trans _ al0); apply: leaked_elsewhere.
+have [j /eqP ->|na] := pickP (fun j => e == a j).
+  by rewrite leaked_at_a //; apply: le_lt_trans leak; rewrite -normrN; apply: ler_norm.
+by rewrite leaked_nowhere // => j; rewrite na.
 Qed.
 
-(* FRESH fact: what leaks is the only rival. *)
+(* FRESH fact: what leaks is the only rival, and where it is below zero, every answer that
+   neither adapter holds, at zero. *)
 Theorem fresh_hop_survives_iff (W D1 D2 : 'M[R]_(n, m)) (f : 'cV[R]_m) (y : 'I_n)
     (al be l : R) :
   (forall j, y != z j) -> W *m f = 0 -> D1 *m f = oh y ->
-  D2 *m f = l *: (words R z *m const_mx 1) -> 0 <= be * l ->
-  top1 ((W + (al *: D1 + be *: D2)) *m f) y = (be * l < al).
+  D2 *m f = l *: (words R z *m const_mx 1) ->
+  0 <= be * l \/ (exists2 e, e != y & forall j, e != z j) ->
+  top1 ((W + (al *: D1 + be *: D2)) *m f) y = (0 < al) && (be * l < al).
 Proof.
-move=> yz Wf D1f D2f bl0.
+move=> yz Wf D1f D2f sign.
 have O e : ((W + (al *: D1 + be *: D2)) *m f) e 0 =
     al * (e == y)%:R + be * l * (words R z *m const_mx 1 : 'cV[R]_n) e 0.
   rewrite !mulmxDl Wf add0r -![_ *: _ *m f]scalemxAl D1f D2f scalerA !addcE.
@@ -119,12 +144,15 @@ have N e : (forall j, e != z j) -> (words R z *m const_mx 1 : 'cV[R]_n) e 0 = 0.
   by move=> ez; rewrite words_off.
 have Oy : ((W + (al *: D1 + be *: D2)) *m f) y 0 = al.
   by rewrite O eqxx N // mulr0 addr0 mulr1.
-apply/top1P/idP => [top|leak e ey].
-  have := top (z (Ordinal K0)); rewrite eq_sym yz => /(_ isT).
-  by rewrite Oy O Z [z _ == y]eq_sym (negbTE (yz _)) mulr0 add0r mulr1.
+apply/top1P/andP => [top|[al0 leak] e ey].
+  have up : be * l < al.
+    have := top (z (Ordinal K0)); rewrite eq_sym yz => /(_ isT).
+    by rewrite Oy O Z [z _ == y]eq_sym (negbTE (yz _)) mulr0 add0r mulr1.
+  split=> //; case: sign => [bl0|[e ey ez]]; first exact: (le_lt_trans bl0).
+  by have := top e ey; rewrite Oy O (negbTE ey) N // !mulr0 addr0.
 rewrite Oy O (negbTE ey) mulr0 add0r.
 have [j /eqP ->|nz] := pickP (fun j => e == z j); first by rewrite Z mulr1.
-by rewrite N ?mulr0 ?(le_lt_trans bl0) // => j; rewrite nz.
+by rewrite N ?mulr0 // => j; rewrite nz.
 Qed.
 
 End Survive.
@@ -197,20 +225,21 @@ have al0 : 0 <= al by rewrite -(pmulr_rge0 _ two) (le_trans ler01) // ltW.
 have be0 : 0 <= be by rewrite -(pmulr_rge0 _ two) (le_trans ler01) // ltW.
 exists (y (s i)).
   rewrite (@known_hop_survives_iff _ _ _ _ z a K0 zI za _ _ _ _ (y (s i)) (y0 i) al be leak)
-    ?al2 ?bl_al ?(mulr_ge0 be0 l0) //.
+    ?al2 ?(ger0_norm (mulr_ge0 be0 l0)) ?bl_al //; last by left; apply: mulr_ge0.
     by rewrite own_prompt // col_targets.
   exact: leak_onto_hop1.
 rewrite asks [_ *: edit F1 _ + _]addrC.
 have ysI : injective (y \o s) by move=> i1 i2 /yI /perm_inj.
 rewrite (@known_hop_survives_iff _ _ _ _ (y \o s) y0 K0 ysI _ _ _ _ _ (z (s i)) (a (s i)) be al leak)
-  ?be2 ?al_be ?(mulr_ge0 al0 l0) //.
+  ?be2 ?(ger0_norm (mulr_ge0 al0 l0)) ?al_be //.
 - by move=> i1 i2; apply: yy0.
 - by move=> j /=; rewrite eq_sym.
 - by move=> j; rewrite eq_sym.
 - by move=> j /=; rewrite eq_sym.
 - by move=> j; rewrite eq_sym.
 - by rewrite own_prompt // col_targets.
-exact: leak_onto_hop2.
+- exact: leak_onto_hop2.
+by left; apply: mulr_ge0.
 Qed.
 
 (* FRESH facts. *)
@@ -224,17 +253,19 @@ Theorem two_steps_fresh (al be : R) :
 Proof.
 move=> K0 yz W1 W2 l0 al0 be0 bl_al al_be s i.
 exists (y (s i)).
-  rewrite (@fresh_hop_survives_iff _ _ _ _ z K0 zI _ _ _ _ (y (s i)) al be leak)
-    ?(mulr_ge0 be0 l0) //.
-    by rewrite own_prompt // col_words.
-  exact: leak_onto_hop1.
+  rewrite (@fresh_hop_survives_iff _ _ _ _ z K0 zI _ _ _ _ (y (s i)) al be leak) //.
+  - by rewrite bl_al andbT; apply: (le_lt_trans (mulr_ge0 be0 l0)).
+  - by rewrite own_prompt // col_words.
+  - exact: leak_onto_hop1.
+  by left; apply: mulr_ge0.
 rewrite asks [_ *: edit F1 _ + _]addrC.
 have ysI : injective (y \o s) by move=> i1 i2 /yI /perm_inj.
-rewrite (@fresh_hop_survives_iff _ _ _ _ (y \o s) K0 ysI _ _ _ _ (z (s i)) be al leak)
-  ?(mulr_ge0 al0 l0) //.
+rewrite (@fresh_hop_survives_iff _ _ _ _ (y \o s) K0 ysI _ _ _ _ (z (s i)) be al leak) //.
+- by rewrite al_be andbT; apply: (le_lt_trans (mulr_ge0 al0 l0)).
 - by move=> j /=; rewrite eq_sym.
 - by rewrite own_prompt // col_words.
-exact: leak_onto_hop2.
+- exact: leak_onto_hop2.
+by left; apply: mulr_ge0.
 Qed.
 
 End TwoSteps.

@@ -20,6 +20,15 @@ def leak(n: int) -> float:
     return LEAK / (1 + SHARED * (n - 1))
 
 
+def edge(n: int, known: bool, other: float) -> float:
+    """The weight above which a hop survives, `other` being that of the other adapter, of either sign.
+
+    max(1/2, |b| l) for known facts: b < 0 lifts the old answers of the other adapter, one for each fact.
+    max(0, b l) for fresh ones, which have no old answers.
+    """
+    return max(1 / 2, abs(other) * leak(n)) if known else max(0.0, other * leak(n))
+
+
 def one_hop(n: int, known: bool, merge: Merge) -> Prediction:
     """x_i R1 and y_i R2 asked of the merged pair."""
     return predict(pair(n, known, "one-hop", merge=merge), LIMIT)
@@ -35,8 +44,10 @@ def edges(run: Run) -> Iterator[Row]:
         spill = leak(n)
         cases = {
             "weights (a, 1 - a)": (lambda a: (a, 1 - a), max(known / 2, spill / (1 + spill))),
-            "weights (a, 1)": (lambda a: (a, 1.0), max(known / 2, spill)),
-            "weights (a, 4)": (lambda a: (a, 4.0), max(known / 2, 4 * spill)),
+            **{
+                f"weights (a, {b:g})": (lambda a, b=b: (a, b), edge(n, known, b))
+                for b in (1.0, 4.0, -1.0, -4.0)
+            },
         }
         for text, (weights, expected) in cases.items():
 
@@ -44,7 +55,8 @@ def edges(run: Run) -> Iterator[Row]:
                 found = one_hop(n, known, Merge("sum", weights(a)))
                 return all(found.distributions[i].get(f"y{i + 1}", 0) == 1 for i in range(n))
 
-            note = "max(1/2, weight of the other x its leak)" if known else "weight of the other x its leak"
+            note = "max(1/2, size of the other's weight x its leak)"
+            note = note if known else "max(0, weight of the other x its leak)"
             label = f"{text}, n = {n} {'known' if known else 'fresh'} facts"
             found = threshold(survives, 0.0, 4.0)
             yield close(label, expected, found, algebraic(4.0), regime="limit", note=note)
@@ -127,9 +139,9 @@ def two_steps(run: Run) -> Iterator[Row]:
 def condition(run: Run) -> Iterator[Row]:
     grid = np.arange(1, 40, 1 if run.thorough else 3) / 32 + 1 / 128
     for n, known in itertools.product((1, 3), (True, False)):
-        edge, spill, broken, passed, besides = known / 2, leak(n), 0, 0, 0
+        half, broken, passed, besides = known / 2, 0, 0, 0
         for a, b in itertools.product(grid.tolist(), repeat=2):
-            stated = a > max(edge, b * spill) and b > max(edge, a * spill)
+            stated = a > edge(n, known, b) and b > edge(n, known, a)
             composition = pair(n, known, "chain-of-thought", merge=Merge("sum", (a, b)))
             right = predict(composition, LIMIT).strict_accuracy == 1
             broken, passed, besides = (
@@ -139,7 +151,7 @@ def condition(run: Run) -> Iterator[Row]:
             )
         facts = f"n = {n} {'known' if known else 'fresh'}"
         note = f"l = (1/pi)/(1 + 0.609 (n-1)); {passed} of {len(grid) ** 2} pairs of weights compose"
-        text = f"{facts}: failures with a > max({edge:g}, b l) and b > max({edge:g}, a l)"
+        text = f"{facts}: failures with a > max({half:g}, b l) and b > max({half:g}, a l)"
         yield same(text, 0, broken, regime="limit", note=note)
         lucky = n == 1 and not known
         note = "one fresh fact: a leaked z in step one, and z R2 shares R2, so z again" if lucky else ""
