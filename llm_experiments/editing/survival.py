@@ -1,8 +1,8 @@
 """Does one hop survive as its adapter's weight goes from 0 to 1? The grid, the toy's answer, the threshold.
 
 theory.md, section 6: with weight a on the hop's own adapter and b on the other, the edited answer wins iff
-a > max(1/2, |b| l) for facts the base knows and a > max(0, b l) for fresh ones, l the leak of an adapter onto the
-other's prompts.
+a > max(1/2, |b| l) for facts the base knows and a > max(0, b l) for fresh ones, l the leak of one adapter
+onto the other's prompts.
 """
 
 from __future__ import annotations
