@@ -103,6 +103,7 @@ def asking(into: Plan, makes: Sequence[Make], n: int, conditions: Conditions = N
 def plan(count: int, conditions: Conditions = NOTHING) -> Plan:
     """`count` steps with rows, each needing two of `count` others, which they share."""
     made = Plan()
+    made.add_spec(f'{{"toys":{count}}}')
     makes = [Make(n, conditions) for n in range(count)]
     for n in range(count):
         made.want(asking(made, (makes[n], makes[(n + 1) % count]), n, conditions))
@@ -114,10 +115,10 @@ def listed(steps: Plan) -> list[dict[str, str]]:
     return [{"address": step.address, "label": step.label} for step in steps.order()]
 
 
-def run_into(folder: Path, steps: Plan, *, progress: bool = False) -> int:
+def run_into(folder: Path, steps: Plan, *, experiment: str = "toy", progress: bool = False) -> int:
     """What the command line does with a plan; the exit status."""
     store = Store(folder)
-    store.add_run({"experiment": "toy"}, listed(steps))
+    store.add_run({"experiment": experiment}, listed(steps))
     return run(steps, store, Context(store), progress=progress).status
 
 
@@ -148,17 +149,17 @@ def killed_at(folder: Path, steps: Plan, call: int) -> bool:
 def killed_everywhere(folder: Path, log: Path, count: int) -> None:
     """Kill a run of `count` steps with rows before each change of the disk, each time in a new folder.
 
-    Every one is then resumed. Its folder is folder/<number>; log.<number> also says what was finished at the
-    kill. Printed is how many there were.
+    Every one is then resumed. Its folder is folder/<number>; log.<number> says too which steps and inputs
+    were there at the kill. Printed is how many there were.
     """
     for number in itertools.count():
         into, noted = folder / str(number), log.with_suffix(f".{number}")
         steps = plan(count, Conditions(noted))
         if not killed_at(into, steps, number):
             break
-        finished = {entry.name for entry in (into / "steps").glob("*")}
+        there = [(what, entry.name) for what in ("steps", "inputs") for entry in (into / what).glob("*")]
         with noted.open("a") as lines:
-            lines.write("".join(f"finished {name}\n" for name in sorted(finished)))
+            lines.write("".join(f"{what} {name}\n" for what, name in sorted(there)))
         run_into(into, steps)
     print(number)
 

@@ -87,7 +87,7 @@ def run(
                 schedule.finish(step.address)
                 summary.finished.append(step.address)
                 display.passed(entry(step), failed=False)
-        store.assemble()
+        _note(store.assemble(), summary, display)
     return summary
 
 

@@ -10,15 +10,15 @@
         failures/<kind>-<key>.txt            the traceback of a step that failed
         rejected/                            what was found damaged or foreign: set aside, never read again
 
-seal.json lists size and SHA-256 of every file and is itself signed; a folder without one is no result.
+Whatever else lies there, a pipe or a folder in a file's place, a link, JSON without end, problems() names it,
+and it is set aside where it is in the way; nothing waits for it and nothing of it is read. Seals, and names
+that are hashes, detect accidents, not forgers, who can seal what they like.
 """
 
 from __future__ import annotations
 
 import errno
 import gzip
-import io
-import json
 import os
 import re
 import secrets
@@ -27,29 +27,24 @@ import time
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from llm_experiments.engine.addresses import ADDRESS, Address, Ref, content_key
-from llm_experiments.engine.sealing import (
-    StoreError,
-    canonical,
-    digest,
-    read_signed,
-    signed,
-    sync,
-    told_clearly,
-    write_synced,
-)
+from llm_experiments.engine import assembly, seals
+from llm_experiments.engine.addresses import ADDRESS, Address, Ref
+from llm_experiments.engine.assembly import CELLS, ROWS
+from llm_experiments.engine.runs import RUN, Listed, Run, read_runs, signed_runs, with_run
+from llm_experiments.engine.sealing import StoreError, canonical, read_plain, sync, told_clearly, write_synced
+from llm_experiments.engine.seals import SPEC, Problem, Seal
 
 PARTIAL = re.compile(r"(?P<of>.+)\.\d+\.[0-9a-f]{8}")
-SPEC, SEAL, ROWS, RUN = "spec.json", "seal.json", "rows.jsonl", "run.json"
-#: Kinds of rows that several steps write alike: what is asked, and what predicts it.
-SHARED = ("items.jsonl", "specs.jsonl")
 FOLDERS = ("steps", "inputs", "specs", "partial", "locks", "failures", "rejected")
+#: Ending of the files of gathered rows.
+FILE = ".jsonl" + assembly.ENDING
+#: Files named after their bytes: ending by folder.
+TEXTS = {"inputs": ".jsonl", "specs": ".json"}
 
 
 class Addressed(Protocol):
@@ -62,18 +57,6 @@ class Addressed(Protocol):
     def document(self) -> Mapping[str, Any]: ...
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A file or folder that is not trusted: where (in DIR), why, and whether its step is lost by it."""
-
-    path: str
-    reason: str
-    fatal: bool = True
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
-
-
 class Store:
     """The finished steps of a folder.
 
@@ -81,11 +64,11 @@ class Store:
     Errors: StoreError on a file, on a folder of other things, on one that may not be written.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, write: bool = True):
+    def __init__(self, folder: str | os.PathLike[str], *, write: bool = True):
         self.folder = Path(folder)
         self.write = write
         self._hashed: set[str] = set()
-        if self.folder.exists() and not self.folder.is_dir():
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
             raise StoreError(f"'{folder}' is a file: results go into a folder, give the name of one")
         if not write:
             if not self.folder.is_dir():
@@ -99,13 +82,24 @@ class Store:
                     f"'{folder}' holds other things ({', '.join(sorted(others)[:3])}) and no results: "
                     "give a new or an empty folder"
                 )
-            for name in FOLDERS:
-                (self.folder / name).mkdir(exist_ok=True)
+            self._make_folders()
             (probe := self._partial("probe")).touch()  # a folder of an earlier run may be read-only by now
             probe.unlink()
             self.clean()
 
-    # ---- reading ----
+    def _make_folders(self) -> None:
+        """The folders, steps/ first, by which results are known; what stands for one is set aside."""
+        for name in FOLDERS:
+            path = self.folder / name
+            if os.path.lexists(path) and not path.is_dir():
+                if name == "rejected":
+                    os.rename(path, self.folder / f"rejected.{secrets.token_hex(4)}")
+                else:
+                    (self.folder / "rejected").mkdir(exist_ok=True)
+                    os.rename(path, self._reject(name))
+            path.mkdir(exist_ok=True)
+
+    # ---- finished steps ----
 
     def path(self, name: str) -> Path:
         """Where the step's folder is, once it is finished."""
@@ -115,6 +109,10 @@ class Store:
         """Whether the step is there and sound: by sizes, at the first look of this process by hashes too."""
         return self.path(name).exists() and not any(problem.fatal for problem in self.inspect(name))
 
+    def sound(self, name: str) -> bool:
+        """Whether the step is finished and nothing foreign lies among its files."""
+        return self.path(name).exists() and not self.inspect(name)
+
     def results(self, name: str) -> Path:
         """The folder of a finished step. Errors: StoreError if it is missing or damaged."""
         if not self.path(name).exists():
@@ -123,141 +121,162 @@ class Store:
             raise StoreError(f"{fatal[0]}; run again to compute it anew")
         return self.path(name)
 
-    def sound(self, name: str) -> bool:
-        """Whether the step is finished and nothing foreign lies among its files."""
-        return self.path(name).exists() and not self.inspect(name)
+    def seal(self, name: str) -> Seal:
+        """The seal of a step: its `files` (size, sha256) and `meta` (seconds, ..). Errors: StoreError."""
+        return seals.read_seal(self.path(name))
 
     def seconds(self, name: str) -> float | None:
         """How long the step took; None if it is not finished or does not say."""
         try:
             return float(self.seal(name)["meta"]["seconds"])
-        except (StoreError, KeyError, ValueError, TypeError):
+        except (StoreError, KeyError, ValueError):
             return None
-
-    def input(self, ref: Ref) -> bytes:
-        """The bytes of an input. Errors: StoreError if it is missing or damaged."""
-        return self._content(f"inputs/{ref}.jsonl", ref)
-
-    def spec(self, ref: Ref) -> bytes:
-        """The JSON of a composition by its spec hash. Errors: StoreError if it is missing or damaged."""
-        return self._content(f"specs/{ref}.json", ref)
-
-    def _content(self, where: str, ref: Ref) -> bytes:
-        if problem := self._inspect_content(where, ref):
-            raise StoreError(f"{problem} in '{self.folder}'; run again to write it anew")
-        return (self.folder / where).read_bytes()
-
-    def _inspect_content(self, where: str, ref: str) -> Problem | None:
-        """What is wrong with a file that is named after its bytes."""
-        path = self.folder / where
-        try:
-            if path.is_symlink() or not path.is_file():
-                return Problem(where, "is not a plain file" if path.exists() else "is missing")
-            if Ref.of(path.read_bytes()) != ref:
-                return Problem(where, "was changed: its bytes are not those that it is named after")
-        except OSError as error:
-            return Problem(where, f"cannot be read ({error.strerror})")
-        return None
-
-    def seal(self, name: str) -> dict[str, Any]:
-        """The seal of a step: its `files` (size, sha256) and `meta` (seconds, ..). Errors: StoreError."""
-        return read_signed(self.path(name) / SEAL, "files", "meta")
 
     def inspect(self, name: str, *, hashes: bool = False) -> list[Problem]:
         """What is wrong with a step's folder; nothing if the list is empty.
 
         hashes: read every byte even if this process has done so before.
         """
-        folder, where = self.path(name), f"steps/{name}"
-        if folder.is_symlink() or not folder.is_dir():
-            return [Problem(where, "is not a folder")]
         hashes = hashes or name not in self._hashed
-        try:
-            seal = read_signed(folder / SEAL, "name", "files")
-            entries = {entry.relative_to(folder).as_posix(): entry for entry in folder.rglob("*")}
-            found = (self._damage(where, file, sealed, hashes) for file, sealed in seal["files"].items())
-            problems = [problem for problem in found if problem]
-            if not problems and (seal["name"] != name or not self._belongs(folder / SPEC, name)):
-                problems = [Problem(where, f"holds the results of another step ({seal['name']})")]
-        except StoreError as error:
-            return [Problem(f"{where}/{SEAL}", str(error))]
-        except OSError as error:
-            return [Problem(where, f"cannot be read ({error.strerror})")]
-        ours = {SEAL, *seal["files"]}
-        ours |= {parent.as_posix() for file in seal["files"] for parent in Path(file).parents}
-        if not problems:
+        problems = seals.inspect(self.path(name), f"steps/{name}", name, hashes=hashes)
+        if not any(problem.fatal for problem in problems):
             self._hashed.add(name)
-        return problems + [
-            Problem(f"{where}/{file}", "is foreign: the step did not write it", fatal=False)
-            for file, entry in sorted(entries.items())
-            if file not in ours
-        ]
+        return problems
+
+    # ---- texts that steps name ----
+
+    def input(self, ref: Ref) -> bytes:
+        """The bytes of an input. Errors: StoreError if it is missing or damaged."""
+        return self._text("inputs", ref)
+
+    def spec(self, ref: Ref) -> bytes:
+        """The JSON of a composition by its spec hash. Errors: StoreError if it is missing or damaged."""
+        return self._text("specs", ref)
+
+    def _text(self, folder: str, ref: str) -> bytes:
+        where = f"{folder}/{ref}{TEXTS[folder]}"
+        try:
+            content = read_plain(self.folder / where)
+        except StoreError as error:
+            raise StoreError(f"'{self.folder}/{where}' {error}: run again to write it anew") from error
+        if Ref.of(content) != ref:
+            raise StoreError(f"'{self.folder}/{where}' was changed: run again to write it anew")
+        return content
+
+    def add_inputs(self, inputs: Mapping[Ref, bytes], specs: Mapping[Ref, bytes]) -> list[Problem]:
+        """Write what a plan's steps name, where it is not there yet; what was damaged, which is set aside."""
+        problems = []
+        with self.lock("inputs", wait=True):
+            for folder, texts in (("inputs", inputs), ("specs", specs)):
+                for ref, content in texts.items():
+                    where = f"{folder}/{ref}{TEXTS[folder]}"
+                    if os.path.lexists(self.folder / where):
+                        if not (problem := self._text_problem(where, ref)):
+                            continue
+                        problems.append(problem)
+                        self._set_aside(where)
+                    self._replace(where, content, lock="inputs")
+        return problems
+
+    def _text_problem(self, where: str, ref: str) -> Problem | None:
+        """What is wrong with a file that is named after its bytes."""
+        try:
+            if Ref.of(read_plain(self.folder / where)) != ref:
+                return Problem(where, "was changed: its bytes are not those that it is named after")
+        except StoreError as error:
+            return Problem(where, str(error))
+        return None
+
+    # ---- what is not trusted ----
 
     def problems(self, *, hashes: bool = True) -> list[Problem]:
         """Everything in the folder that is damaged or foreign, and therefore not trusted."""
-        found = []
+        problems = []
         for entry in sorted(self.folder.iterdir()):
-            if entry.name not in (*FOLDERS, RUN) and not entry.name.endswith(".jsonl.gz"):
-                found.append(Problem(entry.name, "is foreign: nothing of it is read", fatal=False))
+            if entry.name in FOLDERS:
+                if not entry.is_dir():
+                    problems.append(Problem(entry.name, "is not a folder: run again to set it aside"))
+            elif entry.name != RUN and not entry.name.endswith(FILE):
+                problems.append(Problem(entry.name, "is foreign: nothing of it is read", fatal=False))
         for entry in self._entries("steps"):
             if ADDRESS.fullmatch(entry.name):
-                found += self.inspect(entry.name, hashes=hashes)
+                problems += self.inspect(entry.name, hashes=hashes)
             else:
-                found.append(Problem(f"steps/{entry.name}", "is foreign: it is no step", fatal=False))
-        for folder, ending in (("inputs", ".jsonl"), ("specs", ".json")):
+                problems.append(Problem(f"steps/{entry.name}", "is foreign: it is no step", fatal=False))
+        for folder, ending in TEXTS.items():
             for entry in self._entries(folder):
                 where = f"{folder}/{entry.name}"
                 if entry.suffix != ending:
-                    found.append(Problem(where, "is foreign: no step names it", fatal=False))
-                elif problem := self._inspect_content(where, entry.stem):
-                    found.append(problem)
+                    problems.append(Problem(where, "is foreign: no step names it", fatal=False))
+                elif problem := self._text_problem(where, entry.stem):
+                    problems.append(problem)
         for entry in self._entries("partial"):
             if not PARTIAL.fullmatch(entry.name):
-                found.append(Problem(f"partial/{entry.name}", "is foreign: no step is computed there", False))
+                problems.append(
+                    Problem(f"partial/{entry.name}", "is foreign: no step is computed there", False)
+                )
         if problem := self._run_list()[1]:
-            return [*found, problem]
-        for path in sorted(self.folder.glob("*.jsonl.gz")):
+            return [*problems, problem]
+        return problems + self._file_problems()
+
+    def _file_problems(self) -> list[Problem]:
+        """Which of the gathered files are not what the finished steps hold."""
+        steps, again = self.listed(), "run again to write it anew"
+        there = {entry.name for entry in self.folder.glob(f"*{FILE}")}
+        problems = []
+        for name in sorted(there | {file + assembly.ENDING for file in assembly.files(self, steps)}):
             try:
-                with gzip.open(path) as file:
-                    whole = file.read() == b"".join(self.rows(path.stem))
-            except (OSError, EOFError, ValueError, zlib.error) as error:
-                found.append(Problem(path.name, f"is damaged ({error}): run again, or use the steps"))
-            else:
-                if not whole:
-                    reason = "is not what the finished steps hold: run again to write it anew"
-                    found.append(Problem(path.name, reason, fatal=False))
-        return found
+                written = gzip.decompress(read_plain(self.folder / name))
+                if written != b"".join(assembly.lines(self, name.removesuffix(assembly.ENDING), steps)):
+                    reason = f"is not what the finished steps hold: {again}"
+                    problems.append(Problem(name, reason, fatal=False))
+            except StoreError as error:
+                problems.append(Problem(name, f"{error}: {again}", fatal=False))
+            except (OSError, EOFError, zlib.error) as error:
+                problems.append(Problem(name, f"is damaged ({error}): {again}"))
+        return problems + [
+            Problem(CELLS + assembly.ENDING, reason, fatal=False) for reason in assembly.missing(self, steps)
+        ]
 
     def rejected(self) -> list[str]:
         """Names of what was set aside in earlier runs."""
         return [entry.name for entry in self._entries("rejected")]
 
-    def _damage(self, where: str, file: str, sealed: Mapping[str, Any], hashes: bool) -> Problem | None:
-        """What is wrong with one file that the seal names."""
-        path, where = self.folder / where / file, f"{where}/{file}"
-        if path.is_symlink() or not path.is_file():
-            return Problem(where, "is not a plain file" if path.exists() else "is missing")
-        if (size := path.stat().st_size) != sealed["size"]:
-            return Problem(where, f"has {size} bytes, its seal says {sealed['size']}")
-        if hashes and digest(path) != sealed["sha256"]:
-            return Problem(where, "was changed: its bytes are not those that were sealed")
-        return None
-
-    def _belongs(self, spec: Path, name: str) -> bool:
-        """Whether the step's own description has the key that its folder is named after."""
-        document = json.loads(spec.read_text(encoding="utf-8"))
-        return name == f"{document['kind']}-{content_key(document)}"
-
     def _entries(self, folder: str) -> list[Path]:
         path = self.folder / folder
         return sorted(path.iterdir()) if path.is_dir() else []
 
-    # ---- writing ----
+    def set_aside(self, name: str) -> list[Problem]:
+        """Move what is damaged or foreign at a step's place to rejected/, and say what; the caller locks it.
+
+        A damaged step goes as a whole; a sound one loses only the files it did not write.
+        """
+        if not os.path.lexists(self.path(name)):
+            return []
+        problems = self.inspect(name)
+        if any(problem.fatal for problem in problems):
+            self._hashed.discard(name)
+            self._set_aside(f"steps/{name}")
+        else:
+            for problem in problems:
+                self._set_aside(problem.path, f"{name}.{Path(problem.path).name}")
+        return problems
+
+    def _set_aside(self, where: str, name: str | None = None) -> None:
+        """Move what is there, if anything is, to rejected/, called `name` and a random ending."""
+        target = self._reject(name or Path(where).name)
+        with told_clearly(self.folder, f"rejected/{target.name}"), suppress(FileNotFoundError):
+            os.rename(self.folder / where, target)
+
+    # ---- computing ----
 
     @contextmanager
     def lock(self, name: str, *, wait: bool = False) -> Iterator[bool]:
         """Hold the step's lock, if no other process does: says whether. With wait, until it is free."""
-        lock = FileLock(self.folder / "locks" / f"{name}.lock")
+        path = self.folder / "locks" / f"{name}.lock"
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+            self._set_aside(f"locks/{name}.lock")
+        lock = FileLock(path)
         with told_clearly(self.folder, f"the lock of {name}"), suppress(Timeout):
             lock.acquire(blocking=wait, poll_interval=0.02)
         try:
@@ -266,7 +285,7 @@ class Store:
             lock.release()
 
     @contextmanager
-    def computing(self, step: Addressed, meta: Mapping[str, Any] | None = None) -> Iterator[Path]:
+    def computing(self, step: Addressed, meta: Mapping[str, str | float] | None = None) -> Iterator[Path]:
         """A folder to compute the step in; leaving the block seals it and makes it the step's result.
 
         The caller holds the step's lock. After an exception nothing of it is left.
@@ -283,7 +302,7 @@ class Store:
             with told_clearly(self.folder, f"step {step.address}"):
                 (folder / SPEC).write_text(canonical(step.document) + "\n", encoding="utf-8")
                 seconds = {"seconds": round(time.perf_counter() - start, 3)}
-                self._seal(folder, step.address, {**(meta or {}), **seconds})
+                seals.write_seal(folder, step.address, {**(meta or {}), **seconds})
                 try:
                     os.rename(folder, self.path(step.address))
                 except OSError as error:
@@ -293,43 +312,6 @@ class Store:
                 sync(self.folder / "steps")
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # gone already if it became the result
-
-    def _seal(self, folder: Path, name: str, meta: Mapping[str, Any]) -> None:
-        files, folders = {}, [folder]
-        for entry in sorted(folder.rglob("*")):
-            if entry.is_symlink() or not (entry.is_dir() or entry.is_file()):
-                raise StoreError(
-                    f"step {name} wrote '{entry.name}', which is no plain file: write files only"
-                )
-            if entry.is_dir():
-                folders.append(entry)
-                continue
-            sync(entry)
-            files[entry.relative_to(folder).as_posix()] = {
-                "size": entry.stat().st_size,
-                "sha256": digest(entry),
-            }
-        write_synced(folder / SEAL, signed({"name": name, "files": files, "meta": dict(meta)}))
-        for entry in reversed(folders):
-            sync(entry)
-
-    def set_aside(self, name: str) -> list[Problem]:
-        """Move what is damaged or foreign at a step's place to rejected/, and say what; the caller locks it.
-
-        A damaged step goes as a whole; a sound one loses only the files it did not write.
-        """
-        if not self.path(name).exists() and not self.path(name).is_symlink():
-            return []
-        problems = self.inspect(name)
-        with told_clearly(self.folder, f"rejected/{name}"):
-            if any(problem.fatal for problem in problems):
-                self._hashed.discard(name)
-                os.rename(self.path(name), self._reject(name))
-            else:
-                for problem in problems:
-                    if (entry := self.folder / problem.path).exists() or entry.is_symlink():
-                        os.rename(entry, self._reject(f"{name}.{entry.name}"))
-        return problems
 
     def clean(self) -> None:
         """Remove what dead processes were computing: those partial folders whose lock nobody holds."""
@@ -344,43 +326,23 @@ class Store:
         for entry in self._entries("partial"):
             if (match := PARTIAL.fullmatch(entry.name)) and match["of"] == name:
                 if entry.is_dir() and not entry.is_symlink():
-                    shutil.rmtree(entry, ignore_errors=True)
+                    with suppress(RecursionError):  # folders in folders: they stay, and are in nobody's way
+                        shutil.rmtree(entry, ignore_errors=True)
                 else:
                     entry.unlink(missing_ok=True)
 
     def note_failure(self, name: str, text: str | None) -> None:
         """Keep the traceback of a step that failed; None forgets it. A full disk keeps none."""
         path = self.folder / "failures" / f"{name}.txt"
-        try:
+        with suppress(OSError, StoreError):
             if text is None:
                 path.unlink(missing_ok=True)
             else:
-                path.write_text(text, encoding="utf-8")
-        except OSError:
-            return
-
-    # ---- inputs ----
-
-    def add_inputs(self, inputs: Mapping[Ref, bytes], specs: Mapping[Ref, bytes]) -> list[Problem]:
-        """Write what a plan's steps name, where it is not there yet; what was damaged, which is set aside."""
-        contents = {f"inputs/{ref}.jsonl": (ref, content) for ref, content in inputs.items()}
-        contents |= {f"specs/{ref}.json": (ref, content) for ref, content in specs.items()}
-        problems = []
-        with self.lock("inputs", wait=True):
-            for where, (ref, content) in contents.items():
-                path = self.folder / where
-                if path.exists() or path.is_symlink():
-                    if not (problem := self._inspect_content(where, ref)):
-                        continue
-                    problems.append(problem)
-                    with told_clearly(self.folder, f"rejected/{path.name}"):
-                        os.rename(path, self._reject(path.name))
-                self._replace(where, content, "inputs")
-        return problems
+                self._replace(f"failures/{name}.txt", text.encode(errors="backslashreplace"), lock=name)
 
     # ---- runs and their rows ----
 
-    def runs(self) -> list[dict[str, Any]]:
+    def runs(self) -> list[Run]:
         """What was run into this folder, oldest first. Errors: StoreError if run.json is damaged.
 
         Each has experiment, model, digest, seeds, profile, and steps: {"address", "label"}, in order.
@@ -390,68 +352,65 @@ class Store:
             raise StoreError(f"'{self.folder}': {problem}; run into it again to write it anew")
         return runs
 
-    def _run_list(self) -> tuple[list[dict[str, Any]], Problem | None]:
+    def _run_list(self) -> tuple[list[Run], Problem | None]:
         """The runs, or none of them and what is wrong with run.json."""
-        if not (path := self.folder / RUN).exists():
+        if not os.path.lexists(path := self.folder / RUN):
             return [], None
         try:
-            return read_signed(path, "runs")["runs"], None
+            return read_runs(path), None
         except StoreError as error:
             return [], Problem(RUN, str(error))
 
-    def add_run(self, run: Mapping[str, Any], steps: Sequence[Mapping[str, str]]) -> list[Problem]:
+    def add_run(self, about: Mapping[str, Any], steps: Sequence[Listed]) -> list[Problem]:
         """Enter a run and its steps into run.json; the same run (all but its steps equal) is entered once.
 
         Returns what was wrong with a run.json that had to be set aside.
         """
-        problems, entry = [], {**run, "steps": [dict(step) for step in steps]}
-        canonical(entry)
         with self.lock(RUN, wait=True):
             runs, problem = self._run_list()
             if problem:
-                problems = [problem]
-                with told_clearly(self.folder, f"rejected/{RUN}"):
-                    os.rename(self.folder / RUN, self._reject(RUN))
-            entry = json.loads(canonical(entry))
-            same = [{**old, "steps": None} == {**entry, "steps": None} for old in runs]
-            if entry not in runs:
-                runs = [entry if at else old for at, old in zip(same, runs, strict=True)]
-                self._replace(RUN, signed({"runs": runs if any(same) else [*runs, entry]}))
-        return problems
+                self._set_aside(RUN)
+            if (entered := with_run(runs, about, steps)) != runs:
+                self._replace(RUN, signed_runs(entered))
+        return [problem] if problem else []
+
+    def listed(self) -> list[str]:
+        """The finished steps of all runs, in the order of run.json."""
+        addresses = dict.fromkeys(step["address"] for run in self.runs() for step in run["steps"])
+        return [name for name in addresses if self.finished(name)]
 
     def rows(self, file: str = ROWS, only: Collection[str] | None = None) -> Iterator[bytes]:
         """The lines of one kind of rows, of all runs' finished steps in their order, each step once.
 
-        only: of these steps. Of SHARED files every line once.
+        only: of these steps.
         """
-        seen: set[bytes] = set()
-        for name in self._listed():
-            if (only is None or name in only) and file in self.seal(name)["files"]:
-                with (self.path(name) / file).open("rb") as lines:
-                    for line in lines:
-                        if line not in seen:
-                            yield line
-                        if file in SHARED:
-                            seen.add(line)
+        steps = [name for name in self.listed() if only is None or name in only]
+        yield from assembly.lines(self, file, steps)
 
     def row_files(self) -> list[str]:
-        """The kinds of rows there are: names of *.jsonl directly in the folders of finished steps."""
-        files = {file for name in self._listed() for file in self.seal(name)["files"]}
-        return sorted(file for file in files if file.endswith(".jsonl") and "/" not in file)
+        """The kinds of rows there are, as assembly.files() says."""
+        return assembly.files(self, self.listed())
 
-    def _listed(self) -> list[str]:
-        """The finished steps of all runs, in the order of run.json."""
-        listed = dict.fromkeys(step["address"] for run in self.runs() for step in run["steps"])
-        return [name for name in listed if self.finished(name)]
+    def assemble(self) -> list[Problem]:
+        """Write rows.jsonl.gz, and its like, from the finished steps: equal rows give equal bytes.
 
-    def assemble(self) -> None:
-        """Write rows.jsonl.gz, and its like, from the finished steps: equal rows give equal bytes."""
-        for name in self.row_files() or [ROWS]:
-            with self.lock(f"{name}.gz", wait=True):
-                buffer = io.BytesIO()
-                with gzip.GzipFile(filename="", fileobj=buffer, mode="wb", mtime=0) as file:
-                    file.writelines(self.rows(name))
-                self._replace(f"{name}.gz", buffer.getvalue())
+        Returns what stood in their place and had to be set aside.
+        """
+        problems, steps = [], self.listed()
+        kinds = assembly.files(self, steps) or [ROWS]
+        there = {path.name.removesuffix(assembly.ENDING) for path in self.folder.glob(f"*{FILE}")}
+        for file in sorted(there.difference(kinds)):
+            reason = "is foreign: no finished step holds such rows"
+            problems.append(Problem(file + assembly.ENDING, reason, fatal=False))
+            self._set_aside(file + assembly.ENDING)
+        for file in kinds:
+            with self.lock(name := file + assembly.ENDING, wait=True):
+                path = self.folder / name
+                if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+                    problems.append(Problem(name, "is not a plain file", fatal=False))
+                    self._set_aside(name)
+                self._replace(name, assembly.packed(assembly.lines(self, file, steps)))
+        return problems
 
     # ---- files ----
 
@@ -459,7 +418,8 @@ class Store:
         return self.folder / "partial" / f"{name}.{os.getpid()}.{secrets.token_hex(4)}"
 
     def _reject(self, name: str) -> Path:
-        return self.folder / "rejected" / f"{name}.{secrets.token_hex(4)}"
+        short = os.fsdecode(os.fsencode(name)[:200])  # with its ending no longer than names may be
+        return self.folder / "rejected" / f"{short}.{secrets.token_hex(4)}"
 
     def _replace(self, name: str, content: bytes, lock: str | None = None) -> None:
         """Write DIR/name, all or nothing; the caller holds the lock of that name, or of `lock`."""

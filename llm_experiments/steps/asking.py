@@ -95,8 +95,8 @@ class Sweep(Step):
 class Ask(Step):
     """A task's items put to the base model under a merge of a library.
 
-    Writes cells.jsonl (one CellInfo), rows.jsonl, items.jsonl, specs.jsonl, and details.json, which has what
-    the rule says of every layer: spectral gaps, fitted weights, how Arrow routed.
+    Writes cells.jsonl (one CellInfo), rows.jsonl, and details.json, which has what the rule says of every
+    layer: spectral gaps, fitted weights, how Arrow routed.
 
     library: adapters by name in merge order, none for the base itself. base: where the base's own answers
     are, the old ones of this model; None for the base. sweep: where a temperature comes from. fit: examples
@@ -153,11 +153,6 @@ class Ask(Step):
             rows = evaluation.ask(loaded, items, scorer, info.key, outcomes, old=old, candidates=candidates)
         replace_file(folder / "cells.jsonl", [info.to_json() + "\n"])
         replace_file(folder / "rows.jsonl", (row.to_json() + "\n" for row in rows))
-        shown = ({"task": info.items, **json.loads(item.to_json())} for item in items)
-        replace_file(folder / "items.jsonl", (json.dumps(line) + "\n" for line in shown))
-        if info.spec_hash is not None:
-            spec = {"spec_hash": info.spec_hash, "spec": json.loads(context.spec(Ref(info.spec_hash)))}
-            replace_file(folder / "specs.jsonl", [json.dumps(spec), "\n"])
         details = {**applied.details, "routing": {name: asdict(r) for name, r in applied.routing().items()}}
         replace_file(folder / "details.json", [json.dumps(details, indent=1, default=str), "\n"])
 
