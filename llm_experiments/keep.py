@@ -5,73 +5,48 @@ Adapters themselves are not kept: a run makes them again.
 
 from __future__ import annotations
 
-import gzip
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_experiments.engine.store import ROWS, Store
+from llm_experiments.engine.store import RUN, Store
+from results import files
+from results.rows import RowsError
 
-#: Parts of a regime that differ between the rows of one cell.
-OF_A_ROW = ("template", "temperature", "hop1_right", "bridge_copied", "hop2_right")
+
+def lines(source: Path, experiment: str | None = None) -> files.Source:
+    """What the finished steps of a run's folder wrote, or a folder of kept rows.
+
+    experiment: only the steps of this one. Errors: StoreError if the folder's list of runs is damaged, where
+    it has no such run, and where a single one is asked for of kept rows, which do not say.
+    """
+    if not (source / RUN).exists():
+        if experiment is not None:
+            raise RowsError(f"'{source}' is no run's folder, and does not say what is of {experiment}")
+        return source
+    store = Store(source, write=False)
+    runs = [run for run in store.runs() if experiment in (None, run["experiment"])]
+    if not runs:
+        names = ", ".join(sorted({run["experiment"] for run in store.runs()})) or "none"
+        raise RowsError(f"no run of {experiment or 'anything'} in '{source}': there are {names}")
+    only = None if experiment is None else {step["address"] for run in runs for step in run["steps"]}
+    return lambda file: b"".join(store.rows(f"{file}.jsonl", only=only))
 
 
 def keep(folder: Path, name: str, out: Path) -> list[Path]:
-    """Write out/NAME.jsonl.gz (rows), NAME-edits.jsonl.gz (where there are any) and NAME-cells.jsonl.gz.
+    """Add what a run's finished steps wrote to the folder out/name.
 
-    Rows of finished cells only. What the files hold already stays, in front, unless the folder has the same
-    cell: so seeds and experiments measured later are added. Equal rows give equal bytes.
-    Errors: StoreError if the folder's list of runs is damaged.
+    What that holds already stays, in front, unless the run has the same cell: so seeds and experiments
+    measured later are added. Equal content gives equal bytes.
+    Errors: RowsError on damaged lines, StoreError as `lines`.
     """
-    store = Store(folder, write=False)
-    found = {f"{name}.jsonl.gz": map(json.loads, store.rows())}
-    for file in store.row_files():
-        if file != ROWS:
-            found[f"{name}-{file}.gz"] = map(json.loads, store.rows(file))
-    found[f"{name}-cells.jsonl.gz"] = cells(store)
-    paths = []
-    for file, rows in found.items():
-        if lines := list(_added(out / file, rows)):
-            partial = out / f".{file}"
-            partial.write_bytes(gzip.compress("".join(lines).encode(), compresslevel=9, mtime=0))
-            paths.append(partial.replace(out / file))
-    return paths
+    kept = files.read(out / name) if files.is_folder_of_rows(out / name) else files.Measurements()
+    kept.add(files.read(lines(folder)))
+    return files.write(out / name, kept)
 
 
 def cells(store: Store) -> Iterator[dict[str, Any]]:
-    """One row for each finished adapter (how it was trained, how it does on its own task) and each sweep."""
-    names = dict.fromkeys(step["address"] for run in store.runs() for step in run["steps"])
-    for name in names:
-        if not store.finished(name):
-            continue
-        folder, seal = store.results(name), store.seal(name)
-        row = {"cell": name, "label": seal["meta"]["label"], "seconds": seal["meta"]["seconds"]}
-        kind = name.rpartition("-")[0]
-        if kind == "adapter":
-            spec = json.loads((folder / "spec.json").read_text())["spec"]
-            metrics = json.loads((folder / "metrics.json").read_text())
-            chosen = ("steps", "examples", "loss", "own_task")
-            about = {key: spec[key] for key in ("training", "seed")}
-            yield {"kind": kind, **row, **about, **{key: metrics[key] for key in chosen}}
-        elif kind == "temperature":
-            yield {"kind": kind, **row, **json.loads((folder / "sweep.json").read_text())}
-
-
-def _added(path: Path, rows: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """Lines of the file's rows of other cells, then of these rows."""
-    new: dict[str, list[str]] = {}
-    for row in rows:
-        new.setdefault(_cell(row), []).append(json.dumps(row) + "\n")
-    if path.exists():
-        with gzip.open(path, "rt", encoding="utf-8") as old:
-            yield from (line for line in old if _cell(json.loads(line)) not in new)
-    for lines in new.values():
-        yield from lines
-
-
-def _cell(row: dict[str, Any]) -> str:
-    """What the rows of one cell have in common."""
-    regime = {key: value for key, value in row.get("regime", {}).items() if key not in OF_A_ROW}
-    parts = [row.get(key) for key in ("cell", "source", "spec_hash", "kind", "adapters", "dataset")]
-    return json.dumps([*parts, regime], sort_keys=True)
+    """Lines on finished adapters and sweeps, with their kind; until the report reads them from a frame."""
+    for kind in ("adapter", "sweep"):
+        yield from ({"kind": kind, **json.loads(line)} for line in store.rows(f"{kind}s.jsonl"))

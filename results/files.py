@@ -18,10 +18,10 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from results.rows import CellInfo, Item, Row, RowsError, items_hash
 
@@ -29,7 +29,10 @@ from results.rows import CellInfo, Item, Row, RowsError, items_hash
 FILES = ("cells", "rows", "items", "specs", "adapters", "sweeps", "edits")
 ENDING = ".jsonl.gz"
 
+T = TypeVar("T")
 Line = dict[str, Any]
+#: A folder, or what gives the text of one of FILES, b"" where there is none.
+Source = Path | Callable[[str], bytes]
 
 
 @dataclass
@@ -90,9 +93,11 @@ class Measurements:
             )
 
 
-def content(folder: Path, file: str) -> bytes:
-    """The text of one of FILES in a folder, b"" where it is not there. Errors: RowsError on damage."""
-    path = Path(folder) / f"{file}{ENDING}"
+def content(source: Source, file: str) -> bytes:
+    """The text of one of FILES, b"" where it is not there. Errors: RowsError on damage."""
+    if callable(source):
+        return source(file)
+    path = Path(source) / f"{file}{ENDING}"
     try:
         return gzip.decompress(path.read_bytes())
     except FileNotFoundError:
@@ -103,57 +108,54 @@ def content(folder: Path, file: str) -> bytes:
         ) from error
 
 
-def read(folder: Path, files: Sequence[str] = FILES) -> Measurements:
-    """What the folder holds, of these files only.
+def read(source: Source, files: Sequence[str] = FILES) -> Measurements:
+    """What a folder holds, of these files only.
 
-    Errors: RowsError naming a line that is none, on a folder without cells, and as Measurements.check().
+    Errors: RowsError naming a line that is none, on a folder without measurements, and as
+    Measurements.check().
     """
+    if not callable(source) and not is_folder_of_rows(source):
+        raise RowsError(
+            f"'{source}' holds no measurements: give a run's folder, or one of kept rows; what earlier code "
+            "wrote is carried over by `python -m llm_experiments migrate`"
+        )
     found = Measurements()
-    if "cells" in files:
-        found.cells = read_cells(folder)
-    if "items" in files:
-        found.items = read_items(folder)
-    for number, line in _lines(folder, "rows" if "rows" in files else None):
-        found.rows.append(_parsed(folder, "rows", number, Row.from_json, line))
-    for number, line in _lines(folder, "specs" if "specs" in files else None):
-        spec = _parsed(folder, "specs", number, json.loads, line)
-        found.specs[spec["spec_hash"]] = spec["spec"]
-    for name in ("adapters", "sweeps"):
-        for number, line in _lines(folder, name if name in files else None):
-            row = _parsed(folder, name, number, json.loads, line)
-            getattr(found, name)[row["address"]] = row
-    for number, line in _lines(folder, "edits" if "edits" in files else None):
-        found.edits.append(_parsed(folder, "edits", number, json.loads, line))
+    for file in files:
+        if file == "items":
+            found.items = _items(source)
+            continue
+        for number, line in _lines(source, file):
+            if file == "cells":
+                info = _parsed(source, file, number, CellInfo.from_json, line)
+                found.cells[info.key] = info
+            elif file == "rows":
+                found.rows.append(_parsed(source, file, number, Row.from_json, line))
+            else:
+                row = _parsed(source, file, number, _object, line)
+                if file == "edits":
+                    found.edits.append(row)
+                elif file == "specs":
+                    found.specs[row["spec_hash"]] = row["spec"]
+                else:
+                    getattr(found, file)[row["address"]] = row
     if {"cells", "rows", "items"} <= set(files):
         found.check()
     return found
 
 
-def read_cells(folder: Path) -> dict[str, CellInfo]:
-    """The cells by key. Errors: RowsError on a folder without any, and on damaged lines."""
-    lines = list(_lines(folder, "cells"))
-    if not lines:
-        raise RowsError(
-            f"'{folder}' holds no {'cells' + ENDING}: give a run's folder, or one of kept rows; what "
-            "earlier code wrote is carried over by `python -m llm_experiments migrate`"
-        )
-    infos = (_parsed(folder, "cells", number, CellInfo.from_json, line) for number, line in lines)
-    return {info.key: info for info in infos}
-
-
-def read_items(folder: Path) -> dict[str, tuple[Item, ...]]:
+def _items(source: Source) -> dict[str, tuple[Item, ...]]:
     """The items of each task, by their hash. Errors: RowsError where they have another."""
     tasks: dict[str, dict[str, Item]] = {}
-    for number, line in _lines(folder, "items"):
-        parsed = _parsed(folder, "items", number, json.loads, line)
+    for number, line in _lines(source, "items"):
+        parsed = _parsed(source, "items", number, _object, line)
         task = parsed.pop("task", None)
-        item = _parsed(folder, "items", number, Item.from_dict, parsed)
+        item = _parsed(source, "items", number, Item.from_dict, parsed)
         tasks.setdefault(task, {})[item.id] = item
     for task, items in tasks.items():
         if items_hash(items.values()) != task:
             raise RowsError(
-                f"'{folder}': the items called {task} have another hash, {items_hash(items.values())}: the "
-                "file was changed or is cut short"
+                f"{_named(source, 'items')}: the items called {task} have another hash, "
+                f"{items_hash(items.values())}: the file was changed or is cut short"
             )
     return {task: tuple(items.values()) for task, items in tasks.items()}
 
@@ -180,16 +182,26 @@ def write(folder: Path, found: Measurements) -> list[Path]:
 
 def is_folder_of_rows(folder: Path) -> bool:
     """Whether there are measurements in the folder."""
-    return (Path(folder) / f"cells{ENDING}").is_file()
+    return any((Path(folder) / f"{file}{ENDING}").is_file() for file in FILES if file != "rows")
 
 
-def _lines(folder: Path, file: str | None) -> Iterator[tuple[int, bytes]]:
-    if file is not None:
-        yield from enumerate(content(folder, file).splitlines(), start=1)
+def _lines(source: Source, file: str) -> Iterator[tuple[int, bytes]]:
+    yield from enumerate(content(source, file).splitlines(), start=1)
 
 
-def _parsed(folder: Path, file: str, number: int, parse: Any, line: Any) -> Any:
+def _parsed(source: Source, file: str, number: int, parse: Callable[[Any], T], line: Any) -> T:
     try:
         return parse(line)
     except ValueError as error:
-        raise RowsError(f"'{Path(folder) / file}{ENDING}', line {number}: {error}") from error
+        raise RowsError(f"{_named(source, file)}, line {number}: {error}") from error
+
+
+def _object(line: bytes) -> Line:
+    parsed = json.loads(line)
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{parsed!r} is no JSON object")
+    return parsed
+
+
+def _named(source: Source, file: str) -> str:
+    return f"{file}{ENDING}" if callable(source) else f"'{Path(source) / file}{ENDING}'"

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from results.tables import KINDS, Comparison, Entry
-from toytransformer.compositions import OUTCOMES
+from results.cells import percent as percent
+from results.statistics import Shuffled
+from results.tables import KINDS, Comparison, Entry, by_model
 
 #: Columns of rows that are no records, by their kind; of other kinds, all scalars.
 CHOSEN = {
@@ -40,15 +41,15 @@ class Grid:
 def grids(entries: Sequence[Entry], compared: Sequence[Comparison] = ()) -> list[Grid]:
     """Accuracy and outcomes of each model and kind of question, then the paired comparisons."""
     found = []
-    for model, digest in dict.fromkeys((entry.model, entry.digest) for entry in entries):
-        own = [entry for entry in entries if (entry.model, entry.digest) == (model, digest)]
+    for (model, digest), own in by_model(entries).items():
         kinds = dict.fromkeys(entry.kind for entry in own)
         for kind in sorted(kinds, key=lambda kind: kind not in KINDS.values()):
             asked = [entry for entry in own if entry.kind == kind]
             found.append(_accuracy(f"{model} ({digest}), {kind}: right answers in %", asked))
-            if kind.startswith("two hops"):
+            if kind in KINDS.values():
                 found.append(_outcomes(f"{model}, {kind}: outcomes in %", asked))
-            if scored := [entry for entry in asked if entry.shuffled]:
+            scored = [(entry, entry.shuffled) for entry in asked if entry.shuffled]
+            if scored:
                 found.append(_shuffled(f"{model}, {kind}: log p of right answers", scored))
     found += [_compared(kind, compared) for kind in dict.fromkeys(c.kind for c in compared)]
     return found
@@ -56,7 +57,7 @@ def grids(entries: Sequence[Entry], compared: Sequence[Comparison] = ()) -> list
 
 def _accuracy(title: str, entries: Sequence[Entry]) -> Grid:
     columns = list(dict.fromkeys(entry.column for entry in entries))
-    sizes = {c: {(e.items, len(e.seeds)) for e in entries if e.column == c} for c in columns}
+    sizes = {c: {_sized(e) for e in entries if e.column == c} for c in columns}
     header = [c + (_size(*sizes[c].copy().pop()) if len(sizes[c]) == 1 else "") for c in columns]
     rows = []
     for line in dict.fromkeys(entry.line for entry in entries):
@@ -64,9 +65,13 @@ def _accuracy(title: str, entries: Sequence[Entry]) -> Grid:
         cells = (_cell(here[c], len(sizes[c]) > 1) if c in here else "" for c in columns)
         rows.append((line, *cells))
     notes = ["95% Wilson intervals over questions, of the mean over training seeds; seeds: least to most"]
-    if tables := sorted({entry.paper["table"] for entry in entries if entry.paper}):
+    if tables := sorted({entry.paper.table for entry in entries if entry.paper}):
         notes.append(f"paper: {', '.join(tables)}, its own models (least to most)")
     return Grid(title, ("", *header), tuple(rows), tuple(notes))
+
+
+def _sized(entry: Entry) -> tuple[int, int]:
+    return entry.cell.items, len(entry.cell.seeds)
 
 
 def _size(items: int, seeds: int) -> str:
@@ -74,27 +79,30 @@ def _size(items: int, seeds: int) -> str:
 
 
 def _cell(entry: Entry, sized: bool) -> str:
-    text = f"{percent(entry.share)} [{percent(entry.low)}, {percent(entry.high)}]"
-    if len(entry.seeds) > 1:
-        text += f", seeds {percent(min(entry.seeds.values()))} to {percent(max(entry.seeds.values()))}"
-    text += _size(entry.items, len(entry.seeds)) if sized else ""
+    cell, seeds = entry.cell, entry.cell.seeds.values()
+    text = f"{percent(cell.share)} [{percent(cell.low)}, {percent(cell.high)}]"
+    if len(seeds) > 1:
+        text += f", seeds {percent(min(seeds))} to {percent(max(seeds))}"
+    text += _size(*_sized(entry)) if sized else ""
     if entry.paper:
-        low, high = entry.paper["low"], entry.paper["high"]
+        low, high = entry.paper.low, entry.paper.high
         text += f"; paper {low:g}" + (f" to {high:g}" if high != low else "")
     return text
 
 
 def _outcomes(title: str, entries: Sequence[Entry]) -> Grid:
+    names = tuple(dict.fromkeys(name for entry in entries for name in entry.cell.outcomes))
     rows = tuple(
-        (entry.line, entry.column, *(percent(entry.outcomes[name]) for name in OUTCOMES)) for entry in entries
+        (entry.line, entry.column, *(percent(entry.cell.outcome(name)) for name in names))
+        for entry in entries
     )
-    return Grid(title, ("", "", *OUTCOMES), rows)
+    return Grid(title, ("", "", *names), rows)
 
 
-def _shuffled(title: str, entries: Sequence[Entry]) -> Grid:
+def _shuffled(title: str, scored: Sequence[tuple[Entry, Shuffled]]) -> Grid:
     rows = tuple(
-        (e.line, e.column, f"{e.shuffled.difference:+.2f}", f"{e.shuffled.p:.2g}", str(e.shuffled.questions))
-        for e in entries
+        (e.line, e.column, f"{above.difference:+.2f}", f"{above.p:.2g}", str(above.questions))
+        for e, above in scored
     )
     note = (
         "nats above the mean log p of the same answers dealt to other questions; p: of random dealings, "
@@ -143,11 +151,6 @@ def _value(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def percent(share: float) -> str:
-    """A share in percent, with a decimal where one is there: 7.8, 100."""
-    return f"{round(100 * share, 1):g}"
-
-
 # ---- forms ----
 
 
@@ -185,31 +188,32 @@ def _barred(cell: str) -> str:
 
 def as_csv(entries: Iterable[Entry]) -> str:
     """Every entry in one line; mappings become columns or JSON."""
-    entries = list(entries)
+    listed = list(entries)
+    outcomes = tuple(dict.fromkeys(name for entry in listed for name in entry.cell.outcomes))
+    plain = [_flat(entry, outcomes) for entry in listed]
     text = io.StringIO()
-    plain = [_flat(entry) for entry in entries]
     writer = csv.DictWriter(text, fieldnames=list(plain[0]) if plain else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(plain)
     return text.getvalue()
 
 
-def _flat(entry: Entry) -> dict[str, Any]:
-    row = asdict(entry)
-    outcomes, printed = row.pop("outcomes"), row.pop("paper") or {}
+def _flat(entry: Entry, outcomes: Sequence[str]) -> dict[str, Any]:
+    row = entry.to_dict()
+    shares, printed = row.pop("outcomes"), row.pop("paper") or {}
     shuffled = row.pop("shuffled") or {}
     row["adapters"] = "+".join(row["adapters"])
     row["temperatures"] = " ".join(f"{t:g}" for t in row["temperatures"])
-    row["seeds"] = json.dumps(dict(row["seeds"]))
+    row["seeds"] = json.dumps(row["seeds"])
     above = {f"shuffled_{key}": shuffled.get(key) for key in ("difference", "p")}
     paper = {f"paper_{key}": printed.get(key) for key in ("table", "low", "high")}
-    return {**row, **{f"outcome_{name}": outcomes[name] for name in OUTCOMES}, **above, **paper}
+    return {**row, **{f"outcome_{name}": shares.get(name) for name in outcomes}, **above, **paper}
 
 
 def as_json(entries: Iterable[Entry], compared: Iterable[Comparison], others: Sequence[Mapping]) -> str:
     """Everything, for programs."""
     content = {
-        "entries": [asdict(entry) for entry in entries],
+        "entries": [entry.to_dict() for entry in entries],
         "comparisons": [asdict(test) for test in compared],
         "rows": list(others),
     }

@@ -22,7 +22,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,7 +121,7 @@ def _named(rows: pl.DataFrame, start: str) -> tuple[str, ...]:
 # --- reading ------------------------------------------------------------------------------------------------
 
 
-def read(*folders: Path) -> Frame:
+def read(*folders: files.Source) -> Frame:
     """The measurements of folders as one frame; a cell that several have counts once.
 
     Errors: RowsError naming what cannot be read, a row without cell or item, and a cell whose answers differ
@@ -130,7 +129,7 @@ def read(*folders: Path) -> Frame:
     """
     if not folders:
         raise RowsError("no folder: give a run's folder, or one of kept rows")
-    frames = [_read(Path(folder)) for folder in folders]
+    frames = [_read(folder) for folder in folders]
     return frames[0] if len(frames) == 1 else joined(frames)
 
 
@@ -141,15 +140,13 @@ def of(found: files.Measurements) -> Frame:
     return _frame(found, _parsed(text))
 
 
-def _read(folder: Path) -> Frame:
-    found = files.read(folder, [file for file in files.FILES if file != "rows"])
-    text = files.content(folder, "rows")
+def _read(source: files.Source) -> Frame:
+    found = files.read(source, [file for file in files.FILES if file != "rows"])
     try:
-        rows = _parsed(text)
-        return _frame(found, rows)
+        return _frame(found, _parsed(files.content(source, "rows")))
     except (pl.exceptions.PolarsError, RowsError) as error:
-        files.read(folder)  # names the line that is wrong
-        raise RowsError(f"'{folder}': {error}") from error
+        files.read(source)  # names the line that is wrong
+        raise RowsError(f"the rows of '{source}' cannot be read: {error}") from error
 
 
 def _parsed(text: bytes) -> pl.DataFrame:

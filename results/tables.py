@@ -1,88 +1,75 @@
 """What measured rows say: accuracy with intervals, outcomes, paired comparisons, the paper's number beside.
 
-A *line* is a composition, a library and a merge; a *column* a dataset and the layers that are adapted; a
-*kind* what was asked (two hops directly or step by step, each hop alone). `statistics` computes the figures.
+A *line* is a task, a library and a merge; a *column* a dataset and the layers that are adapted; a *kind* what
+was asked (two hops directly or step by step, each hop alone). `cells` counts.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
-import math
-import tomllib
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from results import statistics
-from toytransformer.compositions import OUTCOMES, Record, SpecError
+from results import paper, statistics
+from results.cells import Cell, Seed
+from results.rows import BASE, RANDOM
 
-#: Keys of a regime that belong to one row, or are shown elsewhere, and so tell no lines apart.
-NOT_IN_LINES = (
-    *("seed", "template", "temperature", "hop1_right", "bridge_copied", "hop2_right"),
-    *("dataset", "layers", "control"),
-)
-#: What the paper calls our rules. "Uniform" and "Arrow" are families: both forms stand beside its number.
-PAPER_RULES = {
-    "linear": "uniform",
-    "mean": "uniform",
-    "arrow-factors": "arrow",
-    "arrow-products": "arrow",
-    "ties": "ties",
-    "cat-fitted": "cat",
-}
-LIBRARIES = {
-    ("hop1", "hop2"): "two-hop",
-    ("hop1", "hop2", "oracle"): "with-oracle",
-    ("oracle",): "oracle-only",
-    ("mixed",): "mixed",
-}
+#: What tables call the questions that a domain is about; other questions go by their group.
 KINDS = {
     ("two-hop", "steps"): "two hops, step by step",
     ("two-hop", "direct"): "two hops, directly",
 }
+#: Groups whose cells are compared with each other.
+COMPARED = ("two-hop",)
+#: Fields shown in a line's name only where two lines would else be called the same.
+QUIET = ("digest", "names", "split", "dtype")
+LAST = ("spec_hash", "items")
 
 
-class TableError(ValueError):
-    """Rows of which no table can be made; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
-    """One cell of a table: how often one merged model was right, over items and training seeds.
+    """One cell of a table: its line, column and kind, and what is looked up for it.
 
-    share, low, high: mean over seeds, and Wilson's interval over the items of one seed. seeds: share by seed.
-    outcomes: shares of the five, over seeds. exact, contains: of the expected text and the right entity, None
-    where nothing is right. shuffled: log-probability of right answers above that of the same answers dealt to
-    other questions, None where candidates were not scored. paper: {"table", "low", "high", "models",
-    "note"}, in percent, or None.
+    shuffled: log-probability of right answers above that of the same answers dealt to other questions, None
+    where candidates were not scored. paper: the paper's number, None where it has none.
     """
 
-    model: str
-    digest: str | None
+    cell: Cell
     kind: str
     line: str
     column: str
-    composition: str
-    adapters: tuple[str, ...]
-    rule: str
-    share: float
-    low: float
-    high: float
-    cluster_low: float | None
-    cluster_high: float | None
-    items: int
-    triplets: int
-    seeds: Mapping[str, float]
-    outcomes: Mapping[str, float]
-    exact: float | None
-    contains: float | None
-    temperatures: tuple[float, ...]
     shuffled: statistics.Shuffled | None
-    paper: Mapping[str, Any] | None
+    paper: paper.Printed | None
+    draws: int = 999
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        cell, info = self.cell, self.cell.info
+        low, high = cell.cluster_interval(draws=self.draws) or (None, None)
+        return {
+            "model": info.base,
+            "digest": info.digest,
+            "kind": self.kind,
+            "line": self.line,
+            "column": self.column,
+            "composition": info.task,
+            "adapters": list(info.library),
+            "rule": info.rule,
+            "share": cell.share,
+            "low": cell.low,
+            "high": cell.high,
+            "cluster_low": low,
+            "cluster_high": high,
+            "items": cell.items,
+            "triplets": cell.clusters,
+            "seeds": {str(seed): share for seed, share in cell.seeds.items()},
+            "outcomes": dict(cell.outcomes),
+            "exact": cell.mark("exact"),
+            "contains": cell.mark("contains"),
+            "temperatures": list(cell.chosen.get("temperature", ())),
+            "shuffled": None if self.shuffled is None else asdict(self.shuffled),
+            "paper": None if self.paper is None else self.paper.to_dict(),
+        }
 
 
 @dataclass(frozen=True)
@@ -102,252 +89,153 @@ class Comparison:
     holm: Mapping[str, float] = field(default_factory=dict)
 
 
-def read_rows(lines: Iterable[bytes | str], where: str) -> list[Record]:
-    """Records of JSON lines. Errors: TableError naming a line that is no record."""
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            found.append(Record.from_json(line))
-        except SpecError as error:
-            raise TableError(f"{where}, row {number}: {error}") from error
-    return found
+# ---- what cells are called ----
 
 
-def read_file(path: Path) -> list[Record]:
-    """Records of rows.jsonl.gz or rows.jsonl. Errors: TableError on anything else."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return read_rows(file, str(path))
-    except (OSError, EOFError, zlib.error) as error:
-        raise TableError(
-            f"'{path}' cannot be read ({error}): give a run's folder or its rows.jsonl.gz"
-        ) from error
+def kind(cell: Cell) -> str:
+    """What was asked, in words."""
+    plain = cell.group + ("" if cell.ask == "direct" else ", step by step")
+    return KINDS.get((cell.group, cell.ask), plain)
 
 
-# ---- groups of rows ----
+def column(cell: Cell) -> str:
+    """The dataset, and the layers that are adapted unless they are the MLPs, as in most of the paper."""
+    layers = cell.info.layers
+    return f"{cell.info.dataset}" + (f", {layers}" if layers not in (None, "mlp") else "")
 
 
-def _features(record: Record) -> dict[str, Any]:
-    """What tells a row's group from others, by name: neither training seed nor template."""
-    extras = {key: value for key, value in record.regime.items() if key not in NOT_IN_LINES}
-    return {
-        "source": record.source,
-        "composition": record.composition,
-        "control": record.regime.get("control"),
-        "library": tuple(record.adapters),
-        "rule": record.rule,
-        "weights": record.weights,
-        **{f"option {key}": value for key, value in record.options.items() if key != "temperature"},
-        "dataset": record.regime.get("dataset"),
-        "layers": record.regime.get("layers"),
-        "group": record.group,
-        "decode": record.decode,
-        **{f"setting {key}": value for key, value in record.setting.items()},
-        **{f"regime {key}": value for key, value in extras.items()},
-    }
-
-
-#: Parts of the regime that are shown only where two lines would else be called the same.
-_QUIET = ("regime model", "regime names_seed", "regime split", "regime dtype")
-
-
-def _line(features: Mapping[str, Any]) -> str:
-    """A line's name: composition, library, rule and whatever else was chosen."""
-    if features["control"] == "base":
-        return f"{features['composition']}: base model"
-    weights = features["weights"]
-    rule = features["rule"] + (f" ({', '.join(f'{w:g}' for w in weights)})" if weights else "")
-    library = "+".join(features["library"])
-    if len(features["library"]) > 4:
-        library = f"{len(features['library'])} adapters"
-    if len(features["library"]) == 1:
+def line(cell: Cell) -> str:
+    """A line's name: task, library, rule and whatever else was chosen."""
+    info = cell.info
+    if info.control == BASE:
+        return f"{info.task}: base model"
+    rule = info.rule + (f" ({', '.join(f'{w:g}' for w in info.weights)})" if info.weights else "")
+    library = "+".join(info.library)
+    if len(info.library) > 4:
+        library = f"{len(info.library)} adapters"
+    if len(info.library) == 1:
         rule = "alone" if rule == "sum" else rule
-    extras = [f"control={features['control']}"] if features["control"] == "random" else []
-    extras += [
-        f"{key.partition(' ')[2]}={value}"
-        for key, value in features.items()
-        if key.startswith(("option ", "regime ")) and key not in _QUIET and value is not None
-    ]
-    return f"{features['composition']}: {library} {rule}" + (f" [{', '.join(extras)}]" if extras else "")
+    extras = ["control=random"] if info.control == RANDOM else []
+    more = {**info.options, **info.variant}
+    extras += [f"{name}={value}" for name, value in more.items() if value is not None]
+    return f"{info.task}: {library} {rule}" + (f" [{', '.join(extras)}]" if extras else "")
 
 
-def groups(records: Iterable[Record]) -> list[tuple[dict[str, Any], str, list[Record]]]:
-    """Rows by features, in order of first appearance, each with its line's name; names are made distinct."""
-    found: dict[str, tuple[dict[str, Any], list[Record]]] = {}
-    for record in records:
-        features = _features(record)
-        key = json.dumps(features, sort_keys=True, default=list)
-        found.setdefault(key, (features, []))[1].append(record)
-    names = [_line(features) for features, _ in found.values()]
-    places: dict[tuple, list[int]] = {}
-    listed = list(found.values())
-    for index, (features, _) in enumerate(listed):
-        place = (names[index], features["source"], _column(features), features["group"], features["decode"])
+def lines(cells: Sequence[Cell]) -> list[str]:
+    """The cells' names, made distinct in each table by what tells the cells apart."""
+    names = [line(cell) for cell in cells]
+    places: dict[tuple[Any, ...], list[int]] = {}
+    for index, cell in enumerate(cells):
+        place = (names[index], cell.info.base, column(cell), cell.group, cell.ask)
         places.setdefault(place, []).append(index)
     for same in places.values():
         if len(same) > 1:
-            keys = dict.fromkeys(key for index in same for key in listed[index][0])
-            differing = [key for key in keys if len({repr(listed[index][0].get(key)) for index in same}) > 1]
-            for index in same:
-                told = (f"{key.split(' ')[-1]}={listed[index][0].get(key)}" for key in differing)
-                names[index] += f" [{', '.join(told)}]"
-    return [(features, name, rows) for (features, rows), name in zip(listed, names, strict=True)]
+            told = [_fields(cells[index]) for index in same]
+            keys = dict.fromkeys(key for fields in told for key in fields)
+            differing = [key for key in keys if len({repr(fields.get(key)) for fields in told}) > 1]
+            shown = [key for key in differing if key not in LAST]
+            if len({repr([fields.get(key) for key in shown]) for fields in told}) < len(told):
+                shown = differing
+            for index, fields in zip(same, told, strict=True):
+                names[index] += f" [{', '.join(f'{key}={fields.get(key)}' for key in shown)}]"
+    return names
 
 
-def _column(features: Mapping[str, Any]) -> str:
-    """The dataset, and the layers that are adapted unless they are the MLPs, as in most of the paper."""
-    layers = features["layers"]
-    return f"{features['dataset']}" + (f", {layers}" if layers not in (None, "mlp") else "")
+def _fields(cell: Cell) -> dict[str, Any]:
+    """The fields that tell a cell apart, options, setting and variant one by one."""
+    fields = cell.info.identity()
+    del fields["seed"]
+    nested = {name: fields.pop(name) for name in ("options", "setting", "variant")}
+    last = {name: fields.pop(name) for name in (*QUIET, *LAST)}
+    return {**fields, **nested["options"], **nested["setting"], **last, **nested["variant"]}
 
 
-def _kind(features: Mapping[str, Any]) -> str:
-    asked = (features["group"], features["decode"])
-    return KINDS.get(asked, features["group"] + ("" if asked[1] == "direct" else ", step by step"))
+# ---- entries ----
 
 
-def entries(records: Iterable[Record], *, experiment: str | None = None, draws: int = 999) -> list[Entry]:
-    """Every group of rows as one Entry, in order of first appearance.
+def entries(cells: Sequence[Cell], *, experiment: str | None = None, draws: int = 999) -> list[Entry]:
+    """Every cell as one Entry, in order.
 
     experiment: its table of the paper is looked at first for a number to stand beside ours.
     """
-    found = []
-    for features, line, rows in groups(records):
-        (row,) = statistics.summary(rows, by=(), draws=draws)
-        temperatures = {t for r in rows if (t := r.regime.get("temperature")) is not None}
-        found.append(
-            Entry(
-                model=features["source"],
-                digest=features.get("regime model"),
-                kind=_kind(features),
-                line=line,
-                column=_column(features),
-                composition=features["composition"],
-                adapters=features["library"],
-                rule=features["rule"],
-                **{key: row[key] for key in ("share", "low", "high", "cluster_low", "cluster_high")},
-                items=row["items"],
-                triplets=row["triplets"],
-                seeds={str(seed): share for seed, share in row["seeds"].items()},
-                outcomes={name: _mean(r.shares.get(name, 0.0) for r in rows) for name in OUTCOMES},
-                exact=_mean(r.exact for r in rows),
-                contains=_mean(r.contains for r in rows),
-                temperatures=tuple(sorted(temperatures)),
-                shuffled=_shuffled(rows, draws),
-                paper=printed(features, experiment),
-            )
+    return [
+        Entry(
+            cell, kind(cell), name, column(cell), shuffled(cell, draws), paper.beside(cell, experiment), draws
         )
-    return found
+        for cell, name in zip(cells, lines(cells), strict=True)
+    ]
 
 
-def _shuffled(rows: Sequence[Record], draws: int) -> statistics.Shuffled | None:
-    scored = (label for row in rows for label in row.logprobs or ())
-    if not any(label.startswith("shuffled:") for label in scored):
+def shuffled(cell: Cell, draws: int = 999) -> statistics.Shuffled | None:
+    """The shuffled-answer baseline of a cell, None where no candidates were scored."""
+    if not any(label.startswith("shuffled:") for scores in cell.logprobs for label in scores or ()):
         return None
-    return statistics.shuffled_baseline(rows, seed=0, draws=draws)
-
-
-def _mean(values: Iterable[float | bool | None]) -> float | None:
-    known = [float(value) for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
+    scored = zip(cell.column("cluster"), cell.logprobs, strict=True)
+    return statistics.shuffled_baseline(scored, seed=0, draws=draws)
 
 
 # ---- comparisons ----
 
 
-def comparisons(records: Iterable[Record]) -> list[Comparison]:
-    """Paired tests on two-hop questions: each rule against its library's first, each setup against setup 0.
+def comparisons(cells: Sequence[Cell]) -> list[Comparison]:
+    """Paired tests: each rule against its library's first, each task against the first one.
 
-    Left out where the two lines do not have the same items and training seeds.
+    Left out where the two cells do not have the same items and training seeds.
     """
     asked = [
-        group for group in groups(records) if group[0]["group"] == "two-hop" and group[0]["control"] is None
+        (cell, name)
+        for cell, name in zip(cells, lines(cells), strict=True)
+        if cell.group in COMPARED and cell.info.control is None
     ]
-    found = []
-    for against in (("rule", "weights"), ("composition",)):
-        places: dict[str, list] = {}
-        for features, line, rows in asked:
-            varying = [*against, *(key for key in features if key.startswith(("option ", "setting ")))]
-            kept = {key: value for key, value in features.items() if key not in varying}
-            key = json.dumps(kept, sort_keys=True, default=list)
-            places.setdefault(key, []).append((features, line, rows))
-        for (features, first, reference), *others in places.values():
-            for _, second, rows in others:
-                if _items(rows) != _items(reference):
+    follows = ("options", "setting", *LAST)
+    found: dict[tuple[str, ...], Comparison] = {}
+    for against in (("rule", "weights"), ("task",)):
+        places: dict[str, list[tuple[Cell, str]]] = {}
+        for cell, name in asked:
+            places.setdefault(cell.key(*against, *follows), []).append((cell, name))
+        for (reference, first), *others in places.values():
+            for cell, second in others:
+                if not same_items(reference, cell):
                     continue
-                tests = statistics.compare(reference, rows)
-                seeds = {str(seed): (test.first, test.second, test.p) for seed, test in tests.items()}
-                where = (features["source"], _kind(features), _column(features))
-                found.append(Comparison(*where, first, second, seeds))
-    distinct = list({(c.model, c.kind, c.column, c.first, c.second): c for c in found}.values())
+                where = (cell.info.base, kind(cell), column(cell), first, second)
+                found[where] = Comparison(*where, _tests(reference, cell))
     families: dict[tuple[str, str], list[Comparison]] = {}
-    for comparison in distinct:
+    for comparison in found.values():
         families.setdefault((comparison.model, comparison.kind), []).append(comparison)
     adjusted = {
         key: iter(statistics.holm([p for c in family for _, _, p in c.seeds.values()]))
         for key, family in families.items()
     }
-    return [replace(c, holm={seed: next(adjusted[c.model, c.kind]) for seed in c.seeds}) for c in distinct]
+    return [
+        replace(c, holm={seed: next(adjusted[c.model, c.kind]) for seed in c.seeds}) for c in found.values()
+    ]
 
 
-def _items(rows: Iterable[Record]) -> set:
-    return {(statistics.lookup(row, "seed"), statistics.item(row)) for row in rows}
+def _tests(first: Cell, second: Cell) -> dict[str, tuple[int, int, float]]:
+    both, tests = second.values(), {}
+    for seed, table in first.values().items():
+        pairs = [(value >= 0.5, both[seed][item] >= 0.5) for item, value in table.items()]
+        test = statistics.mcnemar_exact([a for a, _ in pairs], [b for _, b in pairs])
+        tests[str(seed)] = (test.first, test.second, test.p)
+    return tests
 
 
-# ---- the paper ----
+def same_items(first: Cell, second: Cell) -> bool:
+    """Whether both have answers to the same items under the same training seeds."""
+    return _asked(first) == _asked(second)
 
 
-@cache
-def paper() -> dict[str, Any]:
-    """paper_tables.toml: by table its caption, rows, values in percent and the cells that are in doubt."""
-    return tomllib.loads(Path(__file__).with_name("paper_tables.toml").read_text(encoding="utf-8"))
+def _asked(cell: Cell) -> set[tuple[Seed, str]]:
+    return {(seed, item) for seed, table in cell.values().items() for item in table}
 
 
-def printed(features: Mapping[str, Any], experiment: str | None = None) -> dict[str, Any] | None:
-    """What the paper prints for such a group of rows, None where it has no such cell.
-
-    Of the model itself where it is one of the paper's, else the range over all of its models; from the table
-    that `experiment` is named after, else from the one with most models. The paper's libraries
-    were asked step by step; of single experts and of Table 12 it does not say how they were asked.
-    """
-    asked = _as_printed(features)
-    if asked is None:
-        return None
-    tables = {name: {"models": paper()["models"], **paper()[name]} for name in paper() if name != "models"}
-    for table in sorted(tables, key=lambda name: (name != experiment, -len(tables[name]["models"]))):
-        content = tables[table]
-        for row in content["rows"]:
-            wanted = {k: v for k, v in {**content.get("fixed", {}), **row}.items() if k != "values"}
-            if wanted.items() <= asked.items():
-                values = dict(zip(content["models"], row["values"], strict=True))
-                own = str(features["source"]).rpartition("/")[2]
-                chosen = {own: values[own]} if own in values else values
-                known = [value for value in chosen.values() if not math.isnan(value)]
-                if known:
-                    return {"table": table, "low": min(known), "high": max(known), "models": list(chosen)}
-    return None
+def by_model(listed: Iterable[Entry]) -> dict[tuple[str, str | None], list[Entry]]:
+    """Entries by base model and its digest."""
+    found: dict[tuple[str, str | None], list[Entry]] = {}
+    for entry in listed:
+        found.setdefault((entry.cell.info.base, entry.cell.info.digest), []).append(entry)
+    return found
 
 
-def _as_printed(features: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The features in the words of paper_tables.toml; None for what the paper has no number for."""
-    composition, library = features["composition"], LIBRARIES.get(features["library"])
-    changed = {"regime initial_a", "regime gauge", "regime relabelling"} & features.keys()
-    if features["group"] != "two-hop" or features["weights"] or changed:
-        return None
-    rule = PAPER_RULES.get(features["rule"])
-    adapters = features.get("regime adapters", "LoRA")
-    if adapters != "LoRA":
-        rule = {"cat": "concat", "linear": "linear"}.get(features.get("regime form"))
-    asked = {"dataset": features["dataset"], "layers": features["layers"], "adapters": adapters}
-    if composition in ("library-disjoint", "library-shared"):
-        return {"rule": rule, "composition": composition} if rule and not features["control"] else None
-    number = composition.removeprefix("setup-")
-    if library is None or not number.isdecimal():
-        return None
-    alone = library in ("oracle-only", "mixed")
-    if features["control"] not in ((None, features["library"][0]) if alone else (None,)):
-        return None
-    if alone:
-        rule = "alone"
-    elif features["decode"] != "steps" or rule is None:
-        return None
-    return {**asked, "setup": int(number), "library": library, "rule": rule}
+# Until the figures count over cells.
+LIBRARIES, PAPER_RULES = paper.LIBRARIES, paper.RULES

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
@@ -30,27 +29,16 @@ DATA = Path(__file__).parents[1] / "data"
 def table(source: Path, experiment: str | None, form: str, compare: bool) -> None:
     """Print tables of measured rows.
 
-    SOURCE is a run's folder or a rows.jsonl.gz.
+    SOURCE is a run's folder, or one of kept rows.
     """
-    from llm_experiments.engine.store import Store
-    from results import forms, tables
+    from llm_experiments import keep as keeping
+    from results import forms, frame, tables
 
-    others: list[dict[str, Any]] = []
-    if source.is_file():
-        records = tables.read_file(source)
-    else:
-        store = Store(source, write=False)
-        runs = [run for run in store.runs() if experiment in (None, run["experiment"])]
-        if not runs:
-            names = ", ".join(sorted({run["experiment"] for run in store.runs()})) or "none"
-            raise click.UsageError(f"no run of {experiment or 'anything'} in '{source}': there are {names}")
-        only = None if experiment is None else {step["address"] for run in runs for step in run["steps"]}
-        records = tables.read_rows(store.rows(only=only), str(source))
-        for name in store.row_files():
-            if name != "rows.jsonl":
-                others += map(json.loads, store.rows(name, only=only))
-    entries = tables.entries(records, experiment=experiment)
-    compared = tables.comparisons(records) if compare else []
+    measured = frame.read(keeping.lines(source, experiment))
+    cells = measured.groups()
+    others = measured.edits
+    entries = tables.entries(cells, experiment=experiment)
+    compared = tables.comparisons(cells) if compare else []
     if form == "json":
         click.echo(forms.as_json(entries, compared, others), nl=False)
     elif form == "csv":
@@ -73,7 +61,7 @@ def table(source: Path, experiment: str | None, form: str, compare: bool) -> Non
 def keep(folder: Path, name: str, out: Path) -> None:
     """Keep the rows of a run beside the code.
 
-    The rows of FOLDER become NAME.jsonl.gz, and how its adapters came out as NAME-cells.jsonl.gz.
+    What FOLDER holds is added to the folder NAME: rows, items, specs, how adapters and sweeps came out.
     """
     from llm_experiments.keep import keep as keep_rows
 
@@ -103,7 +91,7 @@ def migrate(old: Path, new: Path, world: Path | None, links: Path | None) -> Non
 @needs_extra("results")
 def results() -> None:
     """Write README.md and docs/results.md from the kept rows."""
-    from results.pages import PAGES, render
+    from llm_experiments.pages import PAGES, render
 
     if missing := [template for template in PAGES.values() if not template.is_file()]:
         raise click.UsageError(
