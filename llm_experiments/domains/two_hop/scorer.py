@@ -74,11 +74,14 @@ class _Question:
 
 
 def context(composition: Composition, lexicon: Lexicon) -> dict[str, Any]:
-    """What Entities is made from: names, kinds and relations by token, and the answers that are trained."""
+    """What Entities is made from: names, kinds and relations by token, and the answers that are trained.
+
+    In one order whatever the composition, so that equal contexts are one input.
+    """
     return {
-        "names": dict(lexicon.names),
-        "kinds": entity_kinds(composition, lexicon),
-        "ends": {relation: SIGNATURES[word][1] for relation, word in lexicon.relations.items()},
+        "names": dict(sorted(lexicon.names.items())),
+        "kinds": dict(sorted(entity_kinds(composition, lexicon).items())),
+        "ends": {relation: SIGNATURES[word][1] for relation, word in sorted(lexicon.relations.items())},
         "edited": sorted(trained_answers(composition.adapters)),
     }
 
@@ -149,7 +152,10 @@ class Entities:
             if answer is not None:
                 return answer
         ending = final_answer(text) if asked.ask == "steps" else None
-        return guessed_name(ending or text, item.question, kind) or self.answer(item, text)
+        guess = guessed_name(ending or text, item.question, kind)
+        if guess is None or any(self._mentions(Said(guess), None)):
+            return self.answer(item, text)
+        return guess
 
     def name(self, answer: str) -> str | None:
         """The entity's name; a name that no entity has is its own."""
