@@ -18,7 +18,8 @@ from figures.measured import cells, toy
 from figures.measured.cells import RowsError
 from figures.registry import Data, NothingToDrawError
 from llm_experiments.experiments.sizes import PROFILES
-from llm_experiments.experiments.two_hop import EXPERIMENTS, Base
+from llm_experiments.experiments.registry import EXPERIMENTS
+from llm_experiments.experiments.study import Base
 from results.statistics import wilson
 from results.tables import paper
 from toytransformer.compositions import Merge, Record, catalogue, write_jsonl

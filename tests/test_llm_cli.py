@@ -21,8 +21,9 @@ from llm_experiments.commands import options
 from llm_experiments.engine import local
 from llm_experiments.engine.steps import Step
 from llm_experiments.engine.store import Store
-from llm_experiments.experiments import sizes, two_hop
-from llm_experiments.experiments.two_hop import Base, Experiment
+from llm_experiments.experiments import registry, sizes
+from llm_experiments.experiments.registry import Experiment
+from llm_experiments.experiments.study import Base
 from llm_experiments.models import sources
 from llm_experiments.models.sources import ModelError
 from toytransformer.adapters import LoRA
@@ -75,11 +76,11 @@ def run(monkeypatch, capsys, tmp_path):
         yield Measure("b", "ties", 0, needs_model=True)
 
     toys = {
-        "toys": Experiment(toys, "steps without rows of answers", "nowhere"),
-        "measured": Experiment(measured, "two rules", "Table 1"),
-        "needing": Experiment(needing, "one step that needs a model", "nowhere"),
+        "toys": Experiment("toys", toys, "steps without rows of answers", "nowhere"),
+        "measured": Experiment("measured", measured, "two rules", "Table 1"),
+        "needing": Experiment("needing", needing, "one step that needs a model", "nowhere"),
     }
-    monkeypatch.setattr(two_hop, "EXPERIMENTS", toys)
+    monkeypatch.setattr(registry, "EXPERIMENTS", toys)
     base = Base("toy/model", "0123456789abcdef")
     monkeypatch.setattr(options, "chosen", lambda *model, **named: options.Chosen(base, load))
 
@@ -118,7 +119,7 @@ def test_list_names_experiments_profiles_and_models(run):
     for name in ("toys", "measured", *sizes.PROFILES, "embedded", "Qwen/Qwen2.5-7B-Instruct"):
         assert f" {name} " in out
     listed = (line.split() for line in out.splitlines())
-    counts = {words[0]: words[-1] for words in listed if words and words[0] in two_hop.EXPERIMENTS}
+    counts = {words[0]: words[-1] for words in listed if words and words[0] in registry.EXPERIMENTS}
     assert counts == {"toys": "4", "measured": "4", "needing": "2"}
 
 
@@ -255,10 +256,10 @@ sys.path.insert(0, sys.argv.pop())
 from toy_steps import Conditions, plan
 
 steps = plan(1, Conditions(Path(sys.argv.pop()), pause=1.0))
-toys = SimpleNamespace(plan=lambda base, profile, seeds: steps)
+toys = SimpleNamespace(plan=lambda base, profile, seeds, names: steps)
 base = SimpleNamespace(id="toy", digest="01", world={})
 # The real ones import torch, which takes longer than all the rest.
-sys.modules["llm_experiments.experiments.two_hop"] = SimpleNamespace(EXPERIMENTS={"toys": toys})
+sys.modules["llm_experiments.experiments.registry"] = SimpleNamespace(EXPERIMENTS={"toys": toys})
 sys.modules["llm_experiments.experiments.sizes"] = SimpleNamespace(
     PROFILES={"embedded": SimpleNamespace(name="embedded")}
 )

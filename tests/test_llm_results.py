@@ -62,7 +62,8 @@ def test_the_work_of_seeds_adds_up():
     # trained once, whatever the seeds: the libraries on which Arrow's temperature is chosen, of setups 0, 2
     assert 2 * one.adapters - two.adapters == 4
     base = one.questions - (two.questions - one.questions)  # asked once, whatever the seeds
-    assert base == 4 * small.facts * len(small.test)  # both hops; two hops directly and step by step
+    size = small.sizes["two-hop"]
+    assert base == 4 * size.facts * len(size.test)  # both hops; two hops directly and step by step
 
 
 @pytest.mark.parametrize("folder", KEPT, ids=lambda path: path.name)
