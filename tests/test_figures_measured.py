@@ -17,8 +17,8 @@ from figures.drawings import agreement, tables, weights
 from figures.measured import cells, toy
 from figures.measured.cells import RowsError
 from figures.registry import Data, NothingToDrawError
-from llm_experiments.experiments.sizes import PROFILES
 from llm_experiments.experiments.registry import EXPERIMENTS
+from llm_experiments.experiments.sizes import PROFILES
 from llm_experiments.experiments.study import Base
 from results.statistics import wilson
 from results.tables import paper
