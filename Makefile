@@ -6,7 +6,7 @@ READY := .venv/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test proofs coq-packages bench figures notebooks docs lint format clean
+.PHONY: help setup values reproduce test proofs coq-packages bench figures notebooks docs lint format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,32 +22,46 @@ $(READY): pyproject.toml constraints.txt
 	$(PY) -m pip install -c constraints.txt -e '.[figures,llm,notebooks,docs,test,dev]'
 	@touch $@
 
-# What `make reproduce` measures. The embedded model stays on the CPU, where the committed rows were made.
+# What `make reproduce` measures; PROFILE alone may be empty. The values are data: make does not expand what is in
+# them ($(value)), recipes read them from the environment, and `values` refuses what such names never have.
 MODEL ?= embedded
-EXPERIMENTS ?= $(if $(filter embedded,$(MODEL)),quick,table1 survival)
+EXPERIMENTS ?=
 SEEDS ?= 0
 PROFILE ?=
-DEVICE = $(if $(filter embedded,$(MODEL)),cpu,auto)
-# One folder a model and profile: no name of a model has a colon or a comma.
-RUN = out/reproduce/$(subst /,:,$(MODEL))$(PROFILE:%=,%)
+override MODEL := $(value MODEL)
+override EXPERIMENTS := $(value EXPERIMENTS)
+override SEEDS := $(value SEEDS)
+override PROFILE := $(value PROFILE)
+export MODEL EXPERIMENTS SEEDS PROFILE
 
-ifneq ($(filter reproduce,$(MAKECMDGOALS)),)
-ifneq ($(words $(MODEL)):$(MODEL),1:$(firstword $(MODEL)))
-$(error MODEL is '$(MODEL)': give one hub id, folder or .gguf file, without spaces)
-endif
-endif
+values:
+	@LC_ALL=C; export LC_ALL; \
+	refuse() { printf "error: %s is '%s': give %s\n" $$1 "$$(printf %s "$$2" | tr -cd '[:print:]')" "$$3" >&2; exit 2; }; \
+	case "$$MODEL" in ''|[!A-Za-z0-9_./~]*|*[!A-Za-z0-9_./~@+=-]*) \
+		refuse MODEL "$$MODEL" "one hub id, folder or .gguf file, of letters, digits and _ . / ~ @ + = -";; esac; \
+	case "$$EXPERIMENTS" in *[!A-Za-z0-9_./\ -]*) \
+		refuse EXPERIMENTS "$$EXPERIMENTS" "names of experiments, by space, such as quick survival";; esac; \
+	case "$$SEEDS" in ''|*[!0-9,]*) refuse SEEDS "$$SEEDS" "whole numbers by comma, such as 0,1,2";; esac; \
+	case "$$PROFILE" in *[!A-Za-z0-9_-]*) refuse PROFILE "$$PROFILE" "the name of a profile, such as small";; esac
 
+# The embedded model stays on the CPU, where the committed rows were made. One folder a model and profile: no name of
+# a model has a colon or a comma.
 # Interrupted, it goes on. Checks and predictions are computed again after a change of their code; what was measured
 # is not: its key holds a version that is raised by hand, and the page warns of a run of another commit.
 # A failed step must not hide the report: every step runs, unless one was interrupted, and the first bad status is
 # the target's.
-reproduce: setup out/ledger.json out/theory_rows.json  ## check, predict and measure everything, write out/report.html (MODEL=hub id or folder)
+reproduce: values setup out/ledger.json out/theory_rows.json  ## check, predict and measure everything, write out/report.html (MODEL=hub id or folder)
 	@rm -rf out/report.html out/figures out/toy_rows.json && mkdir -p out/figures
-	@status=0; \
+	@status=0; set -f; \
 	step() { echo "==> $$*"; "$$@" || { bad=$$?; [ $$bad -lt 128 ] || exit $$bad; [ $$status -ne 0 ] || status=$$bad; }; }; \
-	step $(PY) -m llm_experiments run $(EXPERIMENTS) --model '$(MODEL)' $(PROFILE:%=--profile '%') --device $(DEVICE) \
-		--seeds '$(SEEDS)' --out '$(RUN)'; \
-	set --; [ ! -d '$(RUN)' ] || set -- --run '$(RUN)'; \
+	experiments=$$EXPERIMENTS device=auto; \
+	if [ "$$MODEL" = embedded ]; then device=cpu; fi; \
+	if [ -z "$$experiments" ]; then \
+		if [ "$$MODEL" = embedded ]; then experiments=quick; else experiments='table1 survival'; fi; fi; \
+	run=out/reproduce/$$(printf %s "$$MODEL" | tr / :)$${PROFILE:+,$$PROFILE}; \
+	step $(PY) -m llm_experiments run --model "$$MODEL" $${PROFILE:+--profile "$$PROFILE"} --device $$device \
+		--seeds "$$SEEDS" --out "$$run" -- $$experiments; \
+	set --; [ ! -d "$$run" ] || set -- --run "$$run"; \
 	step $(PY) -m figures all --rows out/theory_rows.json "$$@" --fresh --toy out/toy_rows.json --out out/figures; \
 	step $(PY) -m figures report --ledger out/ledger.json --rows out/theory_rows.json "$$@" \
 		--toy out/toy_rows.json --figures out/figures --out out/report.html; \
@@ -61,7 +75,7 @@ out/ledger.json: $(READY) $(THEORY)
 	$(PY) -m toytransformer verify --json $@ || [ -s $@ ]
 	@touch -r $@.begun $@ && rm $@.begun
 
-out/theory_rows.json: $(READY) $(THEORY) $(wildcard figures/theory/*.py) figures/store.py
+out/theory_rows.json: $(READY) $(THEORY) $(wildcard figures/theory/*.py figures/store.py)
 	@mkdir -p out && rm -f $@ && touch $@.begun
 	$(PY) -m figures theory --fresh --no-draw --rows $@
 	@touch -r $@.begun $@ && rm $@.begun

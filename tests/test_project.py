@@ -1,8 +1,11 @@
 """The README's commands exist, imports stay light, versions agree, no file names one machine's folders."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -136,3 +139,162 @@ def test_no_tracked_file_names_a_machines_folder():
 def test_a_hypothesis_profile_of_ours_is_loaded():
     assert settings().deadline is None
     assert settings().max_examples in (25, 500)
+
+
+# ---- what an install holds ----
+
+PACKAGED = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+
+
+def test_every_package_and_every_file_of_one_is_installed():
+    """The wheel leaves out what git ignores, and all that is not listed."""
+    imported = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {
+        "benchmarks",
+        "notebooks",
+        "tests",
+    }
+    assert imported | {"lora_limits.py"} == set(PACKAGED["only-include"])
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-i", "-c", "--exclude-standard"], capture_output=True, text=True
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    assert listed.stdout == ""
+
+
+@pytest.mark.slow
+def test_an_install_works_outside_the_checkout(tmp_path):
+    """Built as `pip install .` builds it, with the dependencies of this environment, in an empty folder."""
+    archive = subprocess.run(["git", "-C", str(ROOT), "archive", "HEAD"], capture_output=True, check=True)
+    (tmp_path / "source").mkdir()
+    subprocess.run(["tar", "x", "-C", str(tmp_path / "source")], input=archive.stdout, check=True)
+
+    def run(*command, **options):
+        done = subprocess.run(
+            list(map(str, command)),
+            capture_output=True,
+            text=True,
+            cwd=tmp_path / "empty",
+            timeout=900,
+            **options,
+        )
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        return done.stdout
+
+    (tmp_path / "empty").mkdir()
+    venv = tmp_path / "venv"
+    run(sys.executable, "-m", "venv", venv)
+    run(venv / "bin" / "python", "-m", "pip", "install", "-q", "--no-deps", tmp_path / "source")
+    (site,) = (venv / "lib").glob("*/site-packages")
+    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    held = {path.relative_to(site) for path in site.rglob("*") if path.is_file()}
+    folders = tuple(f"{name}/" for name in PACKAGED["only-include"])
+    tracked = (path.relative_to(ROOT) for path in tracked_files())
+    assert [path for path in tracked if str(path).startswith(folders) and path not in held] == []
+
+    limits, environment = venv / "bin" / "lora-limits", {"PATH": os.environ["PATH"], "COLUMNS": "200"}
+    assert "bridge" in run(limits, "predict", "two-hop", "--fresh", env=environment)
+    assert "two-hop" in run(limits, "list", env=environment)
+    assert "embedded" in run(limits, "experiments", env=environment)
+    assert "Usage" in run(limits, "verify", "--help", env=environment)
+    for name in ("first-look", "survival"):
+        run(limits, "figures", name, "--format", "svg", env=environment)
+    assert "1 of them now" in run(limits, *["run", "quick", "--seeds", "0", "--limit", "1"], env=environment)
+    (tmp_path / "empty" / "ledger.json").write_text("[]")
+    assert "0 checks" in run(limits, "report", "--ledger", "ledger.json", env=environment)
+    files = {path.name for path in (tmp_path / "empty").rglob("*")}
+    assert {"first-look.svg", "survival.svg", "report.html"} <= files
+
+
+# ---- make: the values of its variables are data ----
+
+STAND_IN = """#!/bin/sh
+for argument in "$@"; do printf '%s\\n' "$argument"; done >> calls
+echo >> calls
+"""
+
+
+@pytest.fixture
+def reproduce(tmp_path):
+    """`make reproduce` with a stand-in for Python that only notes its arguments: (process, calls)."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    (tmp_path / ".venv" / ".ready").touch()
+    (tmp_path / "out").mkdir()
+    for name in ("ledger.json", "theory_rows.json"):
+        (tmp_path / "out" / name).write_text("[]")
+
+    def call(*variables, **environment):
+        done = subprocess.run(
+            ["make", "reproduce", *variables],
+            **{"capture_output": True, "text": True, "cwd": tmp_path, "timeout": 60},
+            env={"PATH": os.environ["PATH"], **environment},
+        )
+        calls = tmp_path / "calls"
+        noted = calls.read_text().split("\n\n") if calls.exists() else []
+        calls.unlink(missing_ok=True)
+        return done, [each.splitlines() for each in noted if each.strip()]
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "variables, arguments, folder",
+    [
+        ((), ["--model", "embedded", "--device", "cpu", "--seeds", "0", "quick"], "embedded"),
+        (
+            ("MODEL=org/a-model_7B.v2", "EXPERIMENTS=quick table1", "SEEDS=0,1", "PROFILE=small"),
+            [
+                *("--model", "org/a-model_7B.v2", "--device", "auto", "--seeds", "0,1"),
+                "--profile",
+                "small",
+                "table1",
+            ],
+            "org:a-model_7B.v2,small",
+        ),
+        (("MODEL=~/models/x.gguf",), ["~/models/x.gguf", "table1", "survival"], "~:models:x.gguf"),
+    ],
+    ids=["defaults", "all", "folder"],
+)
+def test_make_reproduce_hands_its_variables_on(reproduce, variables, arguments, folder):
+    done, calls = reproduce(*variables)
+    assert done.returncode == 0, done.stderr
+    (run,) = (call for call in calls if call[:3] == ["-m", "llm_experiments", "run"])
+    assert set(arguments) <= set(run) and f"out/reproduce/{folder}" in run
+    assert run.index("--") < run.index(arguments[-1])
+
+
+HOSTILE = [
+    *(
+        "a';touch hit;'",
+        '";touch hit;"',
+        "`touch hit`",
+        "a;touch hit;true",
+        "a|touch hit",
+        "a&touch hit&",
+        "a>hit",
+    ),
+    *(
+        "$(shell touch hit)",
+        "$$(touch hit)",
+        "${shell touch hit}",
+        "$(error x)",
+        "$(MAKEFILE_LIST)",
+        "a\ntouch hit",
+    ),
+    *("a\\' touch hit", "#", "*", "é", "\x1b[31m"),
+]
+
+
+@pytest.mark.parametrize("name", ["MODEL", "EXPERIMENTS", "SEEDS", "PROFILE"])
+@pytest.mark.parametrize("value", HOSTILE)
+def test_make_variables_never_reach_the_shell(reproduce, tmp_path, name, value):
+    for done, calls in (reproduce(f"{name}={value}"), reproduce(**{name: value})):
+        assert done.returncode == 2 and calls == [], (done.stdout, calls)
+        assert re.match(f"error: {name} is '.*': give .*\nmake: ", done.stderr), done.stderr
+        assert "\x1b" not in done.stderr
+        assert not (tmp_path / "hit").exists()
