@@ -29,7 +29,10 @@ SECTIONS = {
         "cli",
         {
             "experiments": "list",
-            **{name: name for name in ("run", "status", "table", "keep", "results", "export", "pretrain")},
+            **{
+                name: name
+                for name in ("run", "status", "table", "keep", "migrate", "results", "export", "pretrain")
+            },
         },
     ),
     "Figures": Group("figures.__main__", "main", {"figures": "", "report": "report"}),

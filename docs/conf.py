@@ -17,9 +17,9 @@ include_patterns = [
     *("README.md", "docs/*.md", "benchmarks/README.md", "llm_experiments/embedded/**.md"),
     *("notebooks/README.md", "notebooks/0*.py", "notebooks/checks.py"),
     *("proofs/README.md", "proofs/headlines.txt", "proofs/check.py", "proofs/theories/*.v"),
-    *("toytransformer/**.py", "llm_experiments/**.py", "figures/**.py"),
+    *("lora_limits.py", "toytransformer/**.py", "results/**.py", "llm_experiments/**.py", "figures/**.py"),
 ]
-exclude_patterns = [".*", "out", "docs/contents.md"]
+exclude_patterns = [".*", "out", "docs/contents.md", "**/__main__.py"]  # lora-limits has all commands
 source_suffix = dict.fromkeys((".md", ".py", ".v", ".txt"), "myst-nb")
 
 # Lessons come with their outputs; pages.py writes every .py file as a notebook.

@@ -12,9 +12,19 @@ from sphinx.addnodes import desc_annotation, pending_xref
 from sphinx.util.logging import getLogger
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("toytransformer", "llm_experiments", "figures")
-#: The click command in the `__main__` of each.
-COMMANDS = {"toytransformer": "cli", "llm_experiments": "cli", "figures": "main"}
+PACKAGES = ("toytransformer", "results", "llm_experiments", "figures")
+#: The page of the command line.
+COMMANDS = """# lora-limits
+
+`python -m toytransformer`, `python -m llm_experiments` and `python -m figures` take the commands of one
+package each; `lora-limits experiments` is `python -m llm_experiments list` there.
+
+```{eval-rst}
+.. click:: lora_limits:cli
+   :prog: lora-limits
+   :nested: full
+```
+"""
 LANGUAGES = {".v": "coq", ".py": "python", ".txt": "text"}
 #: Pages whose links lead to the pages below them in the sidebar.
 PARENTS = ("notebooks/README", "proofs/README")
@@ -30,8 +40,8 @@ def page(app, docname, source):
     elif docname.startswith("notebooks/0"):
         text = nbformat.writes(lesson(path))
     elif path.suffix != ".md":
-        if path.stem == "__main__":
-            text = command(path.parent.name)
+        if docname == "lora_limits":
+            text = COMMANDS
         elif docname.startswith(PACKAGES):
             text = module(path)
         else:
@@ -57,12 +67,6 @@ def lesson(path):
     link = f"{{download}}`This lesson as a notebook <../out/notebooks/{built.name}>`, to work through."
     notebook.cells.append(nbformat.v4.new_markdown_cell(link))
     return notebook
-
-
-def command(package):
-    directive = f".. click:: {package}.__main__:{COMMANDS[package]}"
-    options = f"   :prog: python -m {package}\n   :nested: full"
-    return f"# Commands of {package}\n\n```{{eval-rst}}\n{directive}\n{options}\n```\n"
 
 
 def module(path):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toytransformer.command_line import run
+from toytransformer.command_line import needs_extra, run
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from figures.store import Row
 
 
+@needs_extra("figures")
 def _registered() -> dict[str, Drawing]:
     """Every figure by name.
 
@@ -106,6 +107,7 @@ FRESH = click.option("--fresh", is_flag=True, help="Compute the predictions anew
 @click.option("--fresh", is_flag=True, help="Compute the rows anew and draw those.")
 @click.option("--draw/--no-draw", default=True, help="Without drawing, the rows are only computed.")
 @FORMATS
+@needs_extra("figures")
 def theory(out: Path, rows_file: Path | None, fresh: bool, formats: tuple[str, ...], draw: bool) -> None:
     """Draw every figure of the theory."""
     from figures import store
@@ -184,6 +186,7 @@ def _drawing(drawing: Drawing) -> click.Command:
 @OUT
 @FORMATS
 @click.pass_context
+@needs_extra("figures")
 def draw_all(
     context: click.Context,
     runs: tuple[Path, ...],
@@ -295,6 +298,7 @@ def _shown(path: Path) -> str:
     show_default=True,
     help="File to write.",
 )
+@needs_extra("figures")
 def report(
     ledger: Path,
     drawings: Path | None,

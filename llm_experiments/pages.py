@@ -19,6 +19,7 @@ DATA = ROOT / "llm_experiments" / "data"
 #: Page -> template.
 PAGES = {
     ROOT / "docs" / "results.md": ROOT / "docs" / "results.md.jinja",
+    ROOT / "docs" / "costs.md": ROOT / "docs" / "costs.md.jinja",
     ROOT / "README.md": ROOT / "docs" / "README.md.jinja",
 }
 

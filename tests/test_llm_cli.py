@@ -29,7 +29,19 @@ from llm_experiments.models.sources import ModelError
 from toytransformer.adapters import LoRA
 from toytransformer.compositions import write_jsonl
 
-COMMANDS = ("list", "run", "status", "table", "keep", "results", "pretrain", "export", "merge", "check")
+COMMANDS = (
+    "list",
+    "run",
+    "status",
+    "table",
+    "keep",
+    "results",
+    "migrate",
+    "pretrain",
+    "export",
+    "merge",
+    "check",
+)
 
 
 @dataclass(frozen=True)
@@ -62,16 +74,16 @@ def run(monkeypatch, capsys, tmp_path):
     def load():
         raise ModelError("no such model here: give another")
 
-    def measured(asked):
-        for seed in asked.seeds:
+    def measured(study):
+        for seed in study.seeds:
             yield Measure("11b.", "mean", seed)
             yield Measure("1111", "arrow-products", seed)
 
-    def toys(planner):
-        planner.plan.include(plan(2))
+    def toys(study):
+        study.plan.include(plan(2))
         return ()
 
-    def needing(asked):
+    def needing(study):
         yield Measure("1", "mean", 0)
         yield Measure("b", "ties", 0, needs_model=True)
 

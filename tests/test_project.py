@@ -44,8 +44,9 @@ def test_readme_links_point_at_files():
     assert not missing
 
 
-def test_readmes_tree_is_the_repositorys():
-    tree = re.search(r"```\n(toytransformer/.*?)```", README, flags=re.DOTALL).group(1)
+def test_the_tree_is_the_repositorys():
+    page = (ROOT / "docs" / "code.md").read_text()
+    tree = re.search(r"```\n(lora_limits.py .*?)```", page, flags=re.DOTALL).group(1)
     parent, named = "", set()
     for line in tree.splitlines():
         name = line.split()[0]
@@ -55,15 +56,36 @@ def test_readmes_tree_is_the_repositorys():
         named.add(path.rstrip("/"))
     tracked = {path.relative_to(ROOT).parts[0] for path in tracked_files() if path.parent != ROOT}
     assert {name for name in tracked if name[0] != "."} <= named
+    packages = {
+        path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("llm_experiments/*/__init__.py")
+    }
+    assert packages <= named
 
 
-def test_readmes_commands_run():
+def test_readmes_first_screen_is_short():
+    assert len(README.splitlines()) < 150
+    assert README.partition("\n## ")[0].count("![") == 1
+
+
+def test_commands_of_the_pages_run():
     """As far as reading their arguments: `--help` after each answers what the command accepts."""
-    commands = re.findall(r"^python (-m (?:toytransformer|figures) .*?)(?:  |$)", README, flags=re.MULTILINE)
-    assert len(commands) >= 4
-    for command in commands:
+    pages = [README, *(path.read_text() for path in (ROOT / "docs").glob("*.md"))]
+    blocks = [
+        block
+        for page in pages
+        for block in re.findall(r"^```sh\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    ]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    found = {
+        line.partition("  #")[0].strip() for line in lines if line.startswith(("lora-limits", "python -m"))
+    }
+    assert len(found) >= 6
+    assert {command.split()[1] for command in found} >= {"predict", "verify", "check", "merge", "run"}
+    for command in sorted(found):
+        program, *arguments = command.split()
+        program = ["-m", "lora_limits"] if program == "lora-limits" else []
         done = subprocess.run(
-            [sys.executable, *command.split(), "--help"], capture_output=True, text=True, cwd=ROOT
+            [sys.executable, *program, *arguments, "--help"], capture_output=True, text=True, cwd=ROOT
         )
         assert done.returncode == 0, (command, done.stderr)
 

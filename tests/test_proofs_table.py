@@ -121,8 +121,8 @@ def test_every_label_blind_rule_is_on_the_list():
     assert covered == blind
 
 
-def test_the_readmes_theorems_exist_with_their_code_tests_and_figures():
-    lines = (ROOT / "README.md").read_text().splitlines()
+def test_the_statements_exist_with_their_code_tests_and_figures():
+    lines = (ROOT / "docs" / "predictions.md").read_text().splitlines()
     start = lines.index("| statement | proof (`proofs/theories`) | code | test | figure |")
     found = list(itertools.takewhile(str.strip, lines[start + 2 :]))
     assert len(found) >= 8

@@ -76,7 +76,10 @@ def keep(folder: Path, name: str, out: Path) -> None:
 @click.option("--links", type=FOLDER, help="JSON: the adapters of each cell, where OLD is no run's folder.")
 @needs_extra("results")
 def migrate(old: Path, new: Path, world: Path | None, links: Path | None) -> None:
-    """Carry rows of earlier code over: OLD is a NAME.jsonl.gz or a run's folder, NEW a folder to write."""
+    """Write rows of earlier code as today's.
+
+    OLD is a NAME.jsonl.gz or a run's folder, NEW a folder to write.
+    """
     from llm_experiments import migrate as carrying
     from llm_experiments.embedded.corpus import BaseWorld
     from results import files
@@ -90,7 +93,7 @@ def migrate(old: Path, new: Path, world: Path | None, links: Path | None) -> Non
 @click.command()
 @needs_extra("results")
 def results() -> None:
-    """Write README.md and docs/results.md from the kept rows."""
+    """Write the pages whose numbers are read off the kept rows."""
     from llm_experiments.pages import PAGES, render
 
     if missing := [template for template in PAGES.values() if not template.is_file()]:
