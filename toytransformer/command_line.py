@@ -36,9 +36,15 @@ def run(command: click.Command, name: str) -> NoReturn:
         sys.exit(130)
     except REFUSALS as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {one_line(message)}", file=sys.stderr)
         sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def one_line(message: str, most: int = 1000) -> str:
+    """The message on one line: what a terminal would obey is escaped, and a long middle left out."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
+    return text if len(text) <= most else f"{text[: most // 2]} .. {text[-most // 2 :]}"
 
 
 def needs_extra(extra: str) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:

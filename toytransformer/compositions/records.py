@@ -99,7 +99,7 @@ class Record:
     def from_json(cls, text: str) -> "Record":
         """The record that to_json() wrote. Errors: SpecError on anything else."""
         try:
-            return cls(**json.loads(text))
+            return cls(**json.loads(text, parse_float=_finite, parse_constant=_finite))
         except SpecError:
             raise
         except (TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -107,6 +107,13 @@ class Record:
             raise SpecError(
                 f"not a record ({error}): write it with Record.to_json(), fields {allowed}"
             ) from error
+
+
+def _finite(text: str) -> float:
+    """The number; NaN and infinities, which are no JSON, are refused, also where they are written 1e999."""
+    if math.isfinite(number := float(text)):
+        return number
+    raise ValueError(f"{text} is no finite number")
 
 
 def write_jsonl(path: str | os.PathLike, records: Iterable[Record]) -> None:
