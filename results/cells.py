@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 #: Adapters below this on their own task leave open whether a merge took away what they never had.
 OWN_TASK = 0.95
+#: What marks a cell with such an adapter, in every table and figure, and what that says.
+DAGGER = "†"
+DAGGER_NOTE = f"{DAGGER} an adapter is under {OWN_TASK:.0%} right on its own task, alone"
 #: The outcome that is right.
 RIGHT = "correct"
 
@@ -93,6 +96,11 @@ class Cell:
     def undertrained(self) -> bool:
         """Whether an adapter is under OWN_TASK on its own task: no merge took away what it lacks."""
         return self.own_task is not None and self.own_task < OWN_TASK
+
+    @property
+    def dagger(self) -> str:
+        """DAGGER where it is undertrained, else nothing."""
+        return DAGGER if self.undertrained else ""
 
     # ---- its rows ----
 
@@ -207,6 +215,27 @@ class Cell:
             [value for value, _ in pairs], [name for _, name in pairs], seed=seed, draws=draws
         )
 
+    @cached_property
+    def answered(self) -> frozenset[tuple[Seed, str]]:
+        """Which items were answered under which training seeds."""
+        return frozenset(zip(self.column("seed"), self.column("item"), strict=True))
+
+    def differences(self, other: Cell, of: str = RIGHT) -> dict[str, float]:
+        """By cluster the mean of its values, over wordings and seeds, minus that of another cell.
+
+        Errors: StatisticsError where the cells do not have the same clusters.
+        """
+        own, others = self.by_cluster(of), other.by_cluster(of)
+        if lone := sorted(own.keys() ^ others.keys()):
+            raise statistics.StatisticsError(
+                f"only one of two cells asks about '{lone[0]}' ({len(lone)} such): compare the same questions"
+            )
+        return {cluster: _mean(values) - _mean(others[cluster]) for cluster, values in own.items()}
+
+    def against(self, other: Cell, of: str = RIGHT) -> statistics.SignFlip:
+        """Whether it differs from another cell on the same questions, tested by cluster."""
+        return statistics.sign_flip(list(self.differences(other, of).values()))
+
     def outcome(self, name: str) -> float:
         """Share of one outcome, 0 where it is none of this domain's."""
         return self.outcomes.get(name, 0.0)
@@ -258,7 +287,7 @@ class Cell:
         return _mean(values), *statistics.cluster_interval(values, range(len(values)), seed=0, draws=999)
 
     def __str__(self) -> str:
-        return f"{percent(self.share)}% [{percent(self.low)}, {percent(self.high)}]"
+        return f"{percent(self.share)}%{self.dagger} [{percent(self.low)}, {percent(self.high)}]"
 
 
 def percent(share: float) -> str:

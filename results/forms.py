@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from results.cells import DAGGER, DAGGER_NOTE
 from results.cells import percent as percent
 from results.statistics import Shuffled
 from results.tables import KINDS, Comparison, Entry, by_model
@@ -67,7 +68,11 @@ def _accuracy(title: str, entries: Sequence[Entry]) -> Grid:
     notes = ["95% Wilson intervals over questions, of the mean over training seeds; seeds: least to most"]
     if tables := sorted({entry.paper.table for entry in entries if entry.paper}):
         notes.append(f"paper: {', '.join(tables)}, its own models (least to most)")
-    return Grid(title, ("", *header), tuple(rows), tuple(notes))
+    return Grid(title, ("", *header), tuple(rows), (*notes, *_daggers(entries)))
+
+
+def _daggers(entries: Iterable[Entry]) -> tuple[str, ...]:
+    return (DAGGER_NOTE,) if any(entry.cell.undertrained for entry in entries) else ()
 
 
 def _sized(entry: Entry) -> tuple[int, int]:
@@ -80,7 +85,7 @@ def _size(items: int, seeds: int) -> str:
 
 def _cell(entry: Entry, sized: bool) -> str:
     cell, seeds = entry.cell, entry.cell.seeds.values()
-    text = f"{percent(cell.share)} [{percent(cell.low)}, {percent(cell.high)}]"
+    text = f"{percent(cell.share)}{cell.dagger} [{percent(cell.low)}, {percent(cell.high)}]"
     if len(seeds) > 1:
         text += f", seeds {percent(min(seeds))} to {percent(max(seeds))}"
     text += _size(*_sized(entry)) if sized else ""
@@ -93,40 +98,62 @@ def _cell(entry: Entry, sized: bool) -> str:
 def _outcomes(title: str, entries: Sequence[Entry]) -> Grid:
     names = tuple(dict.fromkeys(name for entry in entries for name in entry.cell.outcomes))
     rows = tuple(
-        (entry.line, entry.column, *(percent(entry.cell.outcome(name)) for name in names))
+        (
+            entry.line + entry.cell.dagger,
+            entry.column,
+            *(percent(entry.cell.outcome(name)) for name in names),
+        )
         for entry in entries
     )
-    return Grid(title, ("", "", *names), rows)
+    return Grid(title, ("", "", *names), rows, _daggers(entries))
 
 
 def _shuffled(title: str, scored: Sequence[tuple[Entry, Shuffled]]) -> Grid:
     rows = tuple(
-        (e.line, e.column, f"{above.difference:+.2f}", f"{above.p:.2g}", str(above.questions))
+        (
+            *(e.line + e.cell.dagger, e.column),
+            *(f"{above.difference:+.2f}", f"{above.p:.2g}", str(above.questions)),
+        )
         for e, above in scored
     )
     note = (
         "nats above the mean log p of the same answers dealt to other questions; p: of random dealings, "
         "not adjusted"
     )
-    return Grid(title, ("", "", "above shuffled", "p", "questions"), rows, (note,))
+    notes = (note, *_daggers(entry for entry, _ in scored))
+    return Grid(title, ("", "", "above shuffled", "p", "questions"), rows, notes)
 
 
 def _compared(kind: str, compared: Iterable[Comparison]) -> Grid:
-    rows = []
-    for test in compared:
-        if test.kind == kind:
-            counts = "; ".join(
-                f"{first} : {second}, p = {p:.2g} (Holm {test.holm[seed]:.2g})"
-                for seed, (first, second, p) in test.seeds.items()
-            )
-            rows.append((test.first, test.second, test.column, counts))
-    notes = (
-        "only the first right : only the second right, exact McNemar test, one for each training seed; Holm: "
-        "adjusted for all tests of this table",
+    tests = [test for test in compared if test.kind == kind]
+    rows = tuple(
+        (
+            test.first + DAGGER * test.undertrained[0],
+            test.second + DAGGER * test.undertrained[1],
+            test.column,
+            _points(test),
+            f"{test.better} : {test.worse} of {test.clusters}",
+            f"{test.p:.2g}",
+            f"{test.holm:.2g}",
+        )
+        for test in tests
     )
-    return Grid(
-        f"{kind}: compared on the same questions", ("first", "second", "", "seeds"), tuple(rows), notes
-    )
+    notes = [
+        "difference: second minus first in points, with its 95% bootstrap interval over clusters (chains, "
+        "asked in several wordings); clusters: on how many the second has more right : less; p: signs of the "
+        "clusters' "
+        "differences flipped, all training seeds together; Holm: adjusted for all tests of one model and kind"
+    ]
+    if any(any(test.undertrained) for test in tests):
+        notes.append(DAGGER_NOTE)
+    header = ("first", "second", "", "difference", "clusters", "p", "Holm")
+    return Grid(f"{kind}: compared on the same questions", header, rows, tuple(notes))
+
+
+def _points(test: Comparison) -> str:
+    numbers = [test.difference] + [bound for bound in (test.low, test.high) if bound is not None]
+    difference, *bounds = (f"{round(100 * number, 1):+g}" for number in numbers)
+    return difference + (f" [{', '.join(bounds)}]" if bounds else "")
 
 
 def other_rows(rows: Iterable[Mapping[str, Any]]) -> list[Grid]:

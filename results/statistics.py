@@ -1,7 +1,7 @@
-"""What measured shares are worth: intervals, paired tests, seeds kept apart from items.
+"""What measured shares are worth: intervals, tests by cluster, seeds kept apart from items.
 
-Three sources of variation, never pooled: items (questions; Wilson intervals), triplets (two templates ask
-about one triplet; resampled whole) and training seeds (each a value of its own, with its spread).
+Three sources of variation, never pooled: items (questions; Wilson intervals), clusters (what several wordings
+ask about; resampled whole, and compared whole) and training seeds (each a value of its own, with its spread).
 """
 
 from __future__ import annotations
@@ -36,13 +36,12 @@ def wilson(successes: float, items: float, confidence: float = 0.95) -> tuple[fl
             f"{successes!r} of {items!r} at {confidence!r}: give 0 <= successes <= items, items > 0 and a "
             "confidence between 0 and 1"
         )
-    z2 = stats.norm.ppf((1 + confidence) / 2) ** 2
-    share, rest = successes / items, z2 / items
-    middle = (share + rest / 2) / (1 + rest)
-    half = math.sqrt(rest * (share * (1 - share) + rest / 4)) / (1 + rest)
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(successes, items, alpha=1 - confidence, method="wilson")
     return (
-        0.0 if successes == 0 else max(0.0, middle - half),
-        1.0 if successes == items else min(1.0, middle + half),
+        0.0 if successes == 0 else max(0.0, float(low)),
+        1.0 if successes == items else min(1.0, float(high)),
     )
 
 
@@ -83,6 +82,52 @@ def cluster_interval(
 
 
 @dataclass(frozen=True)
+class SignFlip:
+    """How two ways of answering differ over clusters.
+
+    difference: mean over clusters of the first's value minus the second's. first, second: in how many
+    clusters either is higher. clusters: all of them. p: two-sided. exact: whether all signs were tried.
+    """
+
+    difference: float
+    first: int
+    second: int
+    clusters: int
+    p: float
+    exact: bool
+
+
+#: Clusters that differ, up to which all signs are tried.
+EXACT = 16
+
+
+def sign_flip(differences: Sequence[float], *, seed: int = 0, draws: int = 9999) -> SignFlip:
+    """Two-sided test of a mean difference over clusters: were it nothing, every cluster's sign were a coin's.
+
+    differences: of each cluster, the mean over its wordings and training seeds. p is the share of the 2^k
+    ways to give signs to the k that are not zero under which the sum is as far from zero; above EXACT of
+    them of `draws` random ways, the true one added: (1 + number) / (1 + draws). p is 1 where none differs.
+    Errors: StatisticsError on no clusters and on numbers that are not finite.
+    """
+    values = np.array(differences, dtype=float)
+    if not len(values) or not np.isfinite(values).all():
+        raise StatisticsError(
+            f"{len(values)} clusters with {list(differences)[:3]} ..: give finite differences"
+        )
+    told = values[np.abs(values) > 1e-12]
+    count, exact = len(told), len(told) <= EXACT
+    if exact:
+        signs = 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
+    else:
+        signs = np.random.default_rng(seed).choice((-1, 1), size=(draws, count))
+    slack = 1e-9 * max(1.0, float(np.abs(told).sum()))
+    far = int(np.sum(np.abs(signs @ told) >= abs(told.sum()) - slack))
+    p = far / len(signs) if exact else (1 + far) / (1 + draws)
+    mean = float(math.fsum(values) / len(values))
+    return SignFlip(mean, int(np.sum(told > 0)), int(np.sum(told < 0)), len(values), p, exact)
+
+
+@dataclass(frozen=True)
 class McNemar:
     """How two rules answer the same items: both right, only the first, only the second, neither; exact p."""
 
@@ -96,27 +141,31 @@ class McNemar:
 def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     """Exact two-sided McNemar test on paired items: the discordant ones are fair coins under the null.
 
-    p is 1 where no item is discordant. Errors: StatisticsError on different lengths and no items.
+    Items that share a cluster are no independent coins: see sign_flip. p is 1 where no item is discordant.
+    Errors: StatisticsError on different lengths and no items.
     """
     if len(first) != len(second) or not len(first):
         raise StatisticsError(f"{len(first)} and {len(second)} items: give the same items, at least one")
+    from statsmodels.stats.contingency_tables import mcnemar
+
     pairs = [(bool(a), bool(b)) for a, b in zip(first, second, strict=True)]
+    both, neither = pairs.count((True, True)), pairs.count((False, False))
     only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
-    discordant = only_first + only_second
-    p = float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
-    return McNemar(pairs.count((True, True)), only_first, only_second, pairs.count((False, False)), p)
+    p = 1.0
+    if only_first + only_second:
+        p = min(1.0, float(mcnemar([[both, only_first], [only_second, neither]], exact=True).pvalue))
+    return McNemar(both, only_first, only_second, neither, p)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values, in the order given: max over j <= i of (n - j) p_(j), at most 1."""
     if wrong := [p for p in p_values if not 0 <= p <= 1]:
         raise StatisticsError(f"{wrong[0]!r} is no p-value: give numbers from 0 to 1")
-    order = np.argsort(p_values, kind="stable")
-    adjusted, worst = [0.0] * len(p_values), 0.0
-    for place, index in enumerate(order):
-        worst = max(worst, min(1.0, (len(p_values) - place) * float(p_values[index])))
-        adjusted[index] = worst
-    return adjusted
+    if not len(p_values):
+        return []
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(p_values, method="holm")[1]]
 
 
 # --- the shuffled-answer baseline ---------------------------------------------------------------------------

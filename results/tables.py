@@ -6,12 +6,12 @@ was asked (two hops directly or step by step, each hop alone). `cells` counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from results import paper, statistics
-from results.cells import Cell, Seed
+from results.cells import Cell
 from results.rows import BASE, RANDOM
 
 #: What tables call the questions that a domain is about; other questions go by their group.
@@ -61,11 +61,13 @@ class Entry:
             "cluster_low": low,
             "cluster_high": high,
             "items": cell.items,
-            "triplets": cell.clusters,
+            "clusters": cell.clusters,
             "seeds": {str(seed): share for seed, share in cell.seeds.items()},
             "outcomes": dict(cell.outcomes),
             "exact": cell.mark("exact"),
             "contains": cell.mark("contains"),
+            "own_task": cell.own_task,
+            "undertrained": cell.undertrained,
             "temperatures": list(cell.chosen.get("temperature", ())),
             "shuffled": None if self.shuffled is None else asdict(self.shuffled),
             "paper": None if self.paper is None else self.paper.to_dict(),
@@ -74,10 +76,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """McNemar's exact test of two lines on the same items.
+    """Two lines on the same items, all training seeds together, tested by cluster (statistics.sign_flip).
 
-    seeds: by training seed, how many items only the first has right, how many only the second, and p.
-    holm: p by seed, adjusted for all tests of the same model and kind (Holm).
+    difference: share of the second minus that of the first. low, high: its bootstrap interval over clusters,
+    None where there is one only. better, worse: in how many of the clusters the second has more right, or
+    less. p; holm: adjusted for all comparisons of the same model and kind (Holm). undertrained: of the first
+    and the second, whether an adapter did not learn its own task.
     """
 
     model: str
@@ -85,8 +89,15 @@ class Comparison:
     column: str
     first: str
     second: str
-    seeds: Mapping[str, tuple[int, int, float]]
-    holm: Mapping[str, float] = field(default_factory=dict)
+    difference: float
+    low: float | None
+    high: float | None
+    clusters: int
+    better: int
+    worse: int
+    p: float
+    holm: float = 1.0
+    undertrained: tuple[bool, bool] = (False, False)
 
 
 # ---- what cells are called ----
@@ -178,7 +189,7 @@ def shuffled(cell: Cell, draws: int = 999) -> statistics.Shuffled | None:
 
 
 def comparisons(cells: Sequence[Cell]) -> list[Comparison]:
-    """Paired tests: each rule against its library's first, each task against the first one.
+    """Each rule against its library's first, each task against the first one.
 
     Left out where the two cells do not have the same items and training seeds.
     """
@@ -188,45 +199,53 @@ def comparisons(cells: Sequence[Cell]) -> list[Comparison]:
         if cell.group in COMPARED and cell.info.control is None
     ]
     follows = ("options", "setting", *LAST)
-    found: dict[tuple[str, ...], Comparison] = {}
+    compared: dict[tuple[str, ...], Comparison] = {}
     for against in (("rule", "weights"), ("task",)):
         places: dict[str, list[tuple[Cell, str]]] = {}
         for cell, name in asked:
             places.setdefault(cell.key(*against, *follows), []).append((cell, name))
         for (reference, first), *others in places.values():
             for cell, second in others:
-                if not same_items(reference, cell):
-                    continue
-                where = (cell.info.base, kind(cell), column(cell), first, second)
-                found[where] = Comparison(*where, _tests(reference, cell))
+                if same_items(reference, cell):
+                    compared.setdefault(
+                        (cell.info.base, kind(cell), column(cell), first, second),
+                        _comparison(reference, first, cell, second),
+                    )
     families: dict[tuple[str, str], list[Comparison]] = {}
-    for comparison in found.values():
+    for comparison in compared.values():
         families.setdefault((comparison.model, comparison.kind), []).append(comparison)
-    adjusted = {
-        key: iter(statistics.holm([p for c in family for _, _, p in c.seeds.values()]))
-        for key, family in families.items()
-    }
-    return [
-        replace(c, holm={seed: next(adjusted[c.model, c.kind]) for seed in c.seeds}) for c in found.values()
-    ]
+    adjusted = {key: iter(statistics.holm([c.p for c in family])) for key, family in families.items()}
+    return [replace(c, holm=next(adjusted[c.model, c.kind])) for c in compared.values()]
 
 
-def _tests(first: Cell, second: Cell) -> dict[str, tuple[int, int, float]]:
-    both, tests = second.values(), {}
-    for seed, table in first.values().items():
-        pairs = [(value >= 0.5, both[seed][item] >= 0.5) for item, value in table.items()]
-        test = statistics.mcnemar_exact([a for a, _ in pairs], [b for _, b in pairs])
-        tests[str(seed)] = (test.first, test.second, test.p)
-    return tests
+def _comparison(reference: Cell, first: str, cell: Cell, second: str) -> Comparison:
+    differences = cell.differences(reference)
+    test = statistics.sign_flip(list(differences.values()))
+    low, high = None, None
+    if len(differences) > 1:
+        low, high = statistics.cluster_interval(
+            list(differences.values()), list(differences), seed=0, draws=999
+        )
+    return Comparison(
+        cell.info.base,
+        kind(cell),
+        column(cell),
+        first,
+        second,
+        difference=test.difference,
+        low=low,
+        high=high,
+        clusters=test.clusters,
+        better=test.first,
+        worse=test.second,
+        p=test.p,
+        undertrained=(reference.undertrained, cell.undertrained),
+    )
 
 
 def same_items(first: Cell, second: Cell) -> bool:
     """Whether both have answers to the same items under the same training seeds."""
-    return _asked(first) == _asked(second)
-
-
-def _asked(cell: Cell) -> set[tuple[Seed, str]]:
-    return {(seed, item) for seed, table in cell.values().items() for item in table}
+    return first.answered == second.answered
 
 
 def by_model(listed: Iterable[Entry]) -> dict[tuple[str, str | None], list[Entry]]:

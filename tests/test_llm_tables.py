@@ -12,7 +12,7 @@ from rich.console import Console
 from results import forms
 from results.cells import Cell, percent
 from results.paper import Printed, beside, paper
-from results.statistics import mcnemar_exact, wilson
+from results.statistics import wilson
 from results.tables import comparisons, entries
 
 # ---- entries ----
@@ -21,7 +21,7 @@ from results.tables import comparisons, entries
 def test_an_entry_says_what_its_cell_says():
     (entry,) = entries(cells(measured("1111b"), measured("11boe", seed=1)))
     told = entry.to_dict()
-    assert (told["items"], told["triplets"], told["seeds"]) == (5, 5, {"0": 0.8, "1": 0.4})
+    assert (told["items"], told["clusters"], told["seeds"]) == (5, 5, {"0": 0.8, "1": 0.4})
     assert told["share"] == pytest.approx(0.6)
     assert (told["low"], told["high"]) == pytest.approx(wilson(3, 5))  # of five items, not of ten
     assert told["outcomes"] == pytest.approx(
@@ -96,19 +96,26 @@ def test_rules_and_setups_are_compared_on_the_same_items():
             measured(second, rule="sum", control="random"),
         )
     )
-    told = {(c.first, c.second): c.seeds["0"] for c in listed}
-    assert told.keys() == {
-        ("setup-2: hop1+hop2 mean", "setup-2: hop1+hop2 arrow-products"),
-        ("setup-0: hop1+hop2 mean", "setup-2: hop1+hop2 mean"),
+    told = {(c.first, c.second): (c.better, c.worse, c.p) for c in listed}
+    assert told == {
+        ("setup-2: hop1+hop2 mean", "setup-2: hop1+hop2 arrow-products"): (3, 1, pytest.approx(10 / 16)),
+        ("setup-0: hop1+hop2 mean", "setup-2: hop1+hop2 mean"): (4, 0, pytest.approx(2 * 0.5**4)),
     }
-    marks = [[mark == "1" for mark in text] for text in (first, second)]
-    test = mcnemar_exact(*marks)
-    assert told["setup-2: hop1+hop2 mean", "setup-2: hop1+hop2 arrow-products"] == (
-        test.first,
-        test.second,
-        test.p,
+    (rules, _) = sorted(listed, key=lambda c: c.second)
+    assert rules.difference == pytest.approx(0.2) and rules.low <= 0.2 <= rules.high
+
+
+def test_wordings_and_seeds_of_a_chain_are_one():
+    """Three chains, two wordings, two seeds: all twelve answers differ, and there are three signs."""
+    nothing, all_right = "......", "111111"
+    (test,) = comparisons(
+        cells(
+            *(measured(nothing, wordings=(48, 49), seed=seed) for seed in (0, 1)),
+            *(measured(all_right, wordings=(48, 49), seed=seed, rule="ties") for seed in (0, 1)),
+        )
     )
-    assert told["setup-0: hop1+hop2 mean", "setup-2: hop1+hop2 mean"] == (0, 4, pytest.approx(2 * 0.5**4))
+    assert (test.clusters, test.better, test.worse, test.p) == (3, 3, 0, 0.25)
+    assert test.difference == 1
 
 
 def test_p_values_are_adjusted_within_a_model_and_kind():
@@ -123,7 +130,7 @@ def test_p_values_are_adjusted_within_a_model_and_kind():
             measured(best, ask="direct", rule="knots"),
         )
     )
-    adjusted = {(c.kind, c.second): c.holm["0"] for c in listed}
+    adjusted = {(c.kind, c.second): c.holm for c in listed}
     steps, direct = "two hops, step by step", "two hops, directly"
     assert adjusted == {
         (steps, "setup-2: hop1+hop2 ties"): pytest.approx(2 * 0.5**4),
@@ -249,6 +256,34 @@ def test_printed_tables_agree_where_the_paper_prints_a_number_twice():
 
 
 # ---- forms ----
+
+
+def test_cells_whose_adapters_did_not_learn_are_marked_in_every_form():
+    found = cells(
+        measured("11bo", own_task=0.5), measured("11bo", own_task=0.99, rule="ties", task="setup-0")
+    )
+    found += cells(measured("1bbo", rule="knots", own_task=0.5))
+    listed, compared = (
+        entries(found),
+        comparisons(cells(*(measured("11bo", rule=r, own_task=0.5) for r in "ab"))),
+    )
+    grids = forms.grids(listed, compared)
+    for grid in grids:
+        marked = [row for row in grid.rows if "†" in "".join(row)]
+        assert marked and all("setup-2" in row[0] for row in marked)
+        assert any("under 95% right on its own task" in note for note in grid.notes)
+    console = Console(width=200, record=True, file=io.StringIO())
+    forms.print_rich(grids, console)
+    assert "50† [" in console.export_text() and "50† [" in forms.markdown(grids)
+    lines = list(csv.DictReader(io.StringIO(forms.as_csv(listed))))
+    assert [(line["own_task"], line["undertrained"]) for line in lines] == [
+        ("0.5", "True"),
+        ("0.99", "False"),
+        ("0.5", "True"),
+    ]
+    assert json.loads(forms.as_json(listed, compared, []))["entries"][0]["undertrained"] is True
+    plain = forms.grids(entries(cells(measured("11bo"))))
+    assert not any("†" in note for grid in plain for note in grid.notes)
 
 
 @pytest.fixture
