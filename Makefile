@@ -6,7 +6,7 @@ READY := .venv/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup values reproduce test proofs coq-packages bench figures notebooks docs lint format clean
+.PHONY: help setup values reproduce test proofs coq-packages bench figures notebooks docs links lint format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -113,7 +113,10 @@ docs: notebooks  ## build the documentation site out/docs, from the docstrings, 
 	@rm -rf out/docs
 	$(PY) -m sphinx -W --keep-going -q -E -c docs -d out/doctrees . out/docs
 	@rm -rf out/doctrees out/jupyter_execute
-	$(PY) docs/check_links.py out/docs
+
+links: notebooks  ## follow the links of the documentation to other sites
+	$(PY) -m sphinx -q -b linkcheck -c docs -d out/doctrees . out/links
+	@rm -rf out/doctrees out/jupyter_execute
 
 lint: setup  ## check style and formatting
 	$(PY) -m ruff check .

@@ -38,6 +38,9 @@ maximum_signature_line_length = 80
 default_role = "py:obj"
 viewcode_follow_imported_members = False  # or an alias such as dict[str, Fact] is looked for in builtins
 
+# Two modules may have a class of one name; a signature that means one of them then leads nowhere.
+suppress_warnings = ["ref.python"]
+
 # Nothing is fetched when a page is read: furo brings its fonts, formulas are MathML.
 html_theme = "furo"
 html_math_renderer = "mathml"

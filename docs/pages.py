@@ -62,7 +62,9 @@ def lesson(path):
     built = ROOT / "out" / "notebooks" / f"{path.stem}.ipynb"
     if not built.exists():
         getLogger(__name__).warning("no %s: make notebooks", built.name, type="lesson", subtype="missing")
-        return jupytext.read(path)
+        notebook = jupytext.read(path)
+        notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "python"}
+        return notebook
     notebook = nbformat.read(built, as_version=4)
     link = f"{{download}}`This lesson as a notebook <../out/notebooks/{built.name}>`, to work through."
     notebook.cells.append(nbformat.v4.new_markdown_cell(link))
