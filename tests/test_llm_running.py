@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from toy_steps import FILES, Conditions, Make, asking, listed, plan, run_into
+from toy_steps import FILES, Conditions, Make, asking, plan, run_into
 
 from llm_experiments.engine.addresses import Address, Ref
 from llm_experiments.engine.context import Context
@@ -365,7 +365,7 @@ def test_another_run_in_the_same_folder_adds_to_it(folder):
     for _ in range(2):
         for experiment, steps in (("small", small), ("large", large)):
             store = Store(folder)
-            assert store.add_run({"experiment": experiment, "seeds": (0,)}, listed(steps)) == []
+            assert store.add_run({"experiment": experiment, "seeds": (0,)}, steps.listed()) == []
             summary = run(steps, store, Context(store), progress=False)
     assert summary.computed == []
     assert [entry["experiment"] for entry in store.runs()] == ["small", "large"]

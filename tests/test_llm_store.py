@@ -16,10 +16,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from toy_steps import Conditions, Make, plan, run_into
 
+from llm_experiments.commands.runs import status
 from llm_experiments.engine.addresses import Ref
 from llm_experiments.engine.schedule import Schedule
 from llm_experiments.engine.sealing import StoreError, signed
@@ -379,6 +381,8 @@ RUNS = [
     [{"experiment": "toy", "steps": [{"address": "../../etc", "label": "x"}]}],
     [{"experiment": "toy", "steps": [{"address": Make(0).address}]}],
     [{"experiment": "toy", "seeds": 3, "steps": []}],
+    [{"experiment": "toy", "seeds": ["0"], "steps": []}],
+    [{"experiment": "toy", "model": [], "steps": []}],
 ]
 
 
@@ -444,6 +448,27 @@ def test_folders_in_folders_without_end_are_set_aside_as_one(folder):
     assert run_into(folder / "results", plan(2)) == 0 and problems(folder / "results") == []
     shutil.move(folder / "results" / "rejected", folder / "away")
     os.system(f"rm -rf {folder / 'away'}")  # deeper than Python's own removal goes
+
+
+def test_status_prints_what_files_are_called_as_text(folder):
+    run_into(folder, plan(2))
+    (folder / "red \x1b[31m\n[bold]").touch()
+    (folder / "rejected" / "x\udcff").touch()
+    steps = [{"address": Make(7).address, "label": "two\nlines [red]\x1b"}]
+    about = {
+        "experiment": "\ud800",
+        "model": "[bold]m",
+        "digest": "d",
+        "profile": "p",
+        "seeds": [0],
+        "steps": steps,
+    }
+    (folder / "run.json").write_bytes(signed({"runs": [about]}))
+    done = CliRunner().invoke(status, [str(folder)])
+    assert done.exception is None, done.output
+    for line in ("\\ud800 on [bold]m (d), profile p", "  two\\nlines [red]\\x1b", "  x\\udcff"):
+        assert line in done.output
+    assert "red \\x1b[31m\\n[bold]: is foreign" in done.output and done.output.replace("\n", "").isprintable()
 
 
 # ---- order ----
@@ -531,7 +556,7 @@ def test_texts_that_are_gone_are_named_and_another_run_goes_on(folder):
     assert line.startswith("cells.jsonl.gz: ") and "inputs/" in line
     assert files.content(folder, "items") == b""
     assert run_into(folder, steps) == 0 and problems(folder) == []
-    assert len(files.read_items(folder)) == 1
+    assert len(files.read(folder, ("cells", "items")).items) == 1
 
 
 def test_files_that_no_step_holds_any_more_are_set_aside(folder):

@@ -110,15 +110,10 @@ def plan(count: int, conditions: Conditions = NOTHING) -> Plan:
     return made
 
 
-def listed(steps: Plan) -> list[dict[str, str]]:
-    """The steps of a plan as run.json has them."""
-    return [{"address": step.address, "label": step.label} for step in steps.order()]
-
-
 def run_into(folder: Path, steps: Plan, *, experiment: str = "toy", progress: bool = False) -> int:
     """What the command line does with a plan; the exit status."""
     store = Store(folder)
-    store.add_run({"experiment": experiment}, listed(steps))
+    store.add_run({"experiment": experiment}, steps.listed())
     return run(steps, store, Context(store), progress=progress).status
 
 

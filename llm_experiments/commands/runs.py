@@ -17,6 +17,7 @@ from llm_experiments.commands.options import FOLDER, profile_named, training_see
 from toytransformer.command_line import needs_extra
 
 if TYPE_CHECKING:
+    from llm_experiments.engine.runs import Run
     from llm_experiments.engine.store import Store
 
 #: Where results go unless --out says otherwise; experiments that share steps share them there.
@@ -106,8 +107,7 @@ def run_experiments(
     for name in dict.fromkeys(names):
         plan = EXPERIMENTS[name].plan(base, profile, drawn, worlds)
         whole.include(plan)
-        listed = [{"address": step.address, "label": step.label} for step in plan.order()]
-        for problem in store.add_run({"experiment": name, **about}, listed):
+        for problem in store.add_run({"experiment": name, **about}, plan.listed()):
             click.echo(f"set aside {problem}", err=True)
     order = [step.address for step in whole.order()]
     wanted = None if limit is None else [address for address in order if not store.finished(address)][:limit]
@@ -153,10 +153,10 @@ def status(folder: Path) -> int:
         missing = [address for address in listed if not store.finished(address)]
         missing_any = missing_any or bool(missing)
         total = len(listed)
+        about = f"{entry.get('model')} ({entry.get('digest')}), profile {entry.get('profile')}"
         seeds = ", ".join(map(str, entry.get("seeds", ())))
         console.print(
-            f"[bold]{escape(str(entry['experiment']))}[/bold] on {escape(str(entry.get('model')))} "
-            f"({entry.get('digest')}), profile {entry.get('profile')}, seeds {seeds}: "
+            f"[bold]{_plain(entry['experiment'])}[/bold] on {_plain(about)}, seeds {seeds}: "
             f"{total - len(missing)} of {total} steps finished"
         )
         if missing:
@@ -172,14 +172,21 @@ def status(folder: Path) -> int:
     if problems:
         console.print("not trusted:")
         for problem in problems:
-            console.print(f"  {escape(str(problem))}")
+            console.print(f"  {_plain(str(problem))}")
     if rejected := store.rejected():
         console.print(f"set aside earlier, in {folder / 'rejected'}:")
         _print_some(console, rejected)
     return int(bool(problems) or missing_any)
 
 
-def _runs(store: Store) -> list[dict[str, Any]]:
+def _plain(text: str) -> str:
+    """What a file says, or is called, as one line of text that is not markup."""
+    from llm_experiments.engine.sealing import shown
+
+    return escape(shown(text))
+
+
+def _runs(store: Store) -> list[Run]:
     """The runs of a folder; none where run.json is damaged, which problems() says."""
     from llm_experiments.engine.sealing import StoreError
 
@@ -191,6 +198,6 @@ def _runs(store: Store) -> list[dict[str, Any]]:
 
 def _print_some(console: Console, lines: list[str]) -> None:
     for line in lines[:SHOWN]:
-        console.print(f"  {escape(line)}")
+        console.print(f"  {_plain(line)}")
     if len(lines) > SHOWN:
         console.print(f"  .. and {len(lines) - SHOWN} more")

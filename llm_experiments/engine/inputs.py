@@ -8,14 +8,13 @@ from typing import Any
 
 from llm_experiments.engine.sealing import StoreError
 
+LINE = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
 
 def encoded(lines: Iterable[object]) -> bytes:
     """One line of JSON for each value, its keys in their order. Errors: StoreError on what JSON lacks."""
     try:
-        texts = (
-            json.dumps(line, separators=(",", ":"), ensure_ascii=False, allow_nan=False) for line in lines
-        )
-        return "".join(text + "\n" for text in texts).encode()
+        return "".join(LINE.encode(line) + "\n" for line in lines).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise StoreError(f"an input is not JSON ({error}): use plain values") from error
 

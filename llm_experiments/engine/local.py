@@ -20,8 +20,9 @@ from llm_experiments.engine.errors import explain, free, no_space, unexpected
 from llm_experiments.engine.progress import Display, Entry
 from llm_experiments.engine.schedule import Schedule
 from llm_experiments.engine.sealing import DiskFullError, full
+from llm_experiments.engine.seals import Problem
 from llm_experiments.engine.steps import Plan, Step, in_order
-from llm_experiments.engine.store import Problem, Store
+from llm_experiments.engine.store import Store
 
 #: Seconds between two looks at a step that another process computes.
 POLL = 0.25

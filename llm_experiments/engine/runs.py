@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Required, TypedDict
 
 from llm_experiments.engine.addresses import ADDRESS
 from llm_experiments.engine.sealing import StoreError, canonical, parsed, read_signed, signed
@@ -19,8 +19,16 @@ class Listed(TypedDict):
     label: str
 
 
-#: One run: experiment, model, digest, seeds, profile, and `steps`, a list of Listed in their order.
-Run = dict[str, Any]
+class Run(TypedDict, total=False):
+    """One run: which experiment on which model, how large, and its steps in their order."""
+
+    experiment: Required[str]
+    steps: Required[list[Listed]]
+    model: str
+    digest: str
+    profile: str
+    seeds: list[int]
+    names: list[int]
 
 
 def read_runs(path: Path) -> list[Run]:
@@ -32,10 +40,16 @@ def read_runs(path: Path) -> list[Run]:
 
 
 def _is_run(run: object) -> bool:
-    if not isinstance(run, dict) or not isinstance(run.get("experiment"), str):
+    if not isinstance(run, dict) or not {"experiment", "steps"} <= set(run):
         return False
-    steps, seeds = run.get("steps"), run.get("seeds", [])
-    return isinstance(seeds, list) and isinstance(steps, list) and all(map(_is_listed, steps))
+    texts = (run.get(key, "") for key in ("experiment", "model", "digest", "profile"))
+    numbers = (run.get(key, []) for key in ("seeds", "names"))
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(drawn, list) and all(type(n) is int for n in drawn) for drawn in numbers)
+        and isinstance(run["steps"], list)
+        and all(map(_is_listed, run["steps"]))
+    )
 
 
 def _is_listed(step: object) -> bool:
@@ -44,10 +58,12 @@ def _is_listed(step: object) -> bool:
     return ADDRESS.fullmatch(step["address"]) is not None
 
 
-def with_run(runs: Sequence[Run], about: Mapping[str, Any], steps: Sequence[Listed]) -> list[Run]:
+def with_run(runs: Sequence[Run], about: Mapping[str, object], steps: Sequence[Listed]) -> list[Run]:
     """The runs and this one; the same run (all but its steps equal) is listed once, with its latest steps."""
     new: Run = parsed(canonical({**about, "steps": [dict(step) for step in steps]}).encode())
-    same = [{**run, "steps": None} == {**new, "steps": None} for run in runs]
+    if not _is_run(new):
+        raise StoreError(f"{dict(about)} is no run: give experiment, model, digest, profile, seeds, names")
+    same = [{**run, "steps": []} == {**new, "steps": []} for run in runs]
     kept = [new if at else run for at, run in zip(same, runs, strict=True)]
     return kept if any(same) else [*kept, new]
 

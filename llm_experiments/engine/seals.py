@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn, TypedDict
+from typing import NoReturn, TypedDict
 
 from llm_experiments.engine.addresses import content_key
 from llm_experiments.engine.sealing import (
@@ -173,7 +173,7 @@ def _damage(path: Path, mode: int | None, sealed: Sealed, hashes: bool) -> str |
 def _belongs(spec: Path, name: str) -> bool:
     """Whether the step's own description has the key that its folder is named after."""
     try:
-        document: Any = parsed(read_plain(spec))
+        document = parsed(read_plain(spec))
         return isinstance(document, dict) and name == f"{document.get('kind')}-{content_key(document)}"
     except StoreError:
         return False

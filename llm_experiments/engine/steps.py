@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from llm_experiments.engine.addresses import Address, Ref, content_key
 from llm_experiments.engine.inputs import decoded, encoded
+from llm_experiments.engine.runs import Listed
 from llm_experiments.engine.sealing import StoreError
 
 if TYPE_CHECKING:
@@ -83,12 +84,12 @@ class Step(ABC):
     def _named(self, kind: type[Name]) -> dict[Name, None]:
         return dict.fromkeys(name for item in _fields(self) for name in _within(getattr(self, item), kind))
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, object]:
         """What is computed, as plain JSON values: by default the fields that count in comparisons."""
         return {name: _plain(getattr(self, name), f"{name} of {self.kind}") for name in _fields(self, True)}
 
     @cached_property
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, object]:
         """What the key is the hash of; kept as spec.json beside the results."""
         return {"kind": self.kind, "version": self.version, "needs": list(self.needs), "spec": self.spec()}
 
@@ -102,7 +103,7 @@ class Step(ABC):
         """<kind>-<key>: the step's folder."""
         return Address(f"{self.kind}-{self.key}")
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """The fields alone: what follows from them does not travel."""
         return {name: getattr(self, name) for name in _fields(self)}
 
@@ -220,3 +221,7 @@ class Plan:
     def order(self) -> list[Step]:
         """The wanted steps and all they need, each once, needs first."""
         return in_order(self.steps, self.wanted)
+
+    def listed(self) -> list[Listed]:
+        """The same as a list of runs has them."""
+        return [Listed(address=step.address, label=step.label) for step in self.order()]

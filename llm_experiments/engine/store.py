@@ -28,7 +28,7 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from filelock import FileLock, Timeout
 
@@ -54,7 +54,7 @@ class Addressed(Protocol):
     def address(self) -> Address: ...
 
     @property
-    def document(self) -> Mapping[str, Any]: ...
+    def document(self) -> Mapping[str, object]: ...
 
 
 class Store:
@@ -89,14 +89,16 @@ class Store:
 
     def _make_folders(self) -> None:
         """The folders, steps/ first, by which results are known; what stands for one is set aside."""
-        for name in FOLDERS:
-            path = self.folder / name
-            if os.path.lexists(path) and not path.is_dir():
-                if name == "rejected":
-                    os.rename(path, self.folder / f"rejected.{secrets.token_hex(4)}")
-                else:
-                    (self.folder / "rejected").mkdir(exist_ok=True)
-                    os.rename(path, self._reject(name))
+        paths = [self.folder / name for name in FOLDERS]
+        taken = [path for path in paths if os.path.lexists(path) and not path.is_dir()]
+        if (rejected := self.folder / "rejected") in taken:
+            os.rename(rejected, self.folder / f"rejected.{secrets.token_hex(4)}")
+            taken.remove(rejected)
+        if taken:
+            rejected.mkdir(exist_ok=True)
+        for path in taken:
+            os.rename(path, self._reject(path.name))
+        for path in paths:
             path.mkdir(exist_ok=True)
 
     # ---- finished steps ----
@@ -361,7 +363,7 @@ class Store:
         except StoreError as error:
             return [], Problem(RUN, str(error))
 
-    def add_run(self, about: Mapping[str, Any], steps: Sequence[Listed]) -> list[Problem]:
+    def add_run(self, about: Mapping[str, object], steps: Sequence[Listed]) -> list[Problem]:
         """Enter a run and its steps into run.json; the same run (all but its steps equal) is entered once.
 
         Returns what was wrong with a run.json that had to be set aside.
