@@ -470,7 +470,7 @@ def test_a_gguf_file_is_converted_once_whatever_its_name(tmp_path, monkeypatch):
     first = load(tiny_gguf(tmp_path / "tiny.gguf"), cache=tmp_path / "cache")
     (tmp_path / "elsewhere").mkdir()
     shutil.copy(tmp_path / "tiny.gguf", tmp_path / "elsewhere" / "renamed.gguf")
-    monkeypatch.setattr(sources, "_convert", lambda *_: pytest.fail("converted again"))
+    monkeypatch.setattr(sources, "convert", lambda *_: pytest.fail("converted again"))
     again = load(tmp_path / "elsewhere" / "renamed.gguf", cache=tmp_path / "cache")
     assert again.digest == first.digest and again.id == "renamed"
     assert torch.equal(logits(again.model), logits(first.model))
@@ -483,17 +483,17 @@ def test_other_weights_in_a_gguf_file_are_another_model(tmp_path):
 
 
 def test_a_conversion_that_was_killed_leaves_nothing_that_is_trusted(tmp_path, monkeypatch):
-    file, convert = tiny_gguf(tmp_path / "tiny.gguf"), sources._convert
+    file, convert = tiny_gguf(tmp_path / "tiny.gguf"), sources.convert
 
     def killed(file, content, out):
         convert(file, content, out)
         (out / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sources, "_convert", killed)
+    monkeypatch.setattr(sources, "convert", killed)
     with pytest.raises(KeyboardInterrupt):
         load(file, cache=tmp_path)
-    monkeypatch.setattr(sources, "_convert", convert)
+    monkeypatch.setattr(sources, "convert", convert)
     loaded = load(file, cache=tmp_path)
     assert loaded.model.num_parameters() > 0
     assert [path.name for path in (tmp_path / "gguf").iterdir() if path.suffix == ".partial"] == []

@@ -21,6 +21,7 @@ from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from llm_experiments.models.files import FileError, read_object
 from toytransformer.adapters import AdapterError, LoRA
 from toytransformer.compositions import replace_file
 
@@ -29,6 +30,8 @@ __all__ = ["AdapterError", "AdapterWeights", "check_library", "read", "write"]
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: What this project knows about an adapter beyond PEFT's own files; other programs do not look at it.
 EXTRA = "adapter_details.json"
+#: Most that a rank or lora_alpha can be.
+LARGEST = 10**9
 PREFIX, SUFFIX_A, SUFFIX_B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 #: Settings of a LoRA that do not change what it adds, or that are taken into account when it is read.
@@ -99,9 +102,11 @@ def read(folder: str | os.PathLike, *, name: str | None = None, device: str = "c
     config = _read_json(folder / CONFIG, needed=True)
     _refuse_settings(config, folder)
     details = _read_json(folder / EXTRA, needed=False)
+    _require_text(folder / CONFIG, config, ("base_model_name_or_path",))
+    _require_text(folder / EXTRA, details, ("name", "base_digest"))
     factors = _paired(_read_tensors(folder, device), folder)
-    rank = config["r"]
-    scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    rank, alpha = config["r"], config["lora_alpha"]
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     modules = {}
     for module, (a, b) in sorted(factors.items()):
         if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
@@ -112,7 +117,12 @@ def read(folder: str | os.PathLike, *, name: str | None = None, device: str = "c
         if len(a) != rank:
             raise AdapterError(f"{folder}: {module} has rank {len(a)}, {CONFIG} says r = {rank}")
         modules[module] = LoRA(b if scale == 1 else b * scale, a.T)
-    return AdapterWeights(name or details.get("name") or folder.resolve().name, modules, config, details)
+        if not torch.isfinite(modules[module].write).all():
+            raise AdapterError(
+                f"{folder}: lora_B of {module} times its scale {scale:g} is beyond float32; scale it down"
+            )
+    own = details.get("name", folder.resolve().name)
+    return AdapterWeights(name or own, modules, config, details)
 
 
 def write(
@@ -146,7 +156,10 @@ def write(
         factor_a = torch.nn.functional.pad(lora.read, more).T
         factor_b = torch.nn.functional.pad(lora.write if scale == 1 else lora.write / scale, more)
         for suffix, tensor in ((SUFFIX_A, factor_a), (SUFFIX_B, factor_b)):
-            tensors[PREFIX + module + suffix] = tensor.detach().to("cpu", torch.float32).contiguous().clone()
+            single = tensor.detach().to("cpu", torch.float32).contiguous().clone()
+            if not torch.isfinite(single).all():
+                raise AdapterError(f"adapter {name!r}, {module} holds numbers beyond float32; scale it down")
+            tensors[PREFIX + module + suffix] = single
     config = {  # the settings every version of PEFT knows; the others are at their defaults
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -243,24 +256,33 @@ def _refuse_settings(config: Mapping[str, Any], folder: Path) -> None:
         )
     for key in ("r", "lora_alpha"):
         value = config.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise AdapterError(f"{folder}: {key} is {value!r}; it must be a number above 0")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
+            shown = repr(value) if len(repr(value)) < 50 else f"{repr(value)[:50]}.."
+            raise AdapterError(
+                f"{folder}: {key} is {shown}; it must be a number above 0, at most {LARGEST:g}"
+            )
+    if not isinstance(config.get("use_rslora", False), bool):
+        raise AdapterError(f"{folder}: use_rslora is {config['use_rslora']!r}; it is true or false")
+
+
+def _require_text(file: Path, content: Mapping[str, Any], keys: Sequence[str]) -> None:
+    for key in keys:
+        value = content.get(key)
+        if not (value is None or (isinstance(value, str) and value)):
+            raise AdapterError(f"{file}: {key} is {value!r}; it must be text")
 
 
 def _read_json(path: Path, *, needed: bool) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         if not needed:
             return {}
         raise AdapterError(
             f"{path} is missing: {path.parent} holds no PEFT adapter, or its writing was cut short"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{path} cannot be read ({error}); write the adapter anew") from error
-    if not isinstance(content, dict):
-        raise AdapterError(f"{path} holds {type(content).__name__}, a JSON object is needed")
-    return content
+        )
+    try:
+        return read_object(path)
+    except FileError as error:
+        raise AdapterError(f"{error}; write the adapter anew") from error
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -280,14 +302,21 @@ def _read_tensors(folder: Path, device: str) -> dict[str, torch.Tensor]:
     try:
         with safe_open(path, "pt", device=device) as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise AdapterError(f"{path} is damaged ({error}); write the adapter anew") from error
+    single = {}
     for key, tensor in tensors.items():
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        if not tensor.is_floating_point():
+            raise AdapterError(f"{path}: {key} is of {tensor.dtype}; floating point numbers are needed")
+        try:
+            single[key] = tensor.to(torch.float32)  # first: 8-bit floats know no isfinite
+        except RuntimeError as error:  # kinds of 4 bits
+            raise AdapterError(f"{path}: {key} of {tensor.dtype} cannot be read ({error})") from error
+        if not torch.isfinite(single[key]).all():
             raise AdapterError(
-                f"{path}: {key} holds NaN, infinity or whole numbers; finite floats are needed"
+                f"{path}: {key} holds NaN, infinity or numbers beyond float32; finite ones are needed"
             )
-    return {key: tensor.to(torch.float32) for key, tensor in tensors.items()}
+    return single
 
 
 def _paired(

@@ -51,6 +51,7 @@ def check(adapters: tuple[Path, ...]) -> int:
     Each of the ADAPTERS is a PEFT folder. Exit status 1 if one is refused.
     """
     from llm_experiments.adapters.peft_files import check_library, read
+    from llm_experiments.models.files import printable
     from toytransformer.adapters import AdapterError
 
     library, refused = [], False
@@ -58,16 +59,17 @@ def check(adapters: tuple[Path, ...]) -> int:
         try:
             library.append(read(folder))
         except AdapterError as error:
-            click.echo(f"refused  {folder}: {' '.join(str(error).split())}")
+            click.echo(printable(f"refused  {folder}: {' '.join(str(error).split())}"))
             refused = True
         else:
             own = library[-1]
-            click.echo(f"fine     {folder}: rank {own.rank}, {len(own.modules)} modules, base {own.base}")
+            shape = f"rank {own.rank}, {len(own.modules)} modules, base {own.base}"
+            click.echo(printable(f"fine     {folder}: {shape}"))
     if len(library) > 1:
         try:
             check_library(library)
         except AdapterError as error:
-            click.echo(f"refused  together: {' '.join(str(error).split())}")
+            click.echo(printable(f"refused  together: {' '.join(str(error).split())}"))
             refused = True
         else:
             click.echo("fine     together")

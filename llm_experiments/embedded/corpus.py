@@ -21,8 +21,12 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
 from llm_experiments.domains.two_hop.rendering import FIRST, SECOND, STEP_BY_STEP, THEREFORE
 from llm_experiments.domains.two_hop.templates import COMPOSED, SIGNATURES, template
+from llm_experiments.models.files import FileError, read_json
 
 RELATIONS = tuple(SIGNATURES)
 FREQUENCIES = (1, 3, 9)
@@ -30,6 +34,34 @@ FREQUENCIES = (1, 3, 9)
 
 class WorldError(ValueError):
     """A world that cannot be built or read; the message says what to change."""
+
+
+class PersonRow(TypedDict):
+    """A person as world.json has it."""
+
+    name: str
+    frequency: int
+    chained: bool
+
+
+class FactRow(TypedDict):
+    """A fact as world.json has it."""
+
+    person: str
+    relation: str
+    answer: str
+    exposures: int
+
+
+class WorldFile(TypedDict):
+    """The content of world.json."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+
+    seed: int
+    places: list[str]
+    people: list[PersonRow]
+    facts: list[FactRow]
 
 
 @dataclass(frozen=True)
@@ -71,7 +103,15 @@ class BaseWorld:
 
     @staticmethod
     def read(path: Path) -> BaseWorld:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        """Errors: WorldError for a file that `write` did not write."""
+        try:
+            content = TypeAdapter(WorldFile).validate_python(read_json(Path(path)))
+        except (FileError, ValidationError) as error:
+            reason = "; ".join(str(error).split("\n")[:3])
+            raise WorldError(
+                f"{path} is no world of an embedded model ({reason}); remove it, or take the folder that "
+                "`pretrain` wrote"
+            ) from error
         people, rows = content["people"], content["facts"]
         return BaseWorld(
             people=tuple(row["name"] for row in people),

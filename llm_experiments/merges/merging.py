@@ -26,6 +26,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from llm_experiments.adapters.peft_files import AdapterWeights, check_library, write
 from llm_experiments.merges.hooks import Padding, Routing, Tally, adding, gate_precision, shifter
+from llm_experiments.models.files import markdown
 from llm_experiments.models.layers import linear_shape
 from toytransformer.adapters import LoRA
 from toytransformer.compositions import replace_file
@@ -299,6 +300,7 @@ def save_static(
 
 def card(name: str, base: str, details: Mapping[str, Any]) -> str:
     """A model card: how the adapter was made, and how far it is from the exact merge."""
+    names = ", ".join(details["adapters"])
     weights = "the rule's own" if details["weights"] is None else list(details["weights"])
     return f"""---
 library_name: peft
@@ -308,9 +310,9 @@ tags:
 - merged
 ---
 
-# {name}
+# {markdown(name)}
 
-A merge of the LoRA adapters {", ".join(details["adapters"])}.
+A merge of the LoRA adapters {markdown(names)}.
 
 - rule: `{details["rule"]}`, {details["formula"]}
 - weights: {weights}

@@ -85,11 +85,16 @@ def explain_memory(
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and not any(sign in str(error) for sign in _SIGNS):
+        if not is_memory(error):
             raise
         there = ", ".join(f"{place} {gib(size)}" for place, size in free_memory().items())
         raise ModelError(f"out of memory while {doing} (free now: {there}); {advice}") from error
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS))
 
 
 def gib(size: float) -> str:

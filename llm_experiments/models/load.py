@@ -14,18 +14,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 
 from llm_experiments.models import devices
 from llm_experiments.models.devices import explain_memory
+from llm_experiments.models.files import read_object
 from llm_experiments.models.handle import Form, LoadedModel
 from llm_experiments.models.known import KNOWN_MODELS
 from llm_experiments.models.prompts import form_of
-from llm_experiments.models.sources import ModelError, Source, find, quiet
+from llm_experiments.models.sources import ModelError, Source, find, implausible, quiet, refuse_depth
+
+if TYPE_CHECKING:
+    from llm_experiments.embedded.corpus import BaseWorld
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -64,6 +67,7 @@ def load(
     tokenizer = _tokenizer(source)
     form = form_of(tokenizer, system)
     with explain_memory(f"loading {source.id} ({devices.gib(need)} of weights) on {place}"), quiet():
+        _require_plausible(source)
         model = _model(source, precision, place, four_bit, free)
     _check_vocabulary(source, model, tokenizer)
     _settle(model, tokenizer, form, source.id)
@@ -100,7 +104,7 @@ def _digest(source: Source, system: str | None) -> str:
     return hashlib.sha256(f"{source.digest} system {system}".encode()).hexdigest()[:16]
 
 
-def _tokenizer(source: Source):
+def _tokenizer(source: Source) -> transformers.PreTrainedTokenizerBase:
     """The tokenizer as its file says, padding on the left, with a pad token that has an embedding already.
 
     Not AutoTokenizer where there is a tokenizer.json: for some architectures (qwen2) that keeps only the
@@ -128,7 +132,31 @@ def _tokenizer(source: Source):
     return tokenizer
 
 
-def _model(source: Source, dtype: torch.dtype, place: str, four_bit: bool, free: Mapping[str, int]):
+def _require_plausible(source: Source) -> None:
+    """ModelError where config.json describes another model than the files hold, before memory is taken."""
+    try:
+        refuse_depth(read_object(source.folder / "config.json"), len(source.tensors))
+        config = transformers.AutoConfig.from_pretrained(
+            source.folder, trust_remote_code=False, local_files_only=True
+        )
+        problem = implausible(config, [shape for shape, _ in source.tensors.values()])
+    except Exception as error:  # a config is a program's input: it may hold anything
+        raise _unreadable(source, error) from error
+    if problem:
+        raise ModelError(f"{source.id}: config.json describes {problem}")
+
+
+def _unreadable(source: Source, error: BaseException) -> ModelError:
+    return ModelError(
+        f"{source.id} cannot be loaded ({type(error).__name__}: {_first_line(error)}). It has to be a "
+        f"causal language model that transformers {transformers.__version__} knows by itself: code that "
+        "comes with a model is not run"
+    )
+
+
+def _model(
+    source: Source, dtype: torch.dtype, place: str, four_bit: bool, free: Mapping[str, int]
+) -> transformers.PreTrainedModel:
     options: dict[str, Any] = {}
     if place == "split":
         gpus = {name: size for name, size in free.items() if name != "cpu"}
@@ -153,18 +181,14 @@ def _model(source: Source, dtype: torch.dtype, place: str, four_bit: bool, free:
             if "does not support an attention implementation" not in str(error):  # such as Gemma 2
                 raise
             model, report = read(source.folder, attn_implementation="eager", **options)
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
+    except Exception as error:
+        if devices.is_memory(error):
             raise
+        if "ignore_mismatched_sizes" not in str(error):
+            raise _unreadable(source, error) from error
         raise ModelError(
             f"{source.id}: the weights do not have the shapes that config.json says; one of them belongs to "
             f"another model ({_first_line(error)})"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as error:
-        raise ModelError(
-            f"{source.id} cannot be loaded ({type(error).__name__}: {_first_line(error)}). It has to be a "
-            f"causal language model that transformers {transformers.__version__} knows by itself: code that "
-            "comes with a model is not run"
         ) from error
     if absent := sorted(report["missing_keys"]):
         raise ModelError(
@@ -184,7 +208,11 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or ["no reason given"])[0]
 
 
-def _check_vocabulary(source: Source, model, tokenizer) -> None:
+def _check_vocabulary(
+    source: Source,
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     needed = max(tokenizer.get_vocab().values()) + 1
     if needed > rows:
@@ -194,7 +222,12 @@ def _check_vocabulary(source: Source, model, tokenizer) -> None:
         )
 
 
-def _settle(model, tokenizer, form: Form, name: str) -> None:
+def _settle(
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    form: Form,
+    name: str,
+) -> None:
     """Freeze; decode greedily by default, since some files set temperatures and repetition penalties."""
     model.requires_grad_(False)
     model.eval()
@@ -204,6 +237,8 @@ def _settle(model, tokenizer, form: Form, name: str) -> None:
     ends = tokenizer(form.ending, add_special_tokens=False)["input_ids"][-1:]
     ends += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     ends += given if isinstance(given, list) else [] if given is None else [given]
+    if not all(isinstance(end, int) for end in ends):
+        raise ModelError(f"{name}: eos_token_id is {given!r} in its generation config; token ids are numbers")
     model.generation_config = transformers.GenerationConfig(
         do_sample=False,
         eos_token_id=list(dict.fromkeys(ends)),
@@ -212,7 +247,7 @@ def _settle(model, tokenizer, form: Form, name: str) -> None:
     )
 
 
-def _prequantised(model) -> str | None:
+def _prequantised(model: transformers.PreTrainedModel) -> str | None:
     said = getattr(model.config, "quantization_config", None)
     if said is None:
         return None
@@ -220,9 +255,12 @@ def _prequantised(model) -> str | None:
     return str(getattr(method, "value", method))
 
 
-def _base_world(file: Path):
+def _base_world(file: Path) -> BaseWorld | None:
     if not file.is_file():
         return None
-    from llm_experiments.embedded.corpus import BaseWorld
+    from llm_experiments.embedded.corpus import BaseWorld, WorldError
 
-    return BaseWorld.read(file)
+    try:
+        return BaseWorld.read(file)
+    except WorldError as error:
+        raise ModelError(str(error)) from error

@@ -12,24 +12,25 @@ Three things templates do, and what is made of them:
 - Reasoning models open a thought behind the user's turn (DeepSeek-R1's distillations: "<think>"). A trained
   answer follows directly, so the prompt ends as the template writes it before the answer of a *past* turn:
   with no thought (DeepSeek-R1), or an empty one (Qwen3).
-- Some write today's date. It is fixed, or results would depend on the day.
+- Some write today's date. It is fixed, or results would depend on the day (templates.py).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
 
 from llm_experiments.models.handle import Form, LoadedModel
 from llm_experiments.models.sources import ModelError
+from llm_experiments.models.templates import UnfitTemplate, chat_template
 
-_FIXED = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 _THOUGHT = re.compile(r"<think>\s*\Z")
 _QUESTION, _ANSWER = "Which one is it?", "It is this one."
 
 
-def form_of(tokenizer, system: str | None = None) -> Form:
+def form_of(tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> Form:
     """Read off the chat template, or the plain form where there is none.
 
     `system`: None for the template's own default, "" for no system message, else the message.
@@ -112,12 +113,16 @@ def _messages(question: str, system: str | None) -> list[dict[str, str]]:
     return [{"role": "system", "content": system}, turn] if system else [turn]
 
 
-def _render(tokenizer, messages, generate: bool = False) -> str:
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], generate: bool = False
+) -> str:
     try:
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generate, **_FIXED
-        )
-    except (TemplateError, TypeError, ValueError) as error:
+        template = chat_template(tokenizer.get_chat_template(), tokenizer.special_tokens_map)
+    except ValueError as error:
+        raise ModelError(f"the model's chat template cannot be used: {error}") from error
+    try:
+        return template.render(messages, generate)
+    except UnfitTemplate as error:
         roles = ", ".join(message["role"] for message in messages)
         raise ModelError(
             f"the model's chat template cannot show turns of {roles} ({error}); if it has no system message, "
@@ -125,7 +130,7 @@ def _render(tokenizer, messages, generate: bool = False) -> str:
         ) from error
 
 
-def _first_special(tokenizer, text: str) -> str | None:
+def _first_special(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
     """`text` up to the end of the first special token in it."""
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     special |= set(tokenizer.all_special_tokens)
@@ -133,7 +138,7 @@ def _first_special(tokenizer, text: str) -> str | None:
     return text[: min(ends)[0] - min(ends)[1]] if ends else None
 
 
-def _system_block(tokenizer, asked: str) -> tuple[str, str]:
+def _system_block(tokenizer: PreTrainedTokenizerBase, asked: str) -> tuple[str, str]:
     """What the template writes before the first user turn, and what of it stays without a system message.
 
     Found by asking twice: the second turn has nothing before it.

@@ -13,14 +13,21 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
+
+from llm_experiments.models.files import FileError, read_object
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "weights"
 INDEX = "model.safetensors.index.json"
@@ -40,7 +47,9 @@ SMALL_FILES = (
     "tokenizer_config.json",
     "vocab.json",
 )
-_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # others: one byte
+#: Most weights that a quantised file keeps in one number: 4 bits each in 32 bits, and some room.
+PACKED = 16
+_COUNTS_LAYERS = re.compile(r"(^|\.)(num_hidden_layers|num_layers|n_layers?|block_count)$")
 
 
 class ModelError(ValueError):
@@ -81,7 +90,11 @@ def find(name: str, *, revision: str | None = None, cache: Path | None = None) -
     if not isinstance(name, str | os.PathLike) or not str(name):
         raise ModelError(f'{name!r} is no model: give "embedded", a hub id, a folder or a .gguf file')
     name = str(name)
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (RuntimeError, OSError, ValueError) as error:  # ~ of nobody, too long, a null byte
+        raise ModelError(f"{name!r} is neither a model's name nor a path ({error})") from error
     if name == "embedded":
         if not (EMBEDDED / SINGLE).is_file():
             raise ModelError(
@@ -168,10 +181,13 @@ def _indexed(folder: Path) -> list[str]:
     if not index.is_file():
         return []
     try:
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ModelError(f"{index} is no index of safetensors files ({error}); fetch it again") from error
-    if not all(isinstance(file, str) and file == Path(file).name for file in files):
+        named = read_object(index).get("weight_map")
+    except FileError as error:
+        raise ModelError(f"{error}; fetch it again") from error
+    if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
+        raise ModelError(f"{index} is no index of safetensors files (weight_map); fetch it again")
+    files = sorted(set(named.values()))
+    if not all(file == Path(file).name for file in files):
         raise ModelError(f"{index} names files outside its folder; do not use this model")
     return files
 
@@ -231,6 +247,33 @@ def _sha256(path: Path, size: int, changed: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def implausible(config: PretrainedConfig, shapes: Sequence[tuple[int, ...]]) -> str | None:
+    """What a configuration says that weights of these shapes cannot be; None if they can.
+
+    Nothing is allocated: the model is made on torch's device without memory. Errors: those of transformers.
+    """
+    from transformers import AutoModelForCausalLM
+
+    held = sum(map(math.prod, shapes))
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False, attn_implementation="eager")
+    if (described := empty.num_parameters()) <= PACKED * held:
+        return None
+    return (
+        f"a model of {described} parameters, and its files hold {held} numbers; one of them belongs to "
+        "another model"
+    )
+
+
+def refuse_depth(config: Mapping[str, object], tensors: int) -> None:
+    """ValueError where a configuration, not yet taken for one, counts more layers than there are tensors."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            refuse_depth(value, tensors)
+        elif isinstance(value, int | float) and _COUNTS_LAYERS.search(key) and value > tensors:
+            raise ValueError(f"{key} is {value}, and its files hold {tensors} tensors")
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars of transformers, which would break into a run's own."""
@@ -282,7 +325,7 @@ def _converted(file: Path, cache: Path | None) -> Source:
             if not folder.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)  # what a killed conversion left
                 partial.mkdir()
-                _convert(file, content, partial)
+                convert(file, content, partial)
                 partial.rename(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -291,9 +334,9 @@ def _converted(file: Path, cache: Path | None) -> Source:
             "parameter; name another folder with cache=..., or set HF_ASSETS_CACHE"
         ) from error
     try:
-        noted = json.loads((folder / "source.json").read_text(encoding="utf-8"))
+        noted = read_object(folder / "source.json")
         changed = [name for name, size in noted["files"].items() if (folder / name).stat().st_size != size]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(f"{folder} is damaged ({error}); delete it to convert {file.name} anew") from error
     if changed:
         raise ModelError(
@@ -310,12 +353,12 @@ def _converted(file: Path, cache: Path | None) -> Source:
     )
 
 
-def _convert(file: Path, content: str, out: Path) -> None:
+def convert(file: Path, content: str, out: Path) -> None:
     try:
         import gguf
     except ImportError as error:
         raise ModelError("reading a .gguf file needs the package gguf: pip install gguf") from error
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     try:
         reader = gguf.GGUFReader(file)
@@ -327,9 +370,16 @@ def _convert(file: Path, content: str, out: Path) -> None:
         ]
         fields = {key: reader.get_field(key) for key in keys}
         said = {key: None if found is None else found.contents() for key, found in fields.items()}
-        # The loader takes the file's name relative to a folder.
-        where = {"pretrained_model_name_or_path": str(file.resolve().parent), "gguf_file": file.name}
-        with quiet():
+        with quiet(), tempfile.TemporaryDirectory() as alone:
+            # what lies beside the file is not the model: a config there could ask for its own code to be run
+            os.symlink(file.resolve(), Path(alone, "model.gguf"))
+            where = {"pretrained_model_name_or_path": alone, "gguf_file": "model.gguf"}
+            where |= {"local_files_only": True, "trust_remote_code": False}
+            counts = {key: field.contents() for key, field in reader.fields.items() if "block_count" in key}
+            refuse_depth(counts, len(reader.tensors))
+            config = AutoConfig.from_pretrained(**where)
+            if problem := implausible(config, [tuple(map(int, tensor.shape)) for tensor in reader.tensors]):
+                raise ValueError(f"it describes {problem}")
             tokenizer = AutoTokenizer.from_pretrained(**where)
             for kind, role in zip(kinds, ("bos", "eos", "pad", "unk"), strict=True):
                 if (token := said[f"tokenizer.ggml.{kind}_token_id"]) is not None:
@@ -340,7 +390,9 @@ def _convert(file: Path, content: str, out: Path) -> None:
             )
             model.save_pretrained(out)
             tokenizer.save_pretrained(out)
-    except (ValueError, KeyError, NotImplementedError, RuntimeError, IndexError, TypeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # of a damaged file, anything
         raise ModelError(
             f"{file.name} cannot be converted ({type(error).__name__}: {error}): the file is damaged, or "
             "transformers does not read this architecture from GGUF; give the model's folder or hub id"
