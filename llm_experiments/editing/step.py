@@ -73,7 +73,7 @@ class Edit(Step):
         questions = {kind: [one.question for one in listed] for kind, listed in asked.items()}
         hop1, hop2, two_hop = (questions[kind] for kind in KINDS)
         seen = overlaps.measured(context.model, hop1, hop2, two_hop, reference, far)
-        fixed = {
+        fixed: dict[str, str | int] = {
             "model": context.model.digest,
             "source": context.model.id,
             "dataset": self.dataset,

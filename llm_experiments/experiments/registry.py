@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from llm_experiments.engine.addresses import Ref
 from llm_experiments.engine.steps import Plan, Step
 from llm_experiments.experiments.sizes import Profile
 from llm_experiments.experiments.study import DEV_NAMES, Base, Study
@@ -67,9 +68,13 @@ class Experiment:
         asked = [step for step in plan.order() if isinstance(step, Ask)]
         return Work(
             adapters=len(trained),
-            examples=sum(step.training.seen(len(plan.input(step.examples))) for step in trained),
-            questions=sum(len(plan.input(step.reading.items)) for step in asked),
+            examples=sum(step.training.seen(_lines(plan, step.examples)) for step in trained),
+            questions=sum(_lines(plan, step.reading.items) for step in asked),
         )
+
+
+def _lines(plan: Plan, ref: Ref) -> int:
+    return plan.inputs[ref].count(b"\n")
 
 
 EXPERIMENTS: Registry[Experiment] = Registry("experiment", "llm_experiments.experiments")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from llm_experiments.domains.task import Task
+from llm_experiments.domains.task import Task, TrainingSet
 from llm_experiments.domains.two_hop.lexicon import Lexicon, lexicon
 from llm_experiments.domains.two_hop.sizes import Size
 from llm_experiments.domains.two_hop.task import task
@@ -65,6 +65,10 @@ class TwoHop(Study):
 
     @cached_property
     def _scenes(self) -> dict[tuple, Scene]:
+        return {}
+
+    @cached_property
+    def _training_sets(self) -> dict[object, TrainingSet]:
         return {}
 
     def setup(
@@ -231,5 +235,6 @@ class TwoHop(Study):
             dev=self.size.dev,
             test=self.size.test,
             dev_chains=self.size.dev_facts,
+            made=self._training_sets,
         )
         return Scene(composition, words, worded, elsewhere)

@@ -79,11 +79,13 @@ def task(
     dev: Sequence[int],
     test: Sequence[int],
     dev_chains: int,
+    made: dict[object, TrainingSet] | None = None,
 ) -> Task:
     """The composition in the words of a lexicon.
 
     train, dev, test: numbers of the wordings that adapters are trained in, choices are made on and questions
     are asked in. dev_chains: choices are made on the single hops of so many of the chains that are asked.
+    made: training sets of other compositions in the same wordings, which this one takes or adds to.
     Errors: SpecError on facts that cannot be worded, LexiconError on entities without a name.
     """
     single = single_hops(composition, dev_chains)
@@ -94,7 +96,8 @@ def task(
         items=keep_items(inputs, items(composition, composition.questions, words, test)),
         dev=keep_items(inputs, items(composition, single, words, dev)) if single else None,
         training={
-            a.name: training_set(inputs, composition, a, words, train, test) for a in composition.adapters
+            adapter.name: training_set(inputs, composition, adapter, words, train, test, made)
+            for adapter in composition.adapters
         },
         context=inputs.add_input([scorer.context(composition, words)]),
         candidates=inputs.add_input([asdict(given) for given in candidates(composition, words, test)]),
@@ -146,28 +149,40 @@ def training_set(
     words: Lexicon,
     train: Sequence[int],
     test: Sequence[int],
+    made: dict[object, TrainingSet] | None = None,
 ) -> TrainingSet:
     """What an adapter is trained on, and its facts in the wordings of the test.
 
     It says nothing of the rest of the composition, so that compositions share the adapters they have in
-    common.
+    common; made: those that there are already.
     """
     world = composition.world
+    names = {entity: words.names.get(entity) for entity in _entities(composition, adapter)}
+    key = (adapter.name, adapter.facts, adapter.chains, tuple(sorted(names.items())))
+    if made is not None and key in made:
+        return made[key]
     facts: list[tuple[Fact, Decode]] = [(fact, "direct") for fact in adapter.facts]
     facts += [(chain, "steps") for chain in adapter.chains]
     own = [item(composition, _taught(composition, fact, ask), words, k) for fact, ask in facts for k in test]
-    entities = {name for fact, _ in facts for name in (fact.prompt.entity, fact.answer)}
-    entities |= {step.answer for chain in adapter.chains for step in hops(world, chain.prompt)}
     relations = {relation for fact, _ in facts for relation in fact.prompt.relations}
     whole = scorer.context(composition, words)
     context = {
-        "names": {entity: name for entity, name in whole["names"].items() if entity in entities},
-        "kinds": {entity: kind for entity, kind in whole["kinds"].items() if entity in entities},
+        "names": {entity: name for entity, name in whole["names"].items() if entity in names},
+        "kinds": {entity: kind for entity, kind in whole["kinds"].items() if entity in names},
         "ends": {relation: kind for relation, kind in whole["ends"].items() if relation in relations},
         "edited": sorted(trained_answers([adapter])),
     }
     examples = keep_examples(inputs, training_examples(adapter, world, words, train))
-    return TrainingSet(adapter.name, examples, keep_items(inputs, own), inputs.add_input([context]))
+    taught = TrainingSet(adapter.name, examples, keep_items(inputs, own), inputs.add_input([context]))
+    if made is not None:
+        made[key] = taught
+    return taught
+
+
+def _entities(composition: Composition, adapter: Adapter) -> set[str]:
+    """Whom and what an adapter is taught of, the steps of its chains included."""
+    taught = adapter.stored(composition.world) + adapter.chains
+    return {name for fact in taught for name in (fact.prompt.entity, fact.answer)}
 
 
 def _taught(composition: Composition, fact: Fact, ask: Decode) -> Question:

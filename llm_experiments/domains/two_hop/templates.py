@@ -46,11 +46,11 @@ class Template:
 
     def ask(self, x: str) -> str:
         """The question about x."""
-        return self.question.replace("{x}", x)
+        return self.question.format(x=x)
 
     def tell(self, x: str, y: str) -> str:
         """The sentence that says y is the answer for x."""
-        return re.sub(r"\{([xy])\}", lambda hole: x if hole[1] == "x" else y, self.answer)
+        return self.answer.format(x=x, y=y)
 
 
 def templates(relations: Iterable[str]) -> tuple[Template, ...]:
