@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -239,6 +240,29 @@ class Cell:
     def outcome(self, name: str) -> float:
         """Share of one outcome, 0 where it is none of this domain's."""
         return self.outcomes.get(name, 0.0)
+
+    @property
+    def most_frequent(self) -> str:
+        """The outcome with the largest share; of equal ones the first."""
+        return max(self.outcomes, key=lambda name: self.outcomes[name])
+
+    @cached_property
+    def commonest(self) -> list[float]:
+        """Shares of distinct answers among the rows that name one, the commonest first: collapse shows."""
+        counts = Counter(answer for answer in self.column("answer") if answer is not None)
+        return [count / counts.total() for _, count in counts.most_common()]
+
+    def of_seeds(self, other: Cell) -> Cell:
+        """The same cell, of those training seeds only that another has.
+
+        Errors: StatisticsError where they share none.
+        """
+        seeds = {info.seed for info in other.infos}
+        infos = tuple(info for info in self.infos if info.seed in seeds)
+        if not infos:
+            raise statistics.StatisticsError(f"{self.info.task} and {other.info.task} share no training seed")
+        inside = np.array([seed in seeds for seed in self.column("seed")])
+        return replace(self, infos=infos, index=self.index[inside])
 
     def mark(self, name: str) -> float | None:
         """Mean of a mark over the rows of which it can be said, None where there are none."""

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from results import frame, paper
 from results.cells import Cell, percent
+from results.contrasts import contrast
 from results.frame import Frame, select
 from results.rows import BASE
 
@@ -84,6 +85,11 @@ class Rows:
         """One adapter of setup 0 on its own."""
         return self.cell(0, "sum", asked, dataset, library=(name,), control=name)
 
+    def merged(self, asked: str, dataset: str, library: Iterable[str]) -> list[Cell]:
+        """Every cell in which this library is merged, by any rule, weights, setup and training."""
+        about = {"dataset": dataset, "library": tuple(library), "control": None}
+        return select(self.cells, **ASKED[asked], **about)
+
     def _one(self, asked: str, **wanted: Any) -> Cell:
         several = select(self.cells, **ASKED[asked], **wanted)
         if len(several) != 1:
@@ -145,6 +151,7 @@ def render(template: Path, data: Path, functions: Mapping[str, Callable[..., Any
         "printed": paper.printed,
         "claim": claim,
         "as_before": as_before,
+        "contrast": contrast,
         **(functions or {}),
     }
     try:

@@ -1,0 +1,1 @@
+"""Measured rows as cells, joined with predictions by spec hash."""
