@@ -11,7 +11,6 @@ from results.contrasts import contrast
 from results.statistics import StatisticsError
 
 
-
 def pair(first: str, second: str):
     """Two cells that differ in their rule; one letter an answer, one chain each."""
     one, two = cells(measured(first, rule="mean"), measured(second, rule="sum"))
