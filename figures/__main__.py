@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,7 @@ RUNS = click.option(
     "runs",
     multiple=True,
     type=click.Path(exists=True, path_type=Path),
-    help="Measured rows: a run's folder or its rows.jsonl.gz; give several. Default: those committed.",
+    help="Measured rows: a run's folder, or one of kept rows; give several. Default: those committed.",
 )
 RUN = click.option(
     "--run",
@@ -160,11 +160,14 @@ def _drawing(drawing: Drawing) -> click.Command:
         from figures import store
         from figures.registry import Data
 
-        if drawing.measured:
-            data = joined(runs, toy_file, fresh)
-        else:
-            data = Data(theory=_by_figure(store.read(store.COMMITTED)))
-        drawing.save(data, out, formats)
+        try:
+            if drawing.measured:
+                data = read(runs, toy_file, fresh)
+            else:
+                data = Data(theory=_by_figure(store.read(store.COMMITTED)))
+            drawing.save(data, out, formats)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
         click.echo(f"{drawing.name} in {out}")
 
     for option in (FORMATS, OUT, *((FRESH, TOY, RUNS) if drawing.measured else ())):
@@ -201,7 +204,7 @@ def draw_all(
     from figures.registry import NothingToDrawError
 
     context.invoke(theory, out=out, rows_file=rows_file, formats=formats)
-    data = joined(runs, toy_file, fresh, ran)
+    data = read(runs, toy_file, fresh, ran)
     for drawing in _registered().values():
         if drawing.measured:
             try:
@@ -211,38 +214,32 @@ def draw_all(
     click.echo(f"figures in {out}")
 
 
-def joined(runs: tuple[Path, ...], toy_file: Path | None, fresh: bool, ran: tuple[Path, ...] = ()) -> Data:
+def read(runs: Sequence[Path], toy_file: Path | None, fresh: bool, ran: Sequence[Path] = ()) -> Data:
     """The measured cells with their predictions, and the rows on closed-form edits.
 
     ran: runs of which only those cells are taken that `runs` have not.
     """
-    from figures import store
-    from figures.measured import cells, toy
+    from figures import predictions, reading, store
     from figures.registry import Data
+    from results import frame as frames
 
-    paths = list(runs) or cells.committed()
-    found, edits = cells.read(paths)
-    for path in ran:
-        there = {(cells.nameless(cell.place), cell.seeds) for cell in found}
-        more, more_edits = cells.read([path])
-        found += [cell for cell in more if (cells.nameless(cell.place), cell.seeds) not in there]
-        edited = {(edit.get("model"), edit.get("dataset")) for edit in edits}
-        edits += [edit for edit in more_edits if (edit.get("model"), edit.get("dataset")) not in edited]
-        paths.append(path)
-    kept = [] if fresh else toy.read(toy_file or toy.COMMITTED)
+    paths = list(runs) or reading.committed()
+    frame = reading.with_runs(frames.read(*paths), map(frames.read, ran))
+    kept = [] if fresh else predictions.read(toy_file or predictions.COMMITTED)
     with _bar() as bar:
         task = bar.add_task("predictions", total=None, visible=False)
-        with_toy, rows = toy.join(
-            found, kept, tick=lambda done, all_: bar.update(task, completed=done, total=all_, visible=True)
+        rows = reading.predict(
+            [frame], kept, lambda done, all_: bar.update(task, completed=done, total=all_, visible=True)
         )
     if fresh and toy_file:
         store.write(toy_file, rows)
+    measured = reading.measured(frame, rows)
     click.echo(
-        f"{sum(cell.items for cell in found):,} rows in {len(found):,} cells from "
-        f"{', '.join(map(_shown, paths))}; "
-        f"{len(rows)} predictions, {toy.lacking(rows, kept)} of them computed now"
+        f"{len(frame.rows):,} rows in {len(measured.cells):,} cells from "
+        f"{', '.join(map(_shown, (*paths, *ran)))}; "
+        f"{len(rows)} predictions, {predictions.lacking(rows, kept)} of them computed now"
     )
-    return Data(cells=with_toy, edits=edits)
+    return Data(cells=measured.cells, edits=measured.edits)
 
 
 def _computed_rows() -> list[Row]:
@@ -313,11 +310,10 @@ def report(
 
     Exit status 1 if a claim fails, or a run differs from the committed rows beyond chance or holds nothing.
     """
-    from figures import store
-    from figures.measured import toy
-    from figures.report import gather, sources, write
+    from figures import predictions, reading, store
+    from figures.report import gather, write
 
-    measured = sources.committed()
+    measured = reading.committed()
     try:
         with _bar() as bar:
             task = bar.add_task("predictions", total=None, visible=False)
@@ -325,7 +321,7 @@ def report(
                 ledger,
                 drawings,
                 rows_file or store.COMMITTED,
-                toy_file or toy.COMMITTED,
+                toy_file or predictions.COMMITTED,
                 measured,
                 ran,
                 tick=lambda done, all_: bar.update(task, completed=done, total=all_, visible=True),

@@ -6,7 +6,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from figures.measured.cells import Cell
+from results.cells import OWN_TASK, Cell
 
 #: Inches that a character of 8 pt takes on average, a little less than it may.
 CHARACTER = 0.059
@@ -22,6 +22,9 @@ ALONE = {
     "oracle": "oracle: the questions",
     "joint": "joint: all of these",
 }
+#: What marks a cell whose adapters had not learned their own task, and what it says.
+DAGGER = "†"
+UNDERTRAINED = f"an adapter of this cell is right in under {OWN_TASK:.0%} of its own task"
 INTERVALS = "Bars: 95% Wilson intervals over the questions of one seed"
 
 
@@ -43,8 +46,8 @@ def measured(found: Sequence[Cell]) -> str:
     """Each model with its numbers of questions and its seeds: "embedded: n = 40 (20 chains), seeds 0–2"."""
     texts = []
     for model in models(found):
-        own = [cell for cell in found if cell.place.model == model]
-        sizes = sorted({(cell.items, cell.chains) for cell in own})
+        own = [cell for cell in found if cell.info.base == model]
+        sizes = sorted({(cell.items, cell.clusters) for cell in own})
         counts = " or ".join(f"{items} ({chains} chains)" for items, chains in sizes)
         texts.append(f"{model}: n\xa0=\xa0{counts}, {seeds(own)}")
     return "; ".join(texts)
@@ -52,7 +55,7 @@ def measured(found: Sequence[Cell]) -> str:
 
 def regime(found: Iterable[Cell]) -> str:
     """Where the toy's numbers come from: the full limit, and what was drawn where it leaves them open."""
-    toys = [cell.toy for cell in found if cell.toy]
+    toys = [cell.prediction for cell in found if cell.prediction]
     text = "Toy: full limit, n facts as measured"
     drawn = sorted({(toy["draws"], toy["regime"]["dimension"]) for toy in toys if toy["tied"]})
     if drawn:
@@ -65,7 +68,17 @@ def regime(found: Iterable[Cell]) -> str:
 
 def models(found: Iterable[Cell]) -> list[str]:
     """The models, those with most cells first."""
-    return [model for model, _ in Counter(cell.place.model for cell in found).most_common()]
+    return [model for model, _ in Counter(cell.info.base for cell in found).most_common()]
+
+
+def known(cell: Cell) -> bool:
+    """Whether the base has old answers to the tested facts."""
+    return bool(cell.info.setting.get("known"))
+
+
+def undertrained(found: Iterable[Cell], mark: str = "Ringed") -> tuple[str, ...]:
+    """What the mark says of cells whose adapters had not learned their own task, where there are any."""
+    return (f"{mark}: {UNDERTRAINED}",) if any(cell.undertrained for cell in found) else ()
 
 
 def wrapped(width: float, *sentences: str) -> str:

@@ -16,8 +16,8 @@ from typing import Generic, TypeVar
 from matplotlib.figure import Figure
 
 from figures import style
-from figures.measured.cells import Cell
 from figures.store import Row
+from results.cells import Cell
 
 
 class NothingToDrawError(ValueError):
@@ -28,8 +28,8 @@ class NothingToDrawError(ValueError):
 class Data:
     """What figures are drawn from.
 
-    theory: computed rows, by figure. cells: measured ones with their predictions. edits: measured rows on
-    closed-form edits.
+    theory: computed rows, by figure. cells: measured ones, training seeds pooled, with their predictions.
+    edits: measured rows on closed-form edits.
     """
 
     theory: Mapping[str, Sequence[Row]] = field(default_factory=dict)

@@ -7,12 +7,14 @@ time or the machine: the same rows give the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -21,6 +23,10 @@ COLUMN, PAGE = 3.4, 7.0
 
 BLACK, ORANGE, SKY, GREEN, YELLOW = "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILION, PURPLE, GREY, PALE = "#0072B2", "#D55E00", "#CC79A7", "#777777", "#E4E4E4"
+
+
+#: How a line is drawn: whole, or an offset and lengths of dashes and gaps in points.
+Dashes = Literal["-"] | tuple[float, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ OUTCOME = {
     "other": Look(("another answer", "other", "X"), "white", "black"),
 }
 
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.titlesize": 8.5,
@@ -86,7 +92,7 @@ def blank(width: float, height: float) -> Figure:
     return figure
 
 
-def save(figure: Figure, stem: Path, formats: tuple[str, ...]) -> list[Path]:
+def save(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path]:
     """Write stem.png (300 dots an inch), stem.svg or stem.pdf, without date or version in them.
 
     The layout is settled once, so that no format depends on which others are written.
@@ -102,6 +108,12 @@ def save(figure: Figure, stem: Path, formats: tuple[str, ...]) -> list[Path]:
     for path, kind in zip(paths, formats, strict=True):
         figure.savefig(path, format=kind, dpi=300, metadata=metadata[kind])
     return paths
+
+
+def ring(axes: Axes, x: float, y: float) -> None:
+    """A ring around a point whose numbers want a caution; the note under the drawing says which."""
+    (mark,) = axes.plot([x], [y], "o", color=BLACK, fillstyle="none", markersize=7, markeredgewidth=0.5)
+    mark.set(clip_on=False, zorder=4)
 
 
 def note(figure: Figure, text: str) -> None:

@@ -1,33 +1,35 @@
 """The page holds every row, drawing and cell, claims only what they bear out, and refuses a broken ledger."""
 
 import ast
-import gzip
 import html
 import inspect
 import json
 import math
-import os
 import re
-import subprocess
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 from click.testing import CliRunner
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from figures import registry, report, store
-from figures.__main__ import joined, main
+from figures import reading, registry, report, store
+from figures.__main__ import main
+from figures.__main__ import read as read_measured
 from figures.drawings.weights import curves, swept
-from figures.measured import cells as measured
-from figures.measured import toy
 from figures.report import Content, case_by_case, opening, render, rerun, sources, tables, value
 from figures.report.drawings import embed
 from figures.report.ledger import COLUMNS, ReportError, claims, read
+from llm_experiments.engine.store import Store
+from results import files
+from results import frame as frames
+from results.files import Measurements
+from results.rows import CellInfo, Item, Row, items_hash
 from results.statistics import mcnemar_exact, wilson
-from results.tables import read_file
-from toytransformer.compositions import OUTCOMES, Record, provenance, write_jsonl
+from toytransformer.compositions import OUTCOMES, provenance
 
 ROW = {
     "claim": "c1 > c2 <always>",
@@ -101,10 +103,10 @@ def test_what_the_theory_says_is_read_off_the_rows():
     assert case_by_case.summary([]) == {}
 
 
-def test_every_registered_figure_is_drawn_from_committed_rows_and_stands_on_the_page(tmp_path):
-    everything = joined((), None, False)
+def test_every_registered_figure_is_drawn_from_committed_rows_and_stands_on_the_page(committed, tmp_path):
     by_name = {name: [r for r in store.read(store.COMMITTED) if r["figure"] == name] for name in FIGURES}
-    data = replace(everything, theory=by_name)
+    edits = [edit for source in committed.committed for edit in source.frame.edits]
+    data = registry.Data(by_name, committed.cells, edits)
     for figure in FIGURES.values():
         figure.save(data, tmp_path, ("svg",))
     shown = html.unescape(page(drawings=embed(tmp_path)))
@@ -159,18 +161,15 @@ def test_cells_are_short():
 
 
 @pytest.fixture(scope="module")
-def committed():
-    """The committed files with their predictions, on a page without drawings."""
-    read = [sources.read(path, ()) for path in sources.committed()]
-    joined, predictions = toy.join([cell for source in read for cell in source.cells], toy.read())
-    cells = iter(joined)
-    read = [replace(source, cells=tuple(next(cells) for _ in source.cells)) for source in read]
-    return Content((ROW,), committed=read, predictions=predictions)
+def committed(tmp_path_factory):
+    """The committed measurements with their predictions, on a page without drawings."""
+    ledger = tmp_path_factory.mktemp("ledger") / "ledger.json"
+    ledger.write_text(json.dumps([ROW]))
+    return report.gather(ledger, measured=reading.committed())
 
 
 def reasons(content):
-    formed = {place: share for source in content.committed for place, share in source.formed.items()}
-    return opening.reasons(content.cells, formed)
+    return opening.reasons(content.cells)
 
 
 def test_every_reason_is_stated_or_marked_as_contradicted(committed):
@@ -183,20 +182,29 @@ def test_every_reason_is_stated_or_marked_as_contradicted(committed):
         assert (f"<s>{reason.says}</s>" in shown) == (not reason.holds)
 
 
+def shifted(cell, form=None, **wanted):
+    """The cell with other answers: these shares of its rows, and the form of a chain where it is given."""
+    rows, start = list(cell.index), 0
+    columns = {f"shares.{name}": [0.0] * len(rows) for name in OUTCOMES}
+    for name, share in wanted.items():
+        end = start + round(share * len(rows))
+        columns[f"shares.{name}"][start:end] = [1.0] * (end - start)
+        start = end
+    if form is not None:
+        columns["marks.has_form"] = [form] * len(rows)
+    own = cell.rows.with_columns(pl.Series(name, values) for name, values in columns.items())
+    return replace(cell, frame=replace(cell.frame, rows=own), index=np.arange(len(rows)))
+
+
 def with_shares(content, **wanted):
     """The content with every cell's answers, measured and predicted, of these shares."""
-    shares = dict.fromkeys(OUTCOMES, 0.0) | wanted
 
     def changed(cell):
-        predicted = cell.toy and {
-            **cell.toy,
-            "shares": shares,
-            "margin": 1.0 if wanted.get("correct") else -1,
-        }
-        return replace(cell, shares=shares, toy=predicted)
+        said = {**(cell.prediction or {}), "shares": wanted, "margin": 1.0 if wanted.get("correct") else -1}
+        return replace(shifted(cell, **wanted), prediction=cell.prediction and said)
 
-    files = [replace(source, cells=tuple(map(changed, source.cells))) for source in content.committed]
-    return replace(content, committed=files)
+    sources_ = [replace(source, cells=tuple(map(changed, source.cells))) for source in content.committed]
+    return replace(content, committed=sources_)
 
 
 def test_a_reason_that_the_rows_contradict_is_not_claimed(committed):
@@ -210,45 +218,46 @@ def test_a_reason_that_the_rows_contradict_is_not_claimed(committed):
             assert f"<s>{reason.says}</s>" in shown
 
 
-def of_pair(place):
-    return place.library == opening.PAIR and place.asked == "two-hop/direct" and place.dataset == "R"
+def of_pair(cell):
+    return cell.info.library == opening.PAIR and cell.asked == "two-hop/direct" and cell.info.dataset == "R"
 
 
-RIGHT = dict.fromkeys(OUTCOMES, 0.0) | {"correct": 1.0}
+def right(cell):
+    return shifted(cell, correct=1.0)
+
+
 #: What contradicts each reason: which cells, and how they are changed.
 AGAINST = {
-    0: (of_pair, lambda cell: replace(cell, toy=cell.toy and {**cell.toy, "margin": 1.0})),
-    1: (
-        lambda place: place.library == ("mixed",) and place.decode == "direct",
-        lambda cell: replace(cell, shares=RIGHT),
+    0: (
+        of_pair,
+        lambda cell: replace(cell, prediction=cell.prediction and {**cell.prediction, "margin": 1.0}),
     ),
-    2: (
-        lambda place: swept(place) and place.group in opening.PAIR,
-        lambda cell: replace(cell, shares=RIGHT),
-    ),
+    1: (lambda cell: cell.info.library == ("mixed",) and cell.ask == "direct", right),
+    2: (lambda cell: swept(cell) and cell.group in opening.PAIR, right),
 }
 
 
 @pytest.mark.parametrize("number", AGAINST)
 def test_each_reason_is_contradicted_on_its_own(committed, number):
     chosen, change = AGAINST[number]
-    cells = [change(cell) if chosen(cell.place) else cell for cell in committed.cells]
-    formed = {place: share for source in committed.committed for place, share in source.formed.items()}
+    cells = [change(cell) if chosen(cell) else cell for cell in committed.cells]
     before, after = (
-        [reason.holds for reason in opening.reasons(found, formed)] for found in (committed.cells, cells)
+        [reason.holds for reason in opening.reasons(found)] for found in (committed.cells, cells)
     )
     assert after == [holds and place != number for place, holds in enumerate(before)]
 
 
 def test_that_the_merges_fail_too_belongs_to_not_merging(committed):
-    cells = [replace(cell, shares=RIGHT) if of_pair(cell.place) else cell for cell in committed.cells]
-    assert not opening.reasons(cells, {})[1].holds
+    cells = [right(cell) if of_pair(cell) else cell for cell in committed.cells]
+    assert not opening.reasons(cells)[1].holds
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_the_form_explains_nothing_unless_some_have_it_and_some_have_not(committed, share):
-    formed = {place: share for source in committed.committed for place in source.formed}
-    assert not opening.reasons(committed.cells, formed)[-1].holds
+@pytest.mark.parametrize("form", [False, True])
+def test_the_form_explains_nothing_unless_some_have_it_and_some_have_not(committed, form):
+    def changed(cell):
+        return shifted(cell, form, **cell.outcomes) if cell.asked == "two-hop/steps" else cell
+
+    assert not opening.reasons(list(map(changed, committed.cells)))[-1].holds
 
 
 def test_each_model_has_the_prediction_of_its_own_merge(committed):
@@ -256,13 +265,14 @@ def test_each_model_has_the_prediction_of_its_own_merge(committed):
     for line in opening.lines(committed.cells):
         for cells in line.cells.values():
             top, told = opening.best(cells), opening.measured(cells)
-            said = max(top.shares, key=top.shares.get)
+            said = max(top.outcomes, key=top.outcomes.get)
             assert case_by_case.SAYS[said] in told["answers"].partition("; ")[0]
-            if top.toy:
-                predicted = max(top.toy["shares"], key=top.toy["shares"].get)
+            if top.prediction:
+                predicted = max(top.prediction["shares"], key=top.prediction["shares"].get)
                 assert case_by_case.SAYS[predicted] in told["answers"].partition("; predicted: ")[2]
             assert (
-                told["answers"] in shown and f"{top.items} questions on {top.chains} chains" in told["about"]
+                told["answers"] in shown
+                and f"{top.items} questions on {top.clusters} chains" in told["about"]
             )
     assert opening.instead(opening.lines(committed.cells), committed.cells) in shown
 
@@ -273,7 +283,7 @@ def test_what_is_said_instead_counts_the_answers_that_are_as_predicted(committed
         told = opening.instead(opening.lines(cells), cells)
         found = re.search(r"in (\d+) of (\d+) cells", told)
         assert (found and found[1] == found[2]) == agree
-    other = [replace(cell, shares=RIGHT) for cell in cells]
+    other = list(map(right, cells))
     assert " in 0 of " in opening.instead(opening.lines(other), other)
 
 
@@ -298,7 +308,7 @@ def test_a_verdict_names_the_models_that_it_is_said_of(committed):
 
 
 def test_nothing_is_said_of_what_was_not_measured():
-    assert opening.lines([]) == [] and opening.verdicts([]) == {} and opening.reasons([], {}) == []
+    assert opening.lines([]) == [] and opening.verdicts([]) == {} and opening.reasons([]) == []
     shown = page()
     assert "Composes" not in shown and "<h2>Why</h2>" not in shown
 
@@ -306,12 +316,7 @@ def test_nothing_is_said_of_what_was_not_measured():
 @example([27, 0])  # above one half alone, not as the best of two
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=5))
 def test_the_best_merge_alone_decides_that_a_model_composes_and_all_that_it_does_not(counts):
-    place = dict.fromkeys((entry.name for entry in fields(measured.Place)), None)
-    place = measured.Place(
-        **place | {"library": ("hop1", "hop2"), "setting": (), "options": (), "variant": ()}
-    )
-    shares = [{**dict.fromkeys(OUTCOMES, 0.0), "correct": count / 40} for count in counts]
-    cells = [measured.Cell(place, (0,), 40, 20, share) for share in shares]
+    cells = [cell_of([record(n) if n < count else record(n, **WRONG) for n in range(40)]) for count in counts]
     said = opening.verdict(cells)
     sure = 1 - 0.05 / len(counts)
     assert (said == opening.COMPOSES) == any(wilson(count, 40, sure)[0] > 0.5 for count in counts)
@@ -334,7 +339,7 @@ def test_no_number_is_typed_into_the_opening():
 def test_every_cell_and_every_file_stands_on_the_page(committed):
     shown = html.unescape(render(committed))
     for number, source in enumerate(committed.committed, start=1):
-        assert sum(map(len, tables.groups(source.cells).values())) == len(source.cells)
+        assert sum(len(group.rows) for group in tables.groups(source.cells).values()) == len(source.cells)
         assert f'href="#of-{number}"' in shown and f'id="of-{number}"' in shown
         for told in source.origin.values():
             assert told in shown
@@ -351,45 +356,71 @@ def test_the_page_loads_nothing(committed):
 # --- a run beside the committed rows ----------------------------------------------------------------------
 
 
-def record(number, seed=0, **changes):
+def record(number, seed=0, *, text="right", outcome="correct", wording=48, commit="abc", **fields):
     """A right answer to one question of a made-up cell."""
-    regime = {"model": "d", "dataset": "R", "seed": seed, "template": 48, "layers": "mlp"}
-    row = Record(
-        composition="setup-0", setting={"facts": 20, "known": True, "examples": 0, "seed": 0},
-        spec_hash="s", source="made <up>", adapters=("hop1", "hop2"), rule="mean", weights=None, options={},
-        regime=regime, group="two-hop", prompt=f"x{number} R1 R2", decode="direct", correct=f"z{number}",
-        bridge=f"y{number}", old=None, answer=f"z{number}", shares={"correct": 1.0}, text="right",
-        provenance={"git": "abc", "modified": True, "python": "3", "packages": {"torch": "2"}},
-    )  # fmt: skip
-    return replace(row, **changes)
+    item = Item(
+        id=f"x{number} R1 R2/direct/{wording}",
+        cluster=str(number),
+        group="two-hop",
+        ask="direct",
+        question=f"Question {number} in wording {wording}?",
+        roles={"correct": f"z{number}"},
+    )
+    about = {
+        "domain": "two-hop", "task": "setup-0", "setting": {"facts": 20, "known": True}, "spec_hash": None,
+        "dataset": "R", "names": 0, "base": "made <up>", "digest": "d", "dtype": "float32",
+        "library": ("hop1", "hop2"), "rule": "mean", "layers": "mlp", "seed": seed,
+        "provenance": {"git": commit, "modified": True, "python": "3", "packages": {"torch": "2"}},
+    }  # fmt: skip
+    return {"item": item, "cell": about | fields, "text": text, "outcome": outcome}
 
 
-def source(folder, name, rows):
-    path = folder / f"{name}.jsonl"
-    write_jsonl(path, rows)
+WRONG = {"text": "wrong", "outcome": "bridge"}
+
+
+def measured(records, lacking=()):
+    """These answers as measurements; lacking: numbers of answers that were not given."""
+    items = tuple({one["item"].id: one["item"] for one in records}.values())
+    found = Measurements(items={items_hash(items): items} if items else {})
+    for number, one in enumerate(records):
+        info = CellInfo(**one["cell"], items=items_hash(items))
+        found.cells[info.key] = info
+        shares = dict.fromkeys(OUTCOMES, 0.0) | {one["outcome"]: 1.0}
+        if number not in lacking:
+            found.rows.append(Row(info.key, one["item"].id, None, shares, one["text"]))
+    return found
+
+
+def cell_of(records):
+    (cell,) = frames.of(measured(records)).groups()
+    return cell
+
+
+def source(folder, name, records, lacking=()):
+    path = folder / name
+    files.write(path, measured(records, lacking))
+    if not records:
+        Store(path).add_run({"experiment": "quick", "model": "tiny"}, [])
     return sources.read(path)
 
 
-def compared(folder, here, there):
-    return rerun.compare(source(folder, "run", here), [source(folder, "committed", there)])
+def compared(folder, here, there, lacking=()):
+    return rerun.compare(source(folder, "run", here, lacking), [source(folder, "committed", there)])
 
 
 def test_a_run_with_the_same_answers_has_reproduced_whatever_the_model_is_called(tmp_path):
     rows = [record(number) for number in range(20)]
-    found = compared(tmp_path, [replace(row, source="elsewhere") for row in rows], rows)
+    found = compared(tmp_path, [record(number, base="elsewhere") for number in range(20)], rows)
     assert (found.count(rerun.IDENTICAL), found.failed, found.alone) == (1, False, 0)
     assert found.told.startswith("it reproduced") and "20 of 20" in found.told
-
-
-WRONG = {"text": "wrong", "shares": {"bridge": 1.0}}
 
 
 @given(st.integers(0, 20), st.sampled_from(["bridge", "old", "edited", "other"]))
 def test_tampered_rows_are_shown_and_judged_by_the_sign_test(tmp_path_factory, flipped, outcome):
     folder = tmp_path_factory.mktemp("run")
     rows = [record(number) for number in range(20)]
-    wrong = {"text": "wrong", "shares": {outcome: 1.0}}
-    here = [replace(row, **wrong) if number < flipped else row for number, row in enumerate(rows)]
+    wrong = {"text": "wrong", "outcome": outcome}
+    here = [row | wrong if number < flipped else row for number, row in enumerate(rows)]
     (pair,) = compared(folder, here, rows).pairs
     p = mcnemar_exact([number >= flipped for number in range(20)], [True] * 20).p
     assert (pair.same, pair.verdict == rerun.IDENTICAL) == (20 - flipped, not flipped)
@@ -399,8 +430,8 @@ def test_tampered_rows_are_shown_and_judged_by_the_sign_test(tmp_path_factory, f
 
 def test_the_wordings_of_a_chain_are_one_unit(tmp_path):
     rows = [record(number) for number in range(20)]
-    rows += [replace(row, regime={**row.regime, "template": 49}) for row in rows]
-    here = [replace(row, **WRONG) if row.prompt in ("x0 R1 R2", "x1 R1 R2") else row for row in rows]
+    rows += [record(number, wording=49) for number in range(20)]
+    here = [row | WRONG if row["item"].cluster in ("0", "1") else row for row in rows]
     (pair,) = compared(tmp_path, here, rows).pairs
     assert (pair.same, pair.items) == (36, 40)
     assert (pair.tests["bridge"].first, pair.tests["bridge"].second) == (2, 0)
@@ -409,41 +440,45 @@ def test_the_wordings_of_a_chain_are_one_unit(tmp_path):
 
 def test_one_cell_that_differs_among_many_is_found_and_comes_first(tmp_path):
     rules = ("mean", "sum", "ties", "dare")
-    rows = [replace(record(number), rule=rule) for rule in rules for number in range(20)]
-    here = [replace(row, **WRONG) if row.rule == "ties" else row for row in rows]
+    rows = [record(number, rule=rule) for rule in rules for number in range(20)]
+    here = [row | WRONG if row["cell"]["rule"] == "ties" else row for row in rows]
     found = compared(tmp_path, here, rows)
     assert (found.count(rerun.DIFFERS), found.count(rerun.IDENTICAL)) == (1, 3) and found.failed
-    assert found.pairs[0].place.rule == "ties" and "1 of 4 cells differ" in found.told
+    assert found.pairs[0].cell.info.rule == "ties" and "1 of 4 cells differ" in found.told
     p = mcnemar_exact([False] * 20, [True] * 20).p
     assert math.isclose(found.pairs[0].holm["correct"], min(1.0, len(rules) * len(OUTCOMES) * p))
 
 
 def test_other_words_for_the_same_outcome_are_neither_blamed_nor_called_reproduced(tmp_path):
     rows = [record(number) for number in range(20)]
-    found = compared(tmp_path, [replace(rows[0], text="right too"), *rows[1:]], rows)
+    found = compared(tmp_path, [rows[0] | {"text": "right too"}, *rows[1:]], rows)
     assert (found.count(rerun.WORDS), found.count(rerun.IDENTICAL), found.failed) == (1, 0, False)
     assert "19 of 20" in found.told and "reproduced" not in found.told and "another" in found.told
 
 
 def test_another_training_seed_of_the_committed_rows_is_never_called_reproduced(tmp_path):
-    for path in sorted(sources.committed(), key=lambda path: path.stat().st_size):
-        seeds = {}
-        for row in read_file(path):
-            if row.regime.get("seed") in (0, 1) and row.regime.get("control") is None:
-                seeds.setdefault(row.regime["seed"], []).append(row)
-        if 1 in seeds:
-            break
-    wanted = {(row.spec_hash, row.prompt, row.decode) for row in seeds[1]}
-    first = [row for row in seeds[0] if (row.spec_hash, row.prompt, row.decode) in wanted]
-    renamed = [replace(row, regime={**row.regime, "seed": 0}) for row in seeds[1]]
-    found = compared(tmp_path, renamed, first)
+    folders = sorted(reading.committed(), key=lambda path: (path / "rows.jsonl.gz").stat().st_size)
+    folder = next(
+        f for f in folders if {info.seed for info in files.read(f, ("cells",)).cells.values()} >= {0, 1}
+    )
+    kept = files.read(folder, ("cells", "rows", "items"))
+    run = Measurements(items=kept.items)
+    renamed = {key: replace(info, seed=0) for key, info in kept.cells.items() if info.seed == 1}
+    run.cells = {info.key: info for info in renamed.values() if info.key in kept.cells}
+    there = {key: info.key for key, info in renamed.items() if info.key in kept.cells}
+    run.rows = [replace(row, cell=there[row.cell]) for row in kept.rows if row.cell in there]
+    files.write(tmp_path / "run", run)
+    kept.rows = [row for row in kept.rows if row.cell in run.cells]
+    kept.cells = dict(run.cells)
+    files.write(tmp_path / "kept", kept)
+    found = rerun.compare(sources.read(tmp_path / "run"), [sources.read(tmp_path / "kept")])
     assert found.pairs and "reproduced" not in found.told
     assert found.count(rerun.IDENTICAL) < len(found.pairs)
 
 
 def test_a_question_that_only_one_side_has_is_a_difference(tmp_path):
     rows = [record(number) for number in range(20)]
-    found = compared(tmp_path, rows[:19], rows)
+    found = compared(tmp_path, rows, rows, lacking=(19,))
     assert found.count(rerun.DIFFERS) == 1 and found.pairs[0].lacking == 1
 
 
@@ -451,7 +486,7 @@ def test_cells_without_a_counterpart_are_counted(tmp_path):
     rows = [record(number) for number in range(20)]
     found = compared(tmp_path, [*rows, *(record(number, seed=1) for number in range(20))], rows)
     assert (len(found.pairs), found.alone) == (1, 1)
-    other = [replace(row, regime={**row.regime, "model": "another"}) for row in rows]
+    other = [record(number, digest="another") for number in range(20)]
     found = compared(tmp_path, other, rows)
     assert "no committed rows" in found.told and not found.failed
 
@@ -463,7 +498,7 @@ def test_a_run_in_which_nothing_was_measured_fails(tmp_path):
 
 def test_the_page_shows_what_differs_escapes_it_and_counts_as_failed(tmp_path):
     rows = [record(number) for number in range(20)]
-    wrong = [replace(row, text="<b>", shares={"bridge": 1.0}) for row in rows]
+    wrong = [row | {"text": "<b>", "outcome": "bridge"} for row in rows]
     here, there = source(tmp_path, "run", wrong), source(tmp_path, "committed", rows)
     content = Content((ROW,), committed=[there], runs=[here], reruns=[rerun.compare(here, [there])])
     shown = render(content)
@@ -475,7 +510,7 @@ def test_the_page_shows_what_differs_escapes_it_and_counts_as_failed(tmp_path):
 def test_the_page_warns_of_a_run_of_another_commit(tmp_path):
     git = provenance()["git"]
     for commit, warned in (("abc", True), (git, False)):
-        rows = [replace(record(0), provenance={"git": commit, "packages": {}})]
+        rows = [record(0, commit=commit)]
         run = source(tmp_path, "run", rows)
         shown = render(Content((ROW,), runs=[run], reruns=[rerun.compare(run, [])]))
         assert ("another commit" in shown) == warned
@@ -485,14 +520,13 @@ def test_what_a_file_says_of_itself_is_its_provenance(tmp_path):
     origin = source(tmp_path, "some", [record(0), record(1, seed=1)]).origin
     assert origin["rows"] == "2 answers in 1 cells" and origin["training seeds"] == "0, 1"
     assert origin["commit"] == "abc, with changes" and origin["versions"] == "Python 3, torch 2"
-    assert len(origin["SHA-256"]) == 64 and origin["path"].endswith("some.jsonl")
+    assert len(origin["SHA-256 of rows.jsonl.gz"]) == 64 and origin["path"].endswith("some")
 
 
 def test_in_what_the_base_was_held_while_adapters_trained_is_told(committed):
-    for path, kept in zip(sources.committed(), committed.committed, strict=True):
-        beside = path.with_name(path.name.replace(".jsonl", sources.BESIDE[0].partition(".")[0] + ".jsonl"))
-        rows = map(json.loads, gzip.decompress(beside.read_bytes()).splitlines())
-        wanted = {row["training"]["base_dtype"] for row in rows if row["kind"] == "adapter"} - {None}
+    for kept in committed.committed:
+        adapters = kept.frame.adapters.values()
+        wanted = {line["training"]["base_dtype"] for line in adapters} - {None}
         told = kept.origin["adapters trained on a base in"]
         assert all(dtype in told for dtype in wanted) and ("precision of the answers" in told) != bool(wanted)
 
@@ -507,10 +541,12 @@ def test_rows_computed_anew_are_compared_with_their_own_counterparts(tmp_path, m
 
 
 def test_one_point_is_no_curve(committed):
-    sweep = [cell for cell in committed.cells if swept(cell.place) and cell.place.group == "hop1"]
+    sweep = [cell for cell in committed.cells if swept(cell) and cell.group == "hop1"]
     assert curves(sweep) == sweep and len(sweep) > 2
-    one = next(cell for cell in sweep if cell.place.known)
-    assert curves([one]) == [] == curves([one, next(cell for cell in sweep if not cell.place.known)])
+    one, other = (
+        next(cell for cell in sweep if cell.info.setting["known"] == known) for known in (True, False)
+    )
+    assert curves([one]) == [] == curves([one, other])
 
 
 # --- the command ------------------------------------------------------------------------------------------
@@ -519,7 +555,7 @@ def test_one_point_is_no_curve(committed):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """The command on a folder without committed measurements."""
-    monkeypatch.setattr(sources, "committed", lambda: [])
+    monkeypatch.setattr(reading, "committed", lambda: [])
 
     def run(*arguments):
         return CliRunner().invoke(
@@ -549,66 +585,33 @@ def test_the_command_writes_a_page_or_says_in_words_why_not(tmp_path, run):
 
 
 def test_the_command_compares_a_run_with_the_committed_rows(tmp_path, run, monkeypatch):
-    committed = next(path for path in measured.committed() if path.name == "no-chains.jsonl.gz")
-    kept = [record for record in read_file(committed) if record.regime.get("control") is None][:160]
-    write_jsonl(tmp_path / "kept.jsonl", kept)
-    write_jsonl(tmp_path / "same.jsonl", kept)
-    write_jsonl(tmp_path / "other.jsonl", [replace(row, text="?", shares={"other": 1.0}) for row in kept])
-    words = [replace(row, text=f"{row.text}!") if place % 2 else row for place, row in enumerate(kept)]
-    write_jsonl(tmp_path / "words.jsonl", words)
-    write_jsonl(tmp_path / "empty.jsonl", [])
+    kept = [record(number, rule=rule) for rule in ("mean", "sum") for number in range(20)]
+    several = {
+        "kept": kept,
+        "same": kept,
+        "other": [row | {"text": "?", "outcome": "other"} for row in kept],
+        "words": [row | {"text": "right!"} if place % 2 else row for place, row in enumerate(kept)],
+        "empty": [],
+    }
+    for name, rows in several.items():
+        files.write(tmp_path / name, measured(rows))
+    Store(tmp_path / "empty").add_run({"experiment": "quick", "model": "tiny"}, [])
     (tmp_path / "ledger.json").write_text(json.dumps([ROW]))
-    monkeypatch.setattr(sources, "committed", lambda: [tmp_path / "kept.jsonl"])
+    monkeypatch.setattr(reading, "committed", lambda: [tmp_path / "kept"])
     for name, status, told in (
-        ("same", 0, "it reproduced the committed rows: 160 of 160 answers"),
+        ("same", 0, "it reproduced the committed rows: 40 of 40 answers"),
         ("other", 1, "differ from the committed rows"),
-        ("words", 0, "80 of 160 answers are the committed ones word for word; no outcome differs"),
+        ("words", 0, "20 of 40 answers are the committed ones word for word; no outcome differs"),
         ("empty", 1, "nothing was measured"),
     ):
-        done = run("--ledger", tmp_path / "ledger.json", "--run", tmp_path / f"{name}.jsonl")
+        done = run("--ledger", tmp_path / "ledger.json", "--run", tmp_path / name)
         assert (done.exit_code, told in done.output) == (status, True), done.output
 
 
 def test_edits_of_a_run_on_another_dataset_are_kept(tmp_path):
-    paths = []
     for name, dataset, number in (("kept", "F", 0), ("same", "F", 1), ("other", "R", 2)):
-        paths.append(tmp_path / f"{name}.jsonl")
-        row = {"kind": "overlap", "model": "d", "dataset": dataset, "number": number}
-        paths[-1].write_text(json.dumps(row) + "\n")
-    data = joined(tuple(paths[:1]), None, False, tuple(paths[1:]))
+        found = measured([record(0, seed=number)])
+        found.edits = [{"kind": "overlap", "model": "d", "dataset": dataset, "number": number}]
+        files.write(tmp_path / name, found)
+    data = read_measured([tmp_path / "kept"], None, False, [tmp_path / "same", tmp_path / "other"])
     assert [edit["number"] for edit in data.edits] == [0, 2]
-
-
-# --- make reproduce ---------------------------------------------------------------------------------------
-
-
-def planned(*arguments):
-    command = ["make", "--no-print-directory", "-n", "reproduce", *arguments]
-    return subprocess.run(command, cwd=sources.ROOT, capture_output=True, text=True, env=BARE)
-
-
-BARE = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-
-
-@pytest.mark.parametrize(
-    "arguments, told",
-    [
-        ((), ("run quick --model 'embedded'", "--device cpu", "--seeds '0'", "out/reproduce/embedded'")),
-        (("MODEL=a/b",), ("run table1 survival --model 'a/b'", "--device auto", "out/reproduce/a:b'")),
-        (("MODEL=a-b", "SEEDS=0,1"), ("--model 'a-b'", "--seeds '0,1'", "out/reproduce/a-b'")),
-        (("MODEL=./m/x.gguf",), ("--model './m/x.gguf'", "out/reproduce/.:m:x.gguf'")),
-        (("PROFILE=small",), ("--profile 'small'", "out/reproduce/embedded,small'")),
-        (("EXPERIMENTS=fig1 table1",), ("run fig1 table1 --model",)),
-    ],
-)
-def test_make_reproduce_measures_what_it_is_asked_to(arguments, told):
-    done = planned(*arguments)
-    assert done.returncode == 0, done.stderr
-    assert all(text in done.stdout for text in told)
-    assert ("--profile" in done.stdout) == ("PROFILE=small" in arguments)
-
-
-@pytest.mark.parametrize("model", ["", "a b", "embedded ", " "])
-def test_make_reproduce_refuses_a_model_that_is_not_one_word(model):
-    done = planned(f"MODEL={model}")
-    assert done.returncode == 2 and "MODEL is" in done.stderr and not done.stdout

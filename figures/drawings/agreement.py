@@ -17,9 +17,9 @@ from matplotlib.lines import Line2D
 from scipy import stats
 
 from figures import notes, registry, style
-from figures.measured.cells import Cell, Place, pooled
 from figures.registry import CELLS, NothingToDrawError
 from figures.style import BLACK, BLUE, GREY, VERMILION
+from results.cells import Cell
 
 PANELS = {
     "Single hops": (("hop1", "direct"), ("hop2", "direct")),
@@ -30,9 +30,9 @@ KINDS = {True: (BLUE, "o", "known facts"), False: (VERMILION, "^", "fresh facts"
 #: Bootstrap draws of whole libraries behind the interval of the rank correlation.
 DRAWS = 999
 #: Lines of panels: their title, and whether a library is of them.
-LIBRARIES: dict[str, Callable[[Place], bool]] = {
-    "merged": lambda place: len(place.library) > 1,
-    "one adapter": lambda place: len(place.library) == 1,
+LIBRARIES: dict[str, Callable[[Cell], bool]] = {
+    "merged": lambda cell: len(cell.info.library) > 1,
+    "one adapter": lambda cell: len(cell.info.library) == 1,
 }
 
 
@@ -50,9 +50,9 @@ def draw(found: Sequence[Cell]) -> Figure:
 
     Sweeps of merge weights are left out: dozens of points of one library would outweigh all others.
     """
-    cells = pooled(cell for cell in found if cell.toy and not cell.place.variant and not cell.place.weights)
+    cells = [cell for cell in found if predicted(cell) and not cell.info.variant and not cell.info.weights]
     panels = {
-        (kind, title): [c for c in cells if of(c.place) and (c.place.group, c.place.decode) in several]
+        (kind, title): [c for c in cells if of(c) and (c.group, c.ask) in several]
         for kind, of in LIBRARIES.items()
         for title, several in PANELS.items()
     }
@@ -89,6 +89,7 @@ def draw(found: Sequence[Cell]) -> Figure:
             "pooled; without sweeps of weights",
             notes.measured(cells),
             notes.regime(cells),
+            *notes.undertrained(cells),
             f"ρ: Spearman's rank correlation with its 95% interval, {DRAWS:,} bootstraps over libraries",
         ),
     )
@@ -98,10 +99,12 @@ def draw(found: Sequence[Cell]) -> Figure:
 def _panel(axes: Axes, cells: Sequence[Cell], first: str) -> None:
     axes.axvline(0, color=GREY, linewidth=0.8)
     for cell in cells:
-        colour, marker, _ = KINDS[cell.place.known]
-        fill = colour if cell.place.model == first else "none"
-        place = (cell.toy["margin"], cell.shares["correct"])
+        colour, marker, _ = KINDS[notes.known(cell)]
+        fill = colour if cell.info.base == first else "none"
+        place = (margin(cell), cell.share)
         axes.plot(*place, marker, color=colour, markerfacecolor=fill, alpha=0.6)
+        if cell.undertrained:
+            style.ring(axes, *place)
     axes.set(xlim=(-1.35, 1.15), ylim=(-0.04, 1.2))
     axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["−1", "−½", "0", "½", "1"])
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
@@ -111,6 +114,18 @@ def _panel(axes: Axes, cells: Sequence[Cell], first: str) -> None:
     axes.text(-1.28, 1.12, text, va="center", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
 
 
+def predicted(cell: Cell) -> bool:
+    """Whether the toy has a margin for the cell."""
+    return cell.prediction is not None and cell.prediction.get("margin") is not None
+
+
+def margin(cell: Cell) -> float:
+    """The predicted margin. Errors: ValueError where there is none."""
+    if cell.prediction is None:
+        raise ValueError(f"{cell.info.task} by {cell.info.rule} has no prediction")
+    return float(cell.prediction["margin"])
+
+
 def correlation(cells: Sequence[Cell]) -> tuple[float, float, float]:
     """Spearman's rank correlation of margin and measured share; 95% percentile interval over libraries.
 
@@ -118,11 +133,10 @@ def correlation(cells: Sequence[Cell]) -> tuple[float, float, float]:
     """
     libraries: dict[tuple, list[int]] = {}
     for number, cell in enumerate(cells):
-        place = cell.place
-        key = (place.model, place.composition, place.library, place.dataset, place.layers)
+        key = (cell.info.base, cell.info.task, cell.info.library, cell.info.dataset, cell.info.layers)
         libraries.setdefault(key, []).append(number)
-    margins = np.array([cell.toy["margin"] for cell in cells])
-    shares = np.array([cell.shares["correct"] for cell in cells])
+    margins = np.array([margin(cell) for cell in cells])
+    shares = np.array([cell.share for cell in cells])
     rng = np.random.default_rng(0)
     members = [np.array(numbers) for numbers in libraries.values()]
     drawn = []

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from figures import notes, registry, style
 from figures.bars import LEGEND, LINE, bar
-from figures.measured.cells import Cell, Place, pooled
 from figures.registry import CELLS, NothingToDrawError
 from figures.style import OUTCOME
+from results.cells import Cell
 from results.statistics import wilson
 
 #: Inches: the labels' column; a bar of the toy and of the model; between blocks; a line and a bar in it.
@@ -36,16 +36,16 @@ Line = tuple[str, str]
 )
 def draw(found: Sequence[Cell]) -> Figure:
     """The map of one model, that with most cells; plain adapters on MLP layers, as the paper's."""
-    asked = [cell for cell in found if _drawn(cell.place)]
+    asked = [cell for cell in found if _drawn(cell)]
     if not asked:
         raise NothingToDrawError("needs rows of setup 0 on two-hop questions")
     model = notes.models(asked)[0]
-    asked = pooled(cell for cell in asked if cell.place.model == model)
+    asked = [cell for cell in asked if cell.info.base == model]
     data = {known: _dataset(asked, known) for known in (True, False)}
     cells = {
-        (*_line(cell.place), cell.place.known, cell.place.decode): cell
+        (*_line(cell), notes.known(cell), cell.ask): cell
         for cell in asked
-        if cell.place.dataset == data[cell.place.known]
+        if cell.info.dataset == data[notes.known(cell)]
     }
     lines = _ordered(dict.fromkeys((heading, label) for heading, label, *_ in cells))
     headings = list(dict.fromkeys(heading for heading, _ in lines))
@@ -55,6 +55,7 @@ def draw(found: Sequence[Cell]) -> Figure:
         notes.measured(list(cells.values())),
         notes.regime(cells.values()),
         _width(cells),
+        *notes.undertrained(cells.values(), notes.DAGGER),
         "– not measured",
     )
     top, bottom = 0.72, 0.62 + 0.165 * (note.count("\n") + 1)
@@ -79,27 +80,27 @@ def draw(found: Sequence[Cell]) -> Figure:
     return figure
 
 
-def _drawn(place: Place) -> bool:
-    plain = not place.variant and place.weights is None and place.layers in (None, "mlp")
-    return plain and place.composition == "setup-0" and place.group == "two-hop"
+def _drawn(cell: Cell) -> bool:
+    plain = not cell.info.variant and cell.info.weights is None and cell.info.layers in (None, "mlp")
+    return plain and cell.info.task == "setup-0" and cell.group == "two-hop"
 
 
 def _dataset(found: Sequence[Cell], known: bool) -> str | None:
-    names = [cell.place.dataset for cell in found if cell.place.known == known]
+    names = [cell.info.dataset or "" for cell in found if notes.known(cell) == known]
     return max(sorted(set(names)), key=names.count) if names else None
 
 
-def _line(place: Place) -> Line:
-    if place.control == "base":
+def _line(cell: Cell) -> Line:
+    if cell.info.control == "base":
         return "Controls", "no adapter"
-    if place.control == "random":
-        return "Controls", f"random ones, {place.rule}"
-    if len(place.library) == 1:
-        return "One adapter alone, trained on", notes.ALONE[place.library[0]]
-    return notes.LIBRARIES[place.library] + ", merged by", place.rule
+    if cell.info.control == "random":
+        return "Controls", f"random ones, {cell.info.rule}"
+    if len(cell.info.library) == 1:
+        return "One adapter alone, trained on", notes.ALONE[cell.info.library[0]]
+    return notes.LIBRARIES[cell.info.library] + ", merged by", cell.info.rule
 
 
-def _ordered(lines: Sequence[Line]) -> list[Line]:
+def _ordered(lines: Iterable[Line]) -> list[Line]:
     """Groups as in `notes`, controls last."""
     first = [f"{library}, merged by" for library in notes.LIBRARIES.values()] + [
         "One adapter alone, trained on"
@@ -121,9 +122,11 @@ def _block(axes: Axes, cell: Cell | None, left: float, top: float) -> None:
         middle = left + (TOY + 0.03 + MODEL) / 2
         axes.text(middle, top + BAR / 2, "–", ha="center", va="center", color=style.GREY)
         return
-    if cell.toy:
-        _bars(axes, cell.toy["shares"], left, TOY, top)
-    _bars(axes, cell.shares, left + TOY + 0.03, MODEL, top)
+    if cell.prediction:
+        _bars(axes, cell.prediction["shares"], left, TOY, top)
+    _bars(axes, cell.outcomes, left + TOY + 0.03, MODEL, top)
+    if cell.undertrained:
+        axes.text(left + TOY + 0.03 + MODEL + 0.01, top + BAR / 2, notes.DAGGER, va="center")
 
 
 def _bars(axes: Axes, shares: Mapping[str, float], left: float, width: float, top: float) -> None:

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures import notes, registry, style
-from figures.measured.cells import Cell, Place, pooled
 from figures.registry import CELLS, NothingToDrawError
 from figures.style import BLACK, BLUE, GREY, PALE, SKY, VERMILION
+from results.cells import Cell
 from toytransformer.compositions.setups import SETUPS
 
 RULES = {"mean": "Uniform", "arrow-products": "Arrow"}
@@ -24,6 +24,8 @@ ASKED = {
     "two-hop/steps": (VERMILION, "o", 0.26, "two hops, step by step"),
 }
 STEPS = "two-hop/steps"
+#: The setups by the name of their task.
+NUMBERS = {f"setup-{number}": number for number in SETUPS}
 
 
 @registry.figure(
@@ -35,18 +37,18 @@ STEPS = "two-hop/steps"
 )
 def draw(found: Sequence[Cell]) -> Figure:
     """A panel for each rule and model; a line for each setup, and for each way it was trained."""
-    cells = pooled(cell for cell in found if _drawn(cell.place))
-    if len({cell.place.composition for cell in cells}) < 2:
+    cells = [cell for cell in found if _drawn(cell)]
+    if len({cell.info.task for cell in cells}) < 2:
         raise NothingToDrawError(
             "needs rows of two bridge setups at least (experiments table1, bridge, contrast)"
         )
     models = notes.models(cells)
-    lines = sorted({_line(cell.place) for cell in cells})
+    lines = sorted({_line(cell) for cell in cells})
     figure = style.blank(style.PAGE, 1.75 + len(RULES) * (0.32 + 0.31 * len(lines)))
     panels = figure.subplots(len(RULES), len(models), sharex=True, sharey=True, squeeze=False)
     for row, (rule, title) in zip(panels, RULES.items(), strict=True):
         for axes, model in zip(row, models, strict=True):
-            own = [cell for cell in cells if cell.place.rule == rule and cell.place.model == model]
+            own = [cell for cell in cells if cell.info.rule == rule and cell.info.base == model]
             _panel(axes, own, lines)
             axes.set_title(f"{title}, {model}")
     for axes in panels[-1]:
@@ -55,7 +57,9 @@ def draw(found: Sequence[Cell]) -> Figure:
         Line2D([], [], color=colour, marker=marker, linestyle="", label=label)
         for colour, marker, _, label in ASKED.values()
     ]
-    marks.append(_toy_mark(linestyle="", label="toy, step by step"))
+    predicted = _toy_mark()
+    predicted.set_label("toy, step by step")
+    marks.append(predicted)
     figure.legend(handles=marks, loc="outside upper center", ncols=5, columnspacing=1.0, handletextpad=0.2)
     style.note(
         figure,
@@ -67,28 +71,29 @@ def draw(found: Sequence[Cell]) -> Figure:
             notes.measured(cells),
             notes.INTERVALS,
             notes.regime(cells),
+            *notes.undertrained(cells),
         ),
     )
     return figure
 
 
-def _drawn(place: Place) -> bool:
+def _drawn(cell: Cell) -> bool:
     return (
-        place.composition.startswith("setup-")
-        and place.library == ("hop1", "hop2")
-        and place.rule in RULES
-        and place.weights is None
-        and place.control is None
-        and place.layers in (None, "mlp")
-        and {name for name, _ in place.variant} <= {"steps", "initial_a"}
-        and (place.composition != "setup-0" or place.dataset == "R")
+        cell.info.task in NUMBERS
+        and cell.info.library == ("hop1", "hop2")
+        and cell.info.rule in RULES
+        and cell.info.weights is None
+        and cell.info.control is None
+        and cell.info.layers in (None, "mlp")
+        and cell.info.variant.keys() <= {"steps", "initial_a"}
+        and (cell.info.task != "setup-0" or cell.info.dataset == "R")
     )
 
 
-def _line(place: Place) -> tuple[int, str]:
+def _line(cell: Cell) -> tuple[int, str]:
     """The setup's number, and how it was trained where that is not as usual."""
-    number = int(place.composition.removeprefix("setup-"))
-    variant = dict(place.variant)
+    number = NUMBERS[cell.info.task]
+    variant = cell.info.variant
     more = [f"{variant['steps']} steps"] if "steps" in variant else []
     more += ["shared A"] if variant.get("initial_a") == "shared" else []
     return number, ", ".join(more)
@@ -102,24 +107,27 @@ def _label(line: tuple[int, str]) -> str:
     return f"{number}:  " + " | ".join(parts)
 
 
-def _toy_mark(**options) -> Line2D:
-    xy = options.pop("xy", ((), ()))
-    return Line2D(*xy, color=BLACK, marker="D", fillstyle="none", markersize=5.5, **options)
+def _toy_mark(x: Sequence[float] = (), y: Sequence[float] = ()) -> Line2D:
+    return Line2D(
+        x, y, color=BLACK, marker="D", fillstyle="none", markersize=5.5, linestyle="", clip_on=False
+    )
 
 
 def _panel(axes: Axes, cells: Sequence[Cell], lines: Sequence[tuple[int, str]]) -> None:
-    for height in range(0, len(lines), 2):
-        axes.axhspan(height - 0.5, height + 0.5, color=PALE, alpha=0.5, linewidth=0)
+    for top in range(0, len(lines), 2):
+        axes.axhspan(top - 0.5, top + 0.5, color=PALE, alpha=0.5, linewidth=0)
     for cell in cells:
-        colour, marker, shift, _ = ASKED[cell.place.asked]
-        height = lines.index(_line(cell.place)) + shift
-        share = cell.shares["correct"]
-        if cell.place.asked == STEPS:
-            axes.add_line(_toy_mark(xy=([cell.toy["shares"].get("correct", 0.0)], [height]), clip_on=False))
+        colour, marker, shift, _ = ASKED[cell.asked]
+        height = lines.index(_line(cell)) + shift
+        share = cell.share
+        if cell.asked == STEPS and cell.prediction:
+            axes.add_line(_toy_mark([cell.prediction["shares"].get("correct", 0.0)], [height]))
         spread = np.abs(np.array([cell.interval()]).T - share)
         axes.errorbar(
             [share], [height], xerr=spread, color=colour, marker=marker, elinewidth=0.8, clip_on=False
         )
+        if cell.undertrained:
+            style.ring(axes, share, height)
     axes.set(xlim=(0, 1), ylim=(len(lines) - 0.5, -0.5))
     axes.set_yticks(range(len(lines)), [_label(line) for line in lines])
     axes.tick_params(axis="y", length=0)

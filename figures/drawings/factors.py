@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures import notes, registry, style
-from figures.measured.cells import Cell, pooled
 from figures.registry import CELLS, NothingToDrawError
 from figures.style import BLUE, PALE, VERMILION
+from results.cells import Cell
 
 RULES = {
     "mean": "mean (products)",
@@ -48,17 +48,17 @@ ASKED = {
 )
 def draw(found: Sequence[Cell]) -> Figure:
     """A panel for each way of asking; a line for each rule and form of the same updates."""
-    cells = [cell for cell in found if {"initial_a", "gauge"} <= dict(cell.place.variant).keys()]
-    cells = pooled(cell for cell in cells if cell.place.asked in ASKED)
+    cells = [cell for cell in found if {"initial_a", "gauge"} <= cell.info.variant.keys()]
+    cells = [cell for cell in cells if cell.asked in ASKED]
     if not cells:
         raise NothingToDrawError("needs rows of experiment gauge")
     model = notes.models(cells)[0]
-    cells = [cell for cell in cells if cell.place.model == model]
+    cells = [cell for cell in cells if cell.info.base == model]
     lines = [(rule, gauge) for rule in RULES for gauge in GAUGES]
     figure = style.blank(style.PAGE, 5.3)
     panels = figure.subplots(1, len(ASKED), sharex=True, sharey=True)
     for axes, (asked, title) in zip(panels, ASKED.items(), strict=True):
-        _panel(axes, [cell for cell in cells if cell.place.asked == asked], lines)
+        _panel(axes, [cell for cell in cells if cell.asked == asked], lines)
         axes.set_title(title, fontsize=8)
         axes.set_xlabel("share right")
     panels[0].set_yticks(range(len(lines)), [_label(*line) for line in lines])
@@ -75,8 +75,9 @@ def draw(found: Sequence[Cell]) -> Figure:
             style.PAGE,
             "The same updates ΔW in other factors: one adapter's signs flipped, each turned by a random "
             "orthogonal matrix of its own, or balanced factors of its SVD; a rule of products cannot see it",
-            notes.measured(cells) + f", data set {cells[0].place.dataset}",
+            notes.measured(cells) + f", data set {cells[0].info.dataset}",
             notes.INTERVALS,
+            *notes.undertrained(cells),
         ),
     )
     return figure
@@ -87,16 +88,18 @@ def _label(rule: str, gauge: str) -> str:
 
 
 def _panel(axes: Axes, cells: Sequence[Cell], lines: Sequence[tuple[str, str]]) -> None:
-    for height in range(0, len(lines), 2 * len(GAUGES)):
-        axes.axhspan(height - 0.5, height + len(GAUGES) - 0.5, color=PALE, alpha=0.5, linewidth=0)
+    for top in range(0, len(lines), 2 * len(GAUGES)):
+        axes.axhspan(top - 0.5, top + len(GAUGES) - 0.5, color=PALE, alpha=0.5, linewidth=0)
     for cell in cells:
-        variant = dict(cell.place.variant)
-        colour, marker, _ = STARTS[variant["initial_a"]]
+        variant = cell.info.variant
+        colour, marker, _ = STARTS[str(variant["initial_a"])]
         shift = 0.15 if variant["initial_a"] == "shared" else -0.15
-        height = lines.index((cell.place.rule, variant["gauge"])) + shift
-        share = cell.shares["correct"]
+        height = lines.index((cell.info.rule, str(variant["gauge"]))) + shift
+        share = cell.share
         axes.plot(cell.interval(), [height] * 2, color=colour, linewidth=0.8, clip_on=False)
         axes.plot([share], [height], marker, color=colour, clip_on=False)
+        if cell.undertrained:
+            style.ring(axes, share, height)
     axes.set(xlim=(0, 1), ylim=(len(lines) - 0.5, -0.5))
     axes.tick_params(axis="y", length=0)
     axes.set_xticks(np.linspace(0, 1, 3), ["0", "½", "1"])

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from figures import notes, registry, style
-from figures.measured.cells import Cell, Place, pooled
 from figures.registry import CELLS, NothingToDrawError
 from figures.style import BLUE, GREEN, GREY, VERMILION
+from results.cells import Cell
 from results.forms import percent
 
 #: What is asked, and what the two adapters were trained on; relations spouse_of and live_in of real names.
@@ -31,31 +31,31 @@ class Bar:
 
     label: str
     colour: str
-    of: Callable[[Place], bool]
+    of: Callable[[Cell], bool]
 
 
 BARS = (
-    Bar("no adapter", GREY, lambda place: place.control == "base" and place.decode == "direct"),
+    Bar("no adapter", GREY, lambda cell: cell.info.control == "base" and cell.ask == "direct"),
     Bar(
         "two adapters, one hop each, merged:\nasked directly",
         VERMILION,
-        lambda place: _merged(place) and place.decode == "direct",
+        lambda cell: _merged(cell) and cell.ask == "direct",
     ),
     Bar(
         "the same, asked to answer\nstep by step",
         BLUE,
-        lambda place: _merged(place) and place.decode == "steps",
+        lambda cell: _merged(cell) and cell.ask == "steps",
     ),
     Bar(
         "one adapter trained on the\ntwo-hop questions, asked directly",
         GREEN,
-        lambda place: place.library == QUESTIONS and place.decode == "direct",
+        lambda cell: cell.info.library == QUESTIONS and cell.ask == "direct",
     ),
 )
 
 
-def _merged(place: Place) -> bool:
-    return place.library == PAIR and place.rule == RULE and place.control is None
+def _merged(cell: Cell) -> bool:
+    return cell.info.library == PAIR and cell.info.rule == RULE and cell.info.control is None
 
 
 @registry.figure(
@@ -69,46 +69,55 @@ def _merged(place: Place) -> bool:
 )
 def draw(found: Sequence[Cell]) -> Figure:
     """A panel a model, those with most cells; what a bar shows, its share right with Wilson's interval."""
-    cells = pooled(cell for cell in found if _plain(cell.place))
+    cells = [cell for cell in found if _plain(cell)]
     models = [
         model
         for model in notes.models(found)
-        if all(any(bar.of(cell.place) for cell in cells if cell.place.model == model) for bar in BARS)
+        if all(any(bar.of(cell) for cell in cells if cell.info.base == model) for bar in BARS)
     ][:MODELS]
     if not models:
         raise NothingToDrawError("needs rows of setup 0 on R: the base, hop1 and hop2 by sum, and the oracle")
-    cells = [cell for cell in cells if cell.place.model in models]
+    cells = [cell for cell in cells if cell.info.base in models]
     figure = style.blank(style.PAGE, 3.55)
     figure.suptitle(f"{KNOWN}\nAsked: {QUESTION}", x=0.01, ha="left", fontsize=10)
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     for axes, model in zip(panels, models, strict=True):
-        _panel(axes, [cell for cell in cells if cell.place.model == model])
+        _panel(axes, [cell for cell in cells if cell.info.base == model])
         axes.set_title(model, fontsize=11)
         axes.set_xlabel("right answers, %", fontsize=10)
     panels[0].set_yticks(range(len(BARS)), [bar.label for bar in BARS], fontsize=10)
-    shown = [cell for cell in cells if any(bar.of(cell.place) for bar in BARS)]
+    shown = [cell for cell in cells if any(bar.of(cell) for bar in BARS)]
     sentences = (
         f"Real names. Merged: both updates are added, rule {RULE}",
         *(_others(model, cells) for model in models),
         notes.measured(shown),
         notes.INTERVALS,
+        *notes.undertrained(shown, f"Hatched, {notes.DAGGER}"),
     )
     style.note(figure, notes.wrapped(style.PAGE, *sentences))
     return figure
 
 
-def _plain(place: Place) -> bool:
-    plain = not place.variant and place.weights is None and place.layers in (None, "mlp")
-    return plain and place.composition == "setup-0" and place.group == "two-hop" and place.dataset == DATASET
+def _plain(cell: Cell) -> bool:
+    plain = not cell.info.variant and cell.info.weights is None and cell.info.layers in (None, "mlp")
+    return plain and cell.info.task == "setup-0" and cell.group == "two-hop" and cell.info.dataset == DATASET
 
 
 def _panel(axes: Axes, cells: Sequence[Cell]) -> None:
     for height, bar in enumerate(BARS):
-        (cell,) = (cell for cell in cells if bar.of(cell.place))
-        share, (low, high) = cell.shares["correct"], cell.interval()
-        axes.barh([height], [share], 0.62, color=bar.colour)
+        (cell,) = (cell for cell in cells if bar.of(cell))
+        share, (low, high) = cell.share, cell.interval()
+        hatch = "////" if cell.undertrained else None
+        axes.barh([height], [share], 0.62, color=bar.colour, hatch=hatch, edgecolor="white", linewidth=0)
         axes.plot([low, high], [height] * 2, color=style.BLACK, linewidth=1.2)
-        axes.text(high + 0.03, height, f"{100 * share:.0f}%", va="center", fontsize=11, fontweight="bold")
+        axes.text(
+            high + 0.03,
+            height,
+            f"{100 * share:.0f}%{notes.DAGGER * cell.undertrained}",
+            va="center",
+            fontsize=11,
+            fontweight="bold",
+        )
     axes.set(xlim=(0, 1.3), ylim=(len(BARS) - 0.5, -0.5))
     axes.set_xticks(np.linspace(0, 1, 3), ["0", "50", "100"], fontsize=10)
     axes.tick_params(axis="y", length=0)
@@ -119,14 +128,14 @@ def _others(model: str, cells: Sequence[Cell]) -> str:
     others = [
         cell
         for cell in cells
-        if cell.place.model == model
-        and cell.place.library == PAIR
-        and cell.place.control is None
-        and not dict(cell.place.setting).get("examples")
+        if cell.info.base == model
+        and cell.info.library == PAIR
+        and cell.info.control is None
+        and not cell.info.setting.get("examples")
     ]
     text = []
     for decode, word in (("direct", "directly"), ("steps", "step by step")):
-        shares = [cell.shares["correct"] for cell in others if cell.place.decode == decode]
+        shares = [cell.share for cell in others if cell.ask == decode]
         text.append(f"{word} {percent(min(shares))} to {percent(max(shares))}%")
-    rules = {cell.place.rule for cell in others}
+    rules = {cell.info.rule for cell in others}
     return f"{model} over all {len(rules)} merge rules without data: {', '.join(text)}"

@@ -76,8 +76,8 @@ def _orbit_panel(axes: Axes, rows: Sequence[Row], reflection: bool) -> None:
     for angle, several in places.items():
         height, edge = min(named["margins"][several[0]]), abs(angle) > 150
         axes.plot([angle] * 2, [height, 1.05], color=BLACK, linewidth=0.6, clip_on=False)
-        mark = {"color": "white", "markeredgecolor": BLACK, "markersize": 6, "zorder": 5, "clip_on": False}
-        axes.plot([angle], [height], "D", **mark)
+        (mark,) = axes.plot([angle], [height], "D", color="white", markeredgecolor=BLACK, markersize=6)
+        mark.set(zorder=5, clip_on=False)
         side = "center" if not edge else ("right" if angle > 0 else "left")
         axes.text(angle, 1.08, " = ".join(named["gauges"][i] for i in several), ha=side, va="bottom")
     if reflection:  # the permutation that exchanges two columns, as when the facts are numbered the other way

@@ -11,16 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures import notes, registry, style
-from figures.measured.cells import Row
 from figures.registry import EDITS, NothingToDrawError
-from figures.style import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILION
+from figures.store import Row
+from figures.style import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILION, Dashes
 
 #: What is drawn of each coefficient: key, colour, marker, dashes, label.
-CURVES = {
+CURVES: dict[str, tuple[str, str, Dashes, str]] = {
     "own": (BLUE, "o", "-", "edit of the question's own chain"),
     "other": (VERMILION, "^", (0, (4, 1.5)), "edit of another chain"),
 }
-LEAKS = {
+LEAKS: dict[str, tuple[str, str, Dashes, str]] = {
     "leak1": (GREEN, "s", "-", "edits of hop 1"),
     "leak2": (PURPLE, "D", (0, (4, 1.5)), "edits of hop 2"),
 }

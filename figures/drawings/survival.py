@@ -13,9 +13,9 @@ from figures import registry, style
 from figures.bars import bar
 from figures.registry import THEORY
 from figures.store import Row, one
-from figures.style import BLACK, BLUE, GREY, VERMILION
+from figures.style import BLACK, BLUE, GREY, VERMILION, Dashes
 
-CURVES = {
+CURVES: dict[tuple[str, int], tuple[str, Dashes, str]] = {
     ("sum", 1): (BLUE, "-", "sum of products, n = 1"),
     ("sum", 10): (BLUE, (0, (1, 1.2)), "sum of products, n = 10"),
     ("linear", 1): (VERMILION, (0, (5, 1.5)), "linear (factor-wise, SVD gauge), n = 1"),

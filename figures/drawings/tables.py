@@ -1,6 +1,6 @@
 """The paper's tables beside the toy's prediction and our measurement, line by line.
 
-Our rules have the paper's names as in `results.tables`: Uniform and Arrow are families, whose
+Our rules have the paper's names as in `results.paper`: Uniform and Arrow are families, whose
 form of products and form of factors both stand beside the paper's number.
 """
 
@@ -18,10 +18,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from figures import notes, registry, style
-from figures.measured.cells import Cell, Place, pooled
 from figures.registry import CELLS, NothingToDrawError
 from figures.style import BLACK, BLUE, GREEN, GREY, PALE, VERMILION
-from results.tables import LIBRARIES, PAPER_RULES, paper
+from results import paper
+from results.cells import Cell
 
 #: Tables in each column of the drawing.
 COLUMNS = (("table1", "table10", "table9", "table12"), ("table7", "table8", "table2"))
@@ -42,7 +42,7 @@ LABELS = 1.3
 )
 def draw(found: Sequence[Cell]) -> Figure:
     """Every table in two columns; a band is the range over the paper's models, a tick one of them."""
-    cells = pooled(cell for cell in found if as_printed(cell.place))
+    cells = [cell for cell in found if printed(cell)]
     if not cells:
         raise NothingToDrawError("needs rows of an experiment that the paper has a table of")
     models = notes.models(cells)[: len(MODELS)]
@@ -55,24 +55,26 @@ def draw(found: Sequence[Cell]) -> Figure:
         notes.measured(cells),
         notes.INTERVALS,
         notes.regime(cells) + f"; of the facts as {models[0]} knows them",
+        *notes.undertrained(cells),
     )
     marks: list[Artist] = [Patch(color="#BBBBBB", label="paper's models")]
-    marks += [_mark(BLACK, "D", True, label="toy, in steps"), _mark(BLACK, "x", True, label="toy, directly")]
-    marks += [_mark(*look, True, label=model) for model, look in zip(models, MODELS, strict=False)]
+    marks += [
+        _labelled(_mark(BLACK, m, True), f"toy, {how}") for m, how in (("D", "in steps"), ("x", "directly"))
+    ]
+    marks += [_labelled(_mark(*look, True), model) for model, look in zip(models, MODELS, strict=False)]
     top_edge = TOP if len(marks) <= 5 else TOP + 0.18
     below = AXIS + 0.165 * (note.count("\n") + 1)
-    tall = max(sum(HEADING + LINE * len(paper()[name]["rows"]) for name in names) for names in COLUMNS)
+    tall = max(sum(HEADING + LINE * len(paper.tables()[name]["rows"]) for name in names) for names in COLUMNS)
     height = top_edge + tall + below
     figure = style.blank(style.PAGE, height)
     figure.set_layout_engine("none")
     for column, names in enumerate(COLUMNS):
         top = top_edge
         for name in names:
-            inches = LINE * len(paper()[name]["rows"])
+            inches = LINE * len(paper.tables()[name]["rows"])
             left = column * style.PAGE / 2 + LABELS
-            place = (left, height - top - HEADING - inches, style.PAGE / 2 - LABELS - 0.12, inches)
-            size = (style.PAGE, height, style.PAGE, height)
-            axes = figure.add_axes(tuple(a / b for a, b in zip(place, size, strict=True)))
+            low, wide = height - top - HEADING - inches, style.PAGE / 2 - LABELS - 0.12
+            axes = figure.add_axes((left / style.PAGE, low / height, wide / style.PAGE, inches / height))
             _table(axes, name, cells, models, last=name == names[-1])
             top += HEADING + inches
     figure.legend(
@@ -86,46 +88,36 @@ def draw(found: Sequence[Cell]) -> Figure:
     return figure
 
 
-def as_printed(place: Place) -> dict[str, Any] | None:
-    """The place in the words of paper_tables.toml, None for what the paper has no number for.
+def printed(cell: Cell) -> Mapping[str, Any] | None:
+    """The cell in the paper's words, None where it has no number of it.
 
     Libraries were asked step by step; of single adapters it does not say, and they are taken directly. What
     libraries answer directly is kept for the toy alone.
     """
-    variant = dict(place.variant)
-    adapters, form = variant.pop("adapters", "LoRA"), variant.pop("form", None)
-    if place.group != "two-hop" or place.weights or variant or place.control in ("base", "random"):
-        return None
-    rule = PAPER_RULES.get(place.rule)
-    if adapters != "LoRA":
-        rule = {"cat": "concat", "linear": "linear"}.get(form)
-    asked = {"dataset": place.dataset, "layers": place.layers or "mlp", "adapters": adapters}
-    if place.composition.startswith("library-"):
-        several = len(place.library) > 1 and rule
-        return {"rule": rule, "composition": place.composition} if several else None
-    library = LIBRARIES.get(place.library)
-    alone = len(place.library) == 1
-    if library is None or not (alone or rule) or (alone and place.decode != "direct"):
-        return None
-    number = int(place.composition.removeprefix("setup-"))
-    return {**asked, "setup": number, "library": library, "rule": "alone" if alone else rule}
+    plain = cell.info.variant.keys() <= {"adapters", "form"}
+    alone = len(cell.info.library) == 1
+    return paper.as_printed(cell) if plain and not (alone and cell.ask != "direct") else None
 
 
 def matching(cells: Sequence[Cell], table: Mapping[str, Any], row: Mapping[str, Any]) -> list[Cell]:
     """The cells that are a row of a table."""
-    wanted = {key: value for key, value in {**table.get("fixed", {}), **row}.items() if key != "values"}
-    return [cell for cell in cells if wanted.items() <= as_printed(cell.place).items()]
+    return [cell for cell in cells if (said := printed(cell)) and paper.is_row(said, table, row)]
 
 
-def _mark(colour: str, marker: str, filled: bool, **options: Any) -> Line2D:
+def _mark(colour: str, marker: str, filled: bool, x: Sequence[float] = (), y: Sequence[float] = ()) -> Line2D:
     fill = (GREY if marker == "D" else colour) if filled else "white"
-    size = 5.5 if marker == "D" else 4
-    look = {"color": colour, "markerfacecolor": fill, "marker": marker, "markersize": size}
-    return Line2D(*options.pop("xy", ((), ())), linestyle="", clip_on=False, **look, **options)
+    mark = Line2D(x, y, linestyle="", clip_on=False, color=colour, marker=marker, markerfacecolor=fill)
+    mark.set_markersize(5.5 if marker == "D" else 4)
+    return mark
+
+
+def _labelled(mark: Artist, label: str) -> Artist:
+    mark.set_label(label)
+    return mark
 
 
 def _table(axes: Axes, name: str, cells: Sequence[Cell], models: Sequence[str], *, last: bool) -> None:
-    table = paper()[name]
+    table = paper.tables()[name]
     for height, row in enumerate(table["rows"]):
         if height % 2 == 0:
             axes.axhspan(height - 0.5, height + 0.5, color=PALE, alpha=0.45, linewidth=0)
@@ -171,14 +163,20 @@ def _label(row: Mapping[str, Any]) -> str:
 
 
 def _cell(axes: Axes, cell: Cell, height: float, models: Sequence[str]) -> None:
-    filled, alone = cell.place.rule not in FACTORS, len(cell.place.library) == 1
-    directly = cell.place.decode == "direct" and not alone
+    filled, alone = cell.info.rule not in FACTORS, len(cell.info.library) == 1
+    directly = cell.ask == "direct" and not alone
     shift = height if alone else height + (0.17 if filled else -0.17)
-    if cell.place.model == models[0] and cell.toy:
-        right = cell.toy["shares"].get("correct", 0.0)
-        axes.add_line(_mark(BLACK, "x" if directly else "D", filled, xy=([right], [shift]), zorder=2.5))
-    if cell.place.model in models and not directly:
-        colour, marker = MODELS[models.index(cell.place.model)]
-        share = cell.shares["correct"]
+    if cell.info.base == models[0] and cell.prediction:
+        right = cell.prediction["shares"].get("correct", 0.0)
+        toy = _mark(BLACK, "x" if directly else "D", filled, [right], [shift])
+        toy.set_zorder(2.5)
+        axes.add_line(toy)
+    if cell.info.base in models and not directly:
+        colour, marker = MODELS[models.index(cell.info.base)]
+        share = cell.share
         axes.plot(cell.interval(), [shift] * 2, color=colour, linewidth=0.8, clip_on=False)
-        axes.add_line(_mark(colour, marker, filled, xy=([share], [shift]), zorder=3))
+        if cell.undertrained:
+            style.ring(axes, share, shift)
+        mark = _mark(colour, marker, filled, [share], [shift])
+        mark.set_zorder(3)
+        axes.add_line(mark)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures import notes, registry, style
-from figures.measured.cells import Cell, Place, pooled
 from figures.registry import CELLS, NothingToDrawError
 from figures.style import BLACK, BLUE, VERMILION
+from results.cells import Cell
 
 #: The adapter of each hop in a pair: place, colour, marker, label.
 HOPS = {
@@ -22,19 +22,19 @@ HOPS = {
 }
 
 
-def swept(place: Place) -> bool:
+def swept(cell: Cell) -> bool:
     """Whether a cell belongs to the sweep of two weights that add up to one."""
     return (
-        place.rule == "sum" and place.weights is not None and len(place.weights) == 2
-        and abs(sum(place.weights) - 1) < 1e-9 and not place.variant and place.control is None
+        cell.info.rule == "sum" and cell.info.weights is not None and len(cell.info.weights) == 2
+        and abs(sum(cell.info.weights) - 1) < 1e-9 and not cell.info.variant and cell.info.control is None
     )  # fmt: skip
 
 
 def curves(cells: Iterable[Cell]) -> list[Cell]:
     """Those of the cells that differ from another one in nothing but the weights: one point is no curve."""
-    sweeps: dict[Place, list[Cell]] = {}
+    sweeps: dict[str, list[Cell]] = {}
     for cell in cells:
-        sweeps.setdefault(replace(cell.place, weights=None, spec_hash=""), []).append(cell)
+        sweeps.setdefault(cell.key("weights", "spec_hash"), []).append(cell)
     return [cell for sweep in sweeps.values() if len(sweep) > 1 for cell in sweep]
 
 
@@ -48,20 +48,20 @@ def curves(cells: Iterable[Cell]) -> list[Cell]:
 )
 def draw(found: Sequence[Cell]) -> Figure:
     """A column for known facts and one for fresh ones, a line of panels for each model."""
-    cells = curves(pooled(cell for cell in found if swept(cell.place) and cell.place.group in HOPS))
+    cells = curves(cell for cell in found if swept(cell) and cell.group in HOPS)
     if not cells:
         raise NothingToDrawError(
             "needs rows of experiment survival (two pairs of weights a and 1 - a at least)"
         )
     models = notes.models(cells)
-    kinds = [known for known in (True, False) if any(cell.place.known == known for cell in cells)]
+    kinds = [known for known in (True, False) if any(notes.known(cell) == known for cell in cells)]
     figure = style.blank(style.PAGE, 1.35 + 1.9 * len(models))
     panels = figure.subplots(len(models), len(kinds), sharex=True, sharey=True, squeeze=False)
     for line, model in zip(panels, models, strict=True):
         for axes, known in zip(line, kinds, strict=True):
-            own = [c for c in cells if c.place.model == model and c.place.known == known]
+            own = [c for c in cells if c.info.base == model and notes.known(c) == known]
             _panel(axes, own)
-            data = ", ".join(sorted({cell.place.dataset for cell in own}))
+            data = ", ".join(sorted({cell.info.dataset or "" for cell in own}))
             kind = "Known facts: the base has old answers" if known else "Fresh facts: the base has none"
             axes.set_title(f"{kind} ({data})" if own else f"{kind} (not measured)")
         line[0].set_ylabel(f"{model}:\nshare answered rightly")
@@ -83,6 +83,7 @@ def draw(found: Sequence[Cell]) -> Figure:
             notes.INTERVALS,
             notes.regime(cells)
             + "; it turns right where its margin, a straight line between weights, is zero",
+            *notes.undertrained(cells),
         ),
     )
     return figure
@@ -91,21 +92,30 @@ def draw(found: Sequence[Cell]) -> Figure:
 def _panel(axes: Axes, cells: Sequence[Cell]) -> None:
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.04, 1.06))
     for number, (group, (place, colour, marker, _)) in enumerate(HOPS.items()):
-        own = sorted((c for c in cells if c.place.group == group), key=lambda c: c.place.weights[place])
+        own = sorted((c for c in cells if c.group == group), key=partial(weight, place=place))
         if not own:
             continue
-        weights = np.array([cell.place.weights[place] for cell in own])
-        shares = np.array([cell.shares["correct"] for cell in own])
+        weights = np.array([weight(cell, place) for cell in own])
+        shares = np.array([cell.share for cell in own])
         spread = np.abs(np.array([cell.interval() for cell in own]).T - shares)
-        if number == 0:
-            edge = turning(weights, [cell.toy["margin"] for cell in own])
+        margins = [cell.prediction["margin"] for cell in own if cell.prediction]
+        if number == 0 and len(margins) == len(own):
+            edge = turning(weights, margins)
             steps = ([0, edge, edge, 1], [0, 0, 1, 1])
             axes.plot(*steps, color=BLACK, linestyle=(0, (4, 1.5)), linewidth=1.1)
         axes.errorbar(
             weights + (number - 0.5) * 0.012, shares, spread, color=colour, marker=marker, elinewidth=0.8
         )
+        for cell, x in zip(own, weights, strict=True):
+            if cell.undertrained:
+                style.ring(axes, x + (number - 0.5) * 0.012, cell.share)
 
 
-def turning(weights: Sequence[float], margins: Sequence[float]) -> float:
+def weight(cell: Cell, place: int) -> float:
+    """The weight of the adapter at this place of the library."""
+    return (cell.info.weights or (1.0,) * len(cell.info.library))[place]
+
+
+def turning(weights: Sequence[float] | np.ndarray, margins: Sequence[float]) -> float:
     """The weight at which a margin that grows with it is zero; between the weights it is straight."""
     return float(np.interp(0.0, margins, weights))

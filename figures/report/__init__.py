@@ -15,13 +15,16 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from figures import store
-from figures.measured import toy
-from figures.measured.cells import Cell, Row
+from figures import predictions as kept_predictions
+from figures import reading, store
+from figures.notes import DAGGER, UNDERTRAINED
 from figures.report import case_by_case, ledger, opening, rerun, sources, tables
 from figures.report import drawings as pictures
 from figures.report.rerun import Rerun
 from figures.report.sources import Source
+from figures.store import Row
+from results import frame as frames
+from results.cells import Cell
 from toytransformer.compositions import provenance, replace_file
 
 #: Rows that the theory computes, by their name in Content.
@@ -75,19 +78,19 @@ class Content:
     @property
     def cells(self) -> list[Cell]:
         """The committed cells, and those of runs on other models."""
-        found = [cell for source in self.committed for cell in source.cells]
-        digests = {cell.place.digest for cell in found}
-        return found + [cell for run in self.runs for cell in run.cells if cell.place.digest not in digests]
+        cells = sources.all_cells(self.committed)
+        digests = {cell.info.digest for cell in cells}
+        return cells + [cell for cell in sources.all_cells(self.runs) if cell.info.digest not in digests]
 
 
 def gather(
     ledger_file: Path,
     drawings: Path | None = None,
     rows: Path = store.COMMITTED,
-    toy_file: Path = toy.COMMITTED,
+    toy_file: Path = kept_predictions.COMMITTED,
     measured: Sequence[Path] = (),
     runs: Sequence[Path] = (),
-    tick: Callable[[int, int], Any] | None = None,
+    tick: Callable[[int, int], None] | None = None,
 ) -> Content:
     """Read everything; predictions that lack are computed, with `tick(done, all)` after each.
 
@@ -95,22 +98,17 @@ def gather(
     files of that. Errors: ValueError naming what cannot be read.
     """
     checks = ledger.read(ledger_file)
-    ran = [sources.read(path) for path in runs]
-    wanted = {key for run in ran for key in run.answers}
-    kept = [sources.read(path, wanted) for path in measured]
-    several = [*kept, *ran]
-    joined, predictions = toy.join(
-        [cell for source in several for cell in source.cells], toy.read(toy_file), tick
-    )
-    cells = iter(joined)
-    several = [replace(source, cells=tuple(next(cells) for _ in source.cells)) for source in several]
-    kept, ran = several[: len(kept)], several[len(kept) :]
+    several = [sources.read(folder) for folder in (*measured, *runs)]
+    predictions = reading.predict([source.frame for source in several], kept_predictions.read(toy_file), tick)
+    said = kept_predictions.by_hash(predictions)
+    several = [replace(s, cells=tuple(frames.predicted(s.cells, said))) for s in several]
+    kept, ran = several[: len(measured)], several[len(measured) :]
     drawn = store.read(rows)
     anew = {}
     if rows.resolve() != store.COMMITTED.resolve():
         anew["drawn"] = beside(_numbered(drawn), _numbered(store.read(store.COMMITTED)))
-    if toy_file.resolve() != toy.COMMITTED.resolve():
-        anew["predictions"] = beside(_hashed(predictions), _hashed(toy.read()))
+    if toy_file.resolve() != kept_predictions.COMMITTED.resolve():
+        anew["predictions"] = beside(_hashed(predictions), _hashed(kept_predictions.read()))
     return Content(
         checks,
         pictures.embed(drawings) if drawings else (),
@@ -168,8 +166,6 @@ def render(content: Content) -> str:
     environment.filters |= {"value": value, "right": opening.right, "merge": opening.merge}
     environment.tests["failed"] = ledger.failed
     environment.globals |= {"measured": opening.measured, "groups": tables.groups}
-    several = (*content.committed, *content.runs)
-    formed = {place: share for source in reversed(several) for place, share in source.formed.items()}
     lines = opening.lines(content.cells)
     models = list(dict.fromkeys(model for line in lines for model in line.cells))
     return environment.get_template("page.html").render(
@@ -179,7 +175,7 @@ def render(content: Content) -> str:
         verdicts=opening.verdicts(lines),
         instead=opening.instead(lines, content.cells),
         elsewhere={run.name: sorted(set(run.commits) - {provenance()["git"]}) for run in content.runs},
-        reasons=opening.reasons(content.cells, formed),
+        reasons=opening.reasons(content.cells),
         claims=ledger.claims(content.checks),
         failures=sum(map(ledger.failed, content.checks)),
         corrections=ledger.corrections(content.checks),
@@ -189,8 +185,8 @@ def render(content: Content) -> str:
         tone={opening.COMPOSES: "yes", opening.FAILS: "no", opening.OPEN: ""},
         level=rerun.LEVEL,
         told=(rerun.IDENTICAL, rerun.WORDS, rerun.DIFFERS),
-        header=tables.HEADER,
-        sources=several,
+        sources=(*content.committed, *content.runs),
+        caution=f"{DAGGER}: {UNDERTRAINED}" if any(cell.undertrained for cell in content.cells) else "",
         origins=_origins(content),
     )
 
@@ -203,7 +199,7 @@ def _origins(content: Content) -> dict[str, dict[str, str]]:
         about = {"rows": f"{len(rows):,}"} if file else {}
         if file and file.exists():
             about |= sources.identity(file)
-        said = next((row["provenance"] for row in rows if "provenance" in row), {})
+        said: Row = next((row["provenance"] for row in rows if "provenance" in row), {})
         if about or said:
             found[title] = {**about, **{key: value(entry) for key, entry in said.items()}}
     return found

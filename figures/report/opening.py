@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from figures.drawings.weights import curves, swept
-from figures.measured.cells import Cell, Place
-from figures.notes import seeds
+from figures.drawings.weights import curves, swept, weight
+from figures.notes import DAGGER, known, seeds
 from figures.report import case_by_case
-from results.forms import percent
+from results.cells import RIGHT, Cell, percent
 from results.statistics import wilson
 
 PAIR = ("hop1", "hop2")
@@ -23,6 +22,8 @@ PAIR = ("hop1", "hop2")
 TRAINED = {"initial_a", "steps", "adapters", "form"}
 #: The chance that an interval misses; all of them are of this level.
 LEVEL = 0.05
+#: The mark of an answer that ends as a chain of thought does.
+FORM = "has_form"
 #: The data set of the opening: real names, about which a base model may know something.
 REAL = "R"
 
@@ -36,52 +37,52 @@ class Held:
     """What one has: its name in a sentence, whether a cell is of it, and how it is asked."""
 
     name: str
-    of: Callable[[Place], bool]
+    of: Callable[[Cell], bool]
     asked: tuple[str, ...]
 
 
-def _pair(place: Place) -> bool:
-    both = place.weights is None or all(place.weights)
-    return place.library == PAIR and place.control is None and both
+def _pair(cell: Cell) -> bool:
+    both = cell.info.weights is None or all(cell.info.weights)
+    return cell.info.library == PAIR and cell.info.control is None and both
 
 
-def _fitted(place: Place) -> bool:
-    return bool(dict(place.setting).get("examples"))
+def _fitted(cell: Cell) -> bool:
+    return bool(cell.info.setting.get("examples"))
 
 
-def _plain(place: Place) -> bool:
-    return place.composition == "setup-0"
+def _plain(cell: Cell) -> bool:
+    return cell.info.task == "setup-0"
 
 
 HELD = (
     Held(
         TWO,
-        lambda place: _pair(place) and _plain(place) and not _fitted(place),
+        lambda cell: _pair(cell) and _plain(cell) and not _fitted(cell),
         ("direct", "steps"),
     ),
     Held(
         "two one-hop adapters, merged by a rule fitted to two-hop examples",
-        lambda place: _pair(place) and _plain(place) and _fitted(place),
+        lambda cell: _pair(cell) and _plain(cell) and _fitted(cell),
         ("direct", "steps"),
     ),
     Held(
         "two one-hop adapters trained with a bridge, merged",
-        lambda place: _pair(place) and place.composition.startswith("setup-") and not _plain(place),
+        lambda cell: _pair(cell) and cell.info.task.startswith("setup-") and not _plain(cell),
         ("direct", "steps"),
     ),
     Held(
         ONE,
-        lambda place: place.library == ("mixed",) and _plain(place),
+        lambda cell: cell.info.library == ("mixed",) and _plain(cell),
         ("direct", "steps"),
     ),
     Held(
         "one adapter trained on the two-hop questions",
-        lambda place: place.library == ("oracle",) and _plain(place),
+        lambda cell: cell.info.library == ("oracle",) and _plain(cell),
         ("direct",),
     ),
     Held(
         "the two-hop adapter and two one-hop adapters, merged",
-        lambda place: place.library == (*PAIR, "oracle") and place.control is None and _plain(place),
+        lambda cell: cell.info.library == (*PAIR, "oracle") and cell.info.control is None and _plain(cell),
         ("direct",),
     ),
 )
@@ -108,7 +109,7 @@ class Line:
 
 def best(cells: Sequence[Cell]) -> Cell:
     """The merge that is right most often."""
-    return max(cells, key=lambda cell: cell.shares["correct"])
+    return max(cells, key=lambda cell: cell.share)
 
 
 def verdict(cells: Sequence[Cell]) -> str:
@@ -120,7 +121,7 @@ def verdict(cells: Sequence[Cell]) -> str:
 
 def above(cell: Cell, among: int = 1) -> bool:
     """Whether more is right than not; among: of how many cells it is the best."""
-    right = min(cell.shares["correct"], 1.0) * cell.items
+    right = min(cell.share, 1.0) * cell.items
     return wilson(right, cell.items, 1 - LEVEL / among)[0] > 1 / 2
 
 
@@ -129,18 +130,19 @@ def below(cell: Cell) -> bool:
 
 
 def right(cell: Cell) -> str:
-    """Share of right answers with Wilson's interval, in percent."""
+    """Share of right answers with Wilson's interval, in percent; a dagger where adapters are undertrained."""
     low, high = cell.interval()
-    return f"{percent(cell.shares['correct'])}% [{percent(low)}, {percent(high)}]"
+    return f"{percent(cell.share)}% [{percent(low)}, {percent(high)}]" + DAGGER * cell.undertrained
 
 
-def merge(place: Place) -> str:
+def merge(cell: Cell) -> str:
     """How a library was merged, and what else was chosen."""
-    told = [f"{key.replace('_', ' ')} {value}" for key, value in (*place.options, *place.variant)]
-    if examples := dict(place.setting).get("examples"):
+    chosen = [pair for mapping in (cell.info.options, cell.info.variant) for pair in sorted(mapping.items())]
+    told = [f"{name.replace('_', ' ')} {value}" for name, value in chosen]
+    if examples := cell.info.setting.get("examples"):
         told.append(f"{examples} examples")
-    rule = "alone" if len(place.library) == 1 and place.rule == "sum" else place.rule
-    weights = f" {', '.join(f'{w:g}' for w in place.weights)}" if place.weights else ""
+    rule = "alone" if len(cell.info.library) == 1 and cell.info.rule == "sum" else cell.info.rule
+    weights = f" {', '.join(f'{w:g}' for w in cell.info.weights)}" if cell.info.weights else ""
     return rule + weights + (f" ({', '.join(told)})" if told else "")
 
 
@@ -153,13 +155,13 @@ def measured(cells: Sequence[Cell]) -> dict[str, str]:
     """What a cell of the table says of the best merge: its share right, over how much it is the best, and the
     most frequent answer beside the predicted one.
     """
-    top, least = best(cells), min(cell.shares["correct"] for cell in cells)
-    about = f"n = {top.items} questions on {top.chains} chains, {seeds([top])}"
+    top, least = best(cells), min(cell.share for cell in cells)
+    about = f"n = {top.items} questions on {top.clusters} chains, {seeds([top])}"
     if len(cells) > 1:
-        about = f"{merge(top.place)}, the best of {len(cells)} (least {percent(least)}%); {about}"
-    answers = f"most often {_most(top.shares)}"
-    if top.toy:
-        answers += f"; predicted: {_most(top.toy['shares'])}"
+        about = f"{merge(top)}, the best of {len(cells)} (least {percent(least)}%); {about}"
+    answers = f"most often {_most(top.outcomes)}"
+    if top.prediction:
+        answers += f"; predicted: {_most(top.prediction['shares'])}"
     return {"right": right(top), "about": about, "answers": answers, "verdict": verdict(cells)}
 
 
@@ -170,16 +172,16 @@ def _most(shares: Mapping[str, float]) -> str:
 
 def lines(cells: Iterable[Cell]) -> list[Line]:
     """Every line that some model has cells of."""
-    asked = [cell for cell in cells if cell.place.group == "two-hop" and cell.place.dataset == REAL]
-    asked = [cell for cell in asked if {key for key, _ in cell.place.variant} <= TRAINED]
+    asked = [cell for cell in cells if cell.group == "two-hop" and cell.info.dataset == REAL]
+    asked = [cell for cell in asked if cell.info.variant.keys() <= TRAINED]
     names = _names(asked)
     found = []
     for held in HELD:
         for decode in held.asked:
             models: dict[str, list[Cell]] = {}
             for cell in asked:
-                if cell.place.decode == decode and held.of(cell.place):
-                    models.setdefault(names[cell.place.model, cell.place.digest], []).append(cell)
+                if cell.ask == decode and held.of(cell):
+                    models.setdefault(names[cell.info.base, cell.info.digest], []).append(cell)
             if models:
                 found.append(Line(held, decode, models))
     return found
@@ -187,7 +189,7 @@ def lines(cells: Iterable[Cell]) -> list[Line]:
 
 def _names(cells: Iterable[Cell]) -> dict[tuple[str, str | None], str]:
     """What each model is called: by its digest too where another one has its name."""
-    models = dict.fromkeys((cell.place.model, cell.place.digest) for cell in cells)
+    models = dict.fromkeys((cell.info.base, cell.info.digest) for cell in cells)
     several = [name for name, _ in models]
     return {
         (name, digest): name if several.count(name) == 1 else f"{name} ({digest})" for name, digest in models
@@ -215,19 +217,20 @@ def verdicts(found: Sequence[Line]) -> dict[str, dict[str, list[str]]]:
 
 def instead(found: Sequence[Line], cells: Sequence[Cell]) -> str:
     """How often the table's most frequent answer is the predicted one, and what the bases answer directly."""
-    tops = [top for line in found for several in line.cells.values() if (top := best(several)).toy]
-    wrong = [top for top in tops if not (mostly(top.shares) == mostly(top.toy["shares"]) == "correct")]
-    agree = sum(mostly(top.shares) == mostly(top.toy["shares"]) for top in wrong)
+    tops = [best(several) for line in found for several in line.cells.values()]
+    pairs = [(mostly(top.outcomes), mostly(top.prediction["shares"])) for top in tops if top.prediction]
+    wrong = [pair for pair in pairs if pair != (RIGHT, RIGHT)]
+    agree = sum(measured == predicted for measured, predicted in wrong)
     if not wrong:
         return ""
     told = (
         "Leaving out the cells where the right answer is predicted and most frequent, the most frequent "
         f"answer is the predicted one in {agree} of {len(wrong)} cells of this table."
     )
-    bases = [cell for cell in cells if cell.place.control == "base" and cell.place.asked == "two-hop/direct"]
-    bases = [cell for cell in bases if cell.place.dataset == REAL and cell.place.known and _plain(cell.place)]
+    bases = [cell for cell in cells if cell.info.control == "base" and cell.asked == "two-hop/direct"]
+    bases = [cell for cell in bases if cell.info.dataset == REAL and known(cell) and _plain(cell)]
     if bases:
-        given = ", ".join(f"{cell.place.model} in {percent(cell.shares['old'])}%" for cell in bases)
+        given = ", ".join(f"{cell.info.base} in {percent(cell.outcome('old'))}%" for cell in bases)
         told += (
             " For known facts the theory takes for granted that the base answers two-hop questions; asked "
             f"directly, these bases give the old answer: {given}."
@@ -247,35 +250,35 @@ class Reason:
     holds: bool
 
 
-def reasons(cells: Sequence[Cell], formed: Mapping[Place, float]) -> list[Reason]:
+def reasons(cells: Sequence[Cell]) -> list[Reason]:
     """Every reason that the cells have something to say about."""
     table = {(line.held.name, line.decode): line.cells for line in lines(cells)}
     direct, steps, mixed = (table.get(key) for key in ((TWO, "direct"), (TWO, "steps"), (ONE, "direct")))
     found = [
         direct and _mixture([cell for several in direct.values() for cell in several]),
         direct and mixed and _not_merging(direct, mixed),
-        _survival(curves(cell for cell in cells if swept(cell.place) and cell.place.known)),
-        steps and _form(steps, cells, formed),
+        _survival(curves(cell for cell in cells if swept(cell) and known(cell))),
+        steps and _form(steps, cells),
     ]
     return [reason for reason in found if reason]
 
 
 def _mixture(direct: Sequence[Cell]) -> Reason | None:
     """What is predicted of every merge, and that no measured one composes either."""
-    predicted = [cell for cell in direct if cell.toy]
+    predicted = [(cell, cell.prediction) for cell in direct if cell.prediction]
     if not predicted:
         return None
-    margins = [cell.toy["margin"] for cell in predicted]
-    shares = [cell.toy["shares"].get("correct", 0.0) for cell in predicted]
-    guesses = [1 / dict(cell.place.setting)["facts"] for cell in predicted]
-    top = best(direct)
+    margins = [said["margin"] for _, said in predicted]
+    shares = [said["shares"].get(RIGHT, 0.0) for _, said in predicted]
+    guesses = [1 / int(cell.info.setting["facts"] or 1) for cell, _ in predicted]
+    top, models = best(direct), words_of(cell for cell, _ in predicted)
     return Reason(
         "In the theory, the output of a merged model mixes what its adapters and its base say; asked "
         "directly, another answer than the right one is the largest, and none of these merges is predicted "
         "right more often than a guess.",
-        f"In {len(predicted)} predicted merges of {words_of(predicted)} the right answer's output lies "
+        f"In {len(predicted)} predicted merges of {models} the right answer's output lies "
         f"{-max(margins):.2g} to {-min(margins):.2g} below the largest, and {percent(max(shares))}% of the "
-        f"questions get it at most; measured, {right(top)} at most ({top.place.model}).",
+        f"questions get it at most; measured, {right(top)} at most ({top.info.base}).",
         max(margins) < 0
         and all(share <= guess for share, guess in zip(shares, guesses, strict=True))
         and all(map(below, direct)),
@@ -299,16 +302,15 @@ def _survival(sweep: Sequence[Cell]) -> Reason | None:
     """Single hops by the weight of their own adapter: one half, the weights next to it, where it turns."""
     by: dict[float, list[Cell]] = {}
     for cell in sweep:
-        if cell.place.group in PAIR:
-            by.setdefault(cell.place.weights[PAIR.index(cell.place.group)], []).append(cell)
+        if cell.group in PAIR:
+            by.setdefault(weight(cell, PAIR.index(cell.group)), []).append(cell)
     by = dict(sorted(by.items()))
-    less, more = ([weight for weight in by if (weight > 1 / 2) == side] for side in (False, True))
+    less, more = ([share for share in by if (share > 1 / 2) == side] for side in (False, True))
     if 1 / 2 not in by or len(less) < 2 or not more:
         return None
     near = (less[-2], 1 / 2, more[0])
     told = (
-        " and ".join(f"{percent(cell.shares['correct'])}%" for cell in by[weight]) + f" at {weight:g}"
-        for weight in near
+        " and ".join(f"{percent(cell.share)}%" for cell in by[share]) + f" at {share:g}" for share in near
     )
     # A hop dies at the weights below `low` and lives at those above `high`.
     low = max((w for w in by if all(below(c) for v in by if v <= w for c in by[v])), default=0.0)
@@ -322,23 +324,22 @@ def _survival(sweep: Sequence[Cell]) -> Reason | None:
     )
 
 
-def _form(
-    steps: Mapping[str, Sequence[Cell]], cells: Sequence[Cell], formed: Mapping[Place, float]
-) -> Reason | None:
+def _form(steps: Mapping[str, Sequence[Cell]], cells: Sequence[Cell]) -> Reason | None:
     """Each model's best merge of the plain pair, whether its answers end as a chain does, its single hops."""
     chosen = {model: best(several) for model, several in steps.items()}
     hops = {
-        model: [cell for cell in cells if cell.place.group in PAIR and _as(cell.place, top.place)]
+        model: [cell for cell in cells if cell.group in PAIR and _as(cell, top)]
         for model, top in chosen.items()
     }
-    if len(chosen) < 2 or not all(hops.values()) or not all(top.place in formed for top in chosen.values()):
+    formed = {model: top.flag(FORM) for model, top in chosen.items() if FORM in top.frame.marks}
+    if len(chosen) < 2 or not all(hops.values()) or formed.keys() != chosen.keys():
         return None
     told = (
-        f"{model} writes it in {percent(formed[top.place])}%, {right(top)} right, hops alone "
-        + " and ".join(f"{percent(cell.shares['correct'])}%" for cell in hops[model])
+        f"{model} writes it in {percent(formed[model])}%, {right(top)} right, hops alone "
+        + " and ".join(f"{percent(cell.share)}%" for cell in hops[model])
         for model, top in chosen.items()
     )
-    formless = [model for model, top in chosen.items() if formed[top.place] < 1 / 2]
+    formless = [model for model, share in formed.items() if share < 1 / 2]
     return Reason(
         "Step by step, two merged adapters compose where the merged model writes “the answer is”, as a chain "
         "of thought ends. Where it does not, both hops are there one at a time and the chain still fails.",
@@ -352,12 +353,12 @@ def _form(
     )
 
 
-def _as(place: Place, other: Place) -> bool:
+def _as(cell: Cell, other: Cell) -> bool:
     """Whether two cells are of one merged model."""
-    kept = ("model", "digest", "spec_hash", "dataset", "layers", "control", "variant")
-    return all(getattr(place, name) == getattr(other, name) for name in kept)
+    same = ("base", "digest", "spec_hash", "dataset", "layers", "control", "variant")
+    return all(cell.field(name) == other.field(name) for name in same)
 
 
 def words_of(cells: Iterable[Cell]) -> str:
     """The models by name."""
-    return ", ".join(dict.fromkeys(cell.place.model for cell in cells))
+    return ", ".join(dict.fromkeys(cell.info.base for cell in cells))

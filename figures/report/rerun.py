@@ -12,10 +12,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from figures.measured.cells import Place
-from figures.report.sources import Answers, Key, Source
+from figures.reading import nameless
+from figures.report.sources import Source
+from results.cells import RIGHT, Cell
+from results.frame import Frame
 from results.statistics import McNemar, holm, mcnemar_exact
-from toytransformer.compositions import OUTCOMES
+
+#: A cell of one training seed whatever its model is called, its group of questions and how they were asked.
+Key = tuple[str, str, str]
+#: By item the text, its outcome and its cluster.
+Answers = Mapping[str, tuple[str | None, str, str]]
 
 #: Adjusted p-values below this one count as a difference.
 LEVEL = 0.05
@@ -25,15 +31,14 @@ DIFFERS, WORDS, IDENTICAL = "differs", "other words", "identical"
 
 @dataclass(frozen=True)
 class Pair:
-    """One cell of a run and its committed counterpart.
+    """One cell of a run and its committed counterpart, of one training seed.
 
     here, there: share right. items: questions both have; lacking: that only one of them has. same: answers
     that agree word for word. tests: by outcome, in how many chains more wordings have it in the run ("first")
     or in the committed rows. holm: adjusted p, by outcome.
     """
 
-    place: Place
-    seed: int | None
+    cell: Cell
     here: float
     there: float
     items: int
@@ -45,7 +50,7 @@ class Pair:
     @property
     def outcome(self) -> str:
         """The outcome that differs most."""
-        return min(self.tests, key=lambda name: (self.tests[name].p, name != "correct"))
+        return min(self.tests, key=lambda name: (self.tests[name].p, name != RIGHT))
 
     @property
     def verdict(self) -> str:
@@ -94,43 +99,58 @@ class Rerun:
 
 
 def compare(run: Source, committed: Iterable[Source]) -> Rerun:
-    """The run's cells beside those of the committed files."""
-    there: dict[Key, Answers] = {}
+    """The run's cells beside those of the committed folders."""
+    mine = _by_key(run.frame)
+    there: dict[Key, Cell] = {}
     for source in committed:
-        there |= source.answers
-    pairs = [_pair(key, mine, there[key]) for key, mine in run.answers.items() if key in there]
+        there |= {key: cell for key, cell in _by_key(source.frame).items() if key in mine}
+    pairs = [_pair(cell, there[key]) for key, cell in mine.items() if key in there]
     order = (DIFFERS, WORDS, IDENTICAL).index
     pairs = sorted(_adjusted(pairs), key=lambda pair: (order(pair.verdict), pair.holm[pair.outcome]))
-    return Rerun(run.name, tuple(pairs), len(run.answers) - len(pairs), not run.cells and not run.edits)
+    return Rerun(run.name, tuple(pairs), len(mine) - len(pairs), not run.cells and not run.frame.edits)
 
 
-def _pair(key: Key, here: Answers, there: Answers) -> Pair:
+def _by_key(frame: Frame) -> dict[Key, Cell]:
+    return {(nameless(cell.info), cell.group, cell.ask): cell for cell in frame.groups(pooled=False)}
+
+
+def _pair(cell: Cell, counterpart: Cell) -> Pair:
+    here, there = _answers(cell), _answers(counterpart)
     both = here.keys() & there.keys()
+    names = dict.fromkeys((*cell.frame.outcomes, *counterpart.frame.outcomes))
     return Pair(
-        *key,
-        here=_right(here),
-        there=_right(there),
+        cell,
+        here=cell.share,
+        there=counterpart.share,
         items=len(both),
         lacking=len(here.keys() ^ there.keys()),
-        same=sum(here[item] == there[item] for item in both),
-        tests={name: _signs(name, both, here, there) for name in OUTCOMES},
+        same=sum(here[item][:2] == there[item][:2] for item in both),
+        tests={name: _signs(name, both, here, there) for name in names},
         holm={},
     )
 
 
-def _signs(outcome: str, both: Iterable[tuple], here: Answers, there: Answers) -> McNemar:
+def _answers(cell: Cell) -> Answers:
+    """What was answered; the outcome is the one with the largest share."""
+    names = cell.frame.outcomes
+    shares = zip(*(cell.column(f"shares.{name}") for name in names), strict=True)
+    outcomes = [max(zip(names, row, strict=True), key=lambda pair: pair[1] or 0.0)[0] for row in shares]
+    return {
+        item: (text, outcome, cluster)
+        for item, text, outcome, cluster in zip(
+            cell.column("item"), cell.column("text"), outcomes, cell.column("cluster"), strict=True
+        )
+    }
+
+
+def _signs(outcome: str, both: Iterable[str], here: Answers, there: Answers) -> McNemar:
     """The sign test over chains: in which of the two more of its wordings have the outcome."""
     more: Counter[str] = Counter()
-    for prompt, template in both:
-        item = (prompt, template)
-        more[prompt] += (here[item][1] == outcome) - (there[item][1] == outcome)
+    for item in both:
+        more[here[item][2]] += (here[item][1] == outcome) - (there[item][1] == outcome)
     if not more:
         return McNemar(0, 0, 0, 0, 1.0)
     return mcnemar_exact([count > 0 for count in more.values()], [count < 0 for count in more.values()])
-
-
-def _right(answers: Answers) -> float:
-    return sum(outcome == "correct" for _, outcome in answers.values()) / len(answers)
 
 
 def _adjusted(pairs: Sequence[Pair]) -> list[Pair]:

@@ -1,125 +1,90 @@
-"""Files of measured rows, and runs: their cells, single answers where they are wanted, their provenance."""
+"""Folders of measurements on the page: their cells, and what they say of where they come from."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from figures.measured import cells as measured
-from figures.measured.cells import Cell, Place, nameless
 from llm_experiments.engine.store import Store
-from llm_experiments.keep import cells as by_products
-from llm_experiments.scoring.words import final_answer
-from results.forms import percent
-from toytransformer.compositions import OUTCOMES, Record
+from results import frame as frames
+from results.cells import Cell, percent
+from results.files import ENDING, FILES, Measurements, is_folder_of_rows
+from results.frame import Frame
 
 ROOT = Path(__file__).parents[2]
-#: What is kept beside a file of rows, by the ending of its name.
-BESIDE = ("-cells.jsonl.gz", "-edits.jsonl.gz")
-
-#: A cell of one training seed whatever its model is called: the digest says which model it is.
-Key = tuple[Place, int | None]
-#: A question in one of its wordings, and the text and outcome it got.
-Answers = dict[tuple[str, Any], tuple[str | None, str]]
+#: In a run's folder, what was run.
+RUN = "run.json"
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file of rows or one run.
+    """One folder of kept measurements or one run.
 
-    cells: training seeds pooled. edits: how many rows on closed-form edits. answers: by cell and question.
-    formed: share of a cell's answers step by step that have the form of a chain. commits: of the code that
-    measured. origin: where all of it comes from, name by name.
+    cells: training seeds pooled. frame: its rows. origin: where all of it comes from, name by name.
     """
 
     name: str
     cells: tuple[Cell, ...]
-    edits: int
-    answers: Mapping[Key, Answers]
-    formed: Mapping[Place, float]
-    commits: Collection[str]
+    frame: Frame
     origin: Mapping[str, str]
 
-
-def committed() -> list[Path]:
-    """The files of records that come with the project."""
-    return [path for path in measured.committed() if not path.name.endswith(BESIDE)]
-
-
-def read(path: Path, wanted: Collection[Key] | None = None) -> Source:
-    """A file of rows or a run's folder. wanted: keep the answers of these cells only.
-
-    Errors: RowsError naming what cannot be read.
-    """
-    watch = _Watch(wanted)
-    found, edits = measured.read([path], watch)
-    rows = sum(cell.items for cell in found)
-    pooled = tuple(measured.pooled(found))
-    about = {"rows": f"{rows:,} answers in {len(pooled):,} cells"}
-    if edits:
-        about["closed-form edits"] = f"{len(edits):,} rows"
-    name = shown(path) if path.is_dir() else path.name.partition(".")[0]
-    files = _of_run(path) if path.is_dir() else _of_file(path)
-    formed = {place: right / asked for place, (right, asked) in watch.formed.items()}
-    commits = {json.loads(text).get("git", "unknown") for text in watch.said[""]}
-    origin = {**files, **about, **watch.origin()}
-    return Source(name, pooled, len(edits), dict(watch.answers), formed, commits, origin)
+    @property
+    def commits(self) -> set[str]:
+        """The commits of the code that measured."""
+        return {str(info.provenance.get("git", "unknown")) for info in self.frame.cells.values()}
 
 
-class _Watch:
-    """What is gathered of the records as they pass, beside their cells."""
+def read(folder: Path) -> Source:
+    """A folder of kept measurements or a run's. Errors: RowsError naming what cannot be read."""
+    is_run = (folder / RUN).exists()
+    nothing_yet = is_run and not is_folder_of_rows(folder)
+    frame = frames.of(Measurements()) if nothing_yet else frames.read(folder)
+    cells = tuple(frame.groups())
+    about = {"rows": f"{len(frame.rows):,} answers in {len(cells):,} cells"}
+    if frame.edits:
+        about["closed-form edits"] = f"{len(frame.edits):,} rows"
+    origin = {"path": shown(folder), **_files(folder), **(_runs(folder) if is_run else {})}
+    return Source(
+        shown(folder) if is_run else folder.name,
+        cells,
+        frame,
+        {**origin, **about, **_trained(frame.adapters.values()), **_said(frame)},
+    )
 
-    def __init__(self, wanted: Collection[Key] | None):
-        self.wanted = wanted
-        self.answers: dict[Key, Answers] = defaultdict(dict)
-        self.formed: dict[Place, tuple[int, int]] = {}
-        self.said: dict[str, Counter[str]] = defaultdict(Counter)
 
-    def __call__(self, place: Place, record: Record) -> None:
-        seed = record.regime.get("seed")
-        key = (nameless(place), seed)
-        if self.wanted is None or key in self.wanted:
-            outcome = max(OUTCOMES, key=lambda name: record.shares.get(name, 0.0))
-            self.answers[key][record.prompt, record.regime.get("template")] = (record.text, outcome)
-        if place.decode == "steps":
-            formed, asked = self.formed.get(place, (0, 0))
-            self.formed[place] = formed + (final_answer(record.text or "") is not None), asked + 1
-        for name, text in (
-            ("model", f"{place.model}, digest {place.digest}"),
-            ("data sets", place.dataset),
-            ("training seeds", seed),
-            ("answers computed in", record.regime.get("dtype")),
+def _said(frame: Frame) -> dict[str, str]:
+    """What the cells say of themselves; where they differ in their commit, with how many rows say so."""
+    several: dict[str, set[str]] = defaultdict(set)
+    versions: dict[str, set[str]] = defaultdict(set)
+    commits: Counter[str] = Counter()
+    rows = Counter(frame.rows["cell"].to_list())
+    for key, info in frame.cells.items():
+        for name, value in (
+            ("model", f"{info.base}, digest {info.digest}"),
+            ("data sets", info.dataset),
+            ("training seeds", info.seed),
+            ("answers computed in", info.dtype),
         ):
-            if text is not None:
-                self.said[name][str(text)] += 1
-        self.said[""][json.dumps(record.provenance, sort_keys=True)] += 1
-
-    def origin(self) -> dict[str, str]:
-        """What the rows say of themselves; where they differ, with how many say so."""
-        code, versions = Counter(), defaultdict(set)
-        for text, rows in self.said.pop("", Counter()).items():
-            stated = json.loads(text)
-            changed = ", with changes" if stated.get("modified") else ""
-            code[f"{stated.get('git', 'unknown')}{changed}"] += rows
-            for package, version in {
-                "Python": stated.get("python"),
-                **stated.get("packages", {}),
-            }.items():
-                versions[package].add(str(version))
-        told = {name: ", ".join(sorted(counts)) for name, counts in self.said.items()}
-        told["commit"] = ", ".join(
-            commit + (f" ({rows:,} rows)" if len(code) > 1 else "") for commit, rows in code.most_common()
-        )
-        told["versions"] = ", ".join(f"{name} {' or '.join(sorted(v))}" for name, v in versions.items())
-        return told
+            if value is not None:
+                several[name].add(str(value))
+        stated = info.provenance
+        commits[f"{stated.get('git', 'unknown')}{', with changes' * bool(stated.get('modified'))}"] += rows[
+            key
+        ]
+        for package, version in {"Python": stated.get("python"), **stated.get("packages", {})}.items():
+            versions[package].add(str(version))
+    said = {name: ", ".join(sorted(values)) for name, values in several.items()}
+    said["commit"] = ", ".join(
+        commit + (f" ({count:,} rows)" if len(commits) > 1 else "") for commit, count in commits.most_common()
+    )
+    said["versions"] = ", ".join(f"{name} {' or '.join(sorted(v))}" for name, v in sorted(versions.items()))
+    return said
 
 
 # --- files and folders ------------------------------------------------------------------------------------
@@ -138,55 +103,47 @@ def identity(path: Path) -> dict[str, str]:
     return {"path": shown(path), "SHA-256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-def _of_file(path: Path) -> dict[str, str]:
-    """Path and SHA-256 of a file of rows and of what is kept beside it."""
-    told = identity(path)
-    for ending in BESIDE:
-        beside = path.with_name(path.name.partition(".")[0] + ending)
-        if beside.exists():
-            content = beside.read_bytes()
-            told["file beside it" if ending == BESIDE[0] else "its closed-form edits"] = (
-                f"{shown(beside)}, SHA-256 {hashlib.sha256(content).hexdigest()}"
-            )
-            if ending == BESIDE[0]:
-                told |= _trained(map(json.loads, gzip.decompress(content).splitlines()))
-    return told
+def _files(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of measurements."""
+    paths = [folder / f"{file}{ENDING}" for file in FILES]
+    return {
+        f"SHA-256 of {path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+        if path.exists()
+    }
 
 
-def _of_run(folder: Path) -> dict[str, str]:
-    """What a run's folder says of itself: experiments, how far they are, when, the rows' SHA-256."""
+def _runs(folder: Path) -> dict[str, str]:
+    """What a run's folder says of itself: experiments, how far they are, when."""
     store = Store(folder, write=False)
-    digest = hashlib.sha256()
-    for line in store.rows():
-        digest.update(line)
     runs, times = [], []
     for run in store.runs():
-        finished = [s["address"] for s in run["steps"] if store.finished(s["address"])]
-        times += [seal["finished"] for name in finished if "finished" in (seal := store.seal(name)["meta"])]
+        steps = [step["address"] for step in run["steps"]]
+        finished = [address for address in steps if store.finished(address)]
+        times += [meta["finished"] for a in finished if "finished" in (meta := store.seal(a)["meta"])]
         seeds = ", ".join(map(str, run.get("seeds", ())))
         runs.append(
             f"{run['experiment']} on {run['model']}, profile {run.get('profile')}, seeds {seeds}: "
-            f"{len(finished)} of {len(run['steps'])} steps finished"
+            f"{len(finished)} of {len(steps)} steps finished"
         )
-    told = {
-        "path": shown(folder),
-        "SHA-256 of its rows": digest.hexdigest(),
-        "experiments": "; ".join(runs),
-    }
-    if times:
-        told["finished"] = f"{min(times)} to {max(times)}"
-    return told | _trained(by_products(store))
+    about = {"experiments": "; ".join(runs)}
+    return about | ({"finished": f"{min(times)} to {max(times)}"} if times else {})
 
 
-def _trained(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def _trained(adapters: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """How the adapters were trained, and came out on the task they were trained on."""
-    trained = [row for row in rows if row["kind"] == "adapter"]
-    if not trained:
+    adapters = list(adapters)
+    own = [line["own_task"]["share"] for line in adapters if line.get("own_task")]
+    if not own:
         return {}
-    own = [row["own_task"]["share"] for row in trained]
-    least, middle = percent(min(own)), percent(median(own))
-    bases = {row["training"].get("base_dtype") or "the precision of the answers" for row in trained}
+    bases = {line["training"].get("base_dtype") or "the precision of the answers" for line in adapters}
     return {
-        "adapters": f"{len(own)}, right on their own task in {least}% at least, {middle}% in the middle",
+        "adapters": f"{len(own)}, right on their own task in {percent(min(own))}% at least, "
+        f"{percent(median(own))}% in the middle",
         "adapters trained on a base in": " or ".join(sorted(bases)),
     }
+
+
+def all_cells(sources: Sequence[Source]) -> list[Cell]:
+    """The cells of all sources, in their order."""
+    return [cell for source in sources for cell in source.cells]

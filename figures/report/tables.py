@@ -3,63 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-from figures.measured.cells import Cell, Place
 from figures.notes import seeds
 from figures.report.opening import merge, right
-from results.forms import percent
+from results.cells import RIGHT, Cell, percent
+from results.rows import RANDOM
 
-HEADER = (
-    *("adapters", "merged by", "asked", "questions", "right", "bridge", "old", "edited", "other"),
-    "predicted",
-)
+BEFORE, AFTER = ("adapters", "merged by", "asked", "questions", "right"), ("predicted",)
 
 
-def groups(cells: Iterable[Cell]) -> dict[str, list[tuple[str, ...]]]:
-    """Lines in the order of HEADER, by what was varied."""
-    found: dict[str, list[tuple[str, ...]]] = {}
+@dataclass(frozen=True)
+class Group:
+    """Cells of one task that vary the same: the outcomes besides the right one, and lines in this order."""
+
+    outcomes: tuple[str, ...]
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        return (*BEFORE, *self.outcomes, *AFTER)
+
+
+def groups(cells: Iterable[Cell]) -> dict[str, Group]:
+    """The cells by what was varied."""
+    by: dict[str, Group] = {}
     for cell in cells:
-        found.setdefault(_group(cell.place), []).append(_line(cell))
-    return dict(sorted(found.items()))
+        outcomes = tuple(name for name in cell.outcomes if name != RIGHT)
+        group = by.setdefault(_group(cell), Group(outcomes))
+        group.rows.append(_line(cell, group.outcomes))
+    return dict(sorted(by.items()))
 
 
-def _group(place: Place) -> str:
-    layers = f", {place.layers}" if place.layers not in (None, "mlp") else ""
-    return f"{place.composition} on {place.dataset}{layers}: {_varied(place)}"
+def _group(cell: Cell) -> str:
+    info = cell.info
+    layers = f", {info.layers}" if info.layers not in (None, "mlp") else ""
+    data = f" on {info.dataset}" if info.dataset else ""
+    return f"{info.task}{data}{layers}: {_varied(cell)}"
 
 
-def _varied(place: Place) -> str:
-    variant = dict(place.variant)
-    if place.control == "random":
+def _varied(cell: Cell) -> str:
+    info = cell.info
+    if info.control == RANDOM:
         return "random adapters"
-    if len(place.library) < 2:
-        return "the base and single adapters" if "relabelling" not in variant else "relabelled answers"
-    for name, told in (
+    if len(info.library) < 2:
+        return "the base and single adapters" if "relabelling" not in info.variant else "relabelled answers"
+    for name, words in (
         ("gauge", "other factors of the same updates"),
         ("relabelling", "relabelled answers"),
         ("adapters", "sparse adapters"),
         ("initial_a", "other training"),
         ("steps", "other training"),
     ):
-        if name in variant:
-            return told
-    if place.weights:
+        if name in info.variant:
+            return words
+    if info.weights:
         return "weights"
-    return "rules fitted to examples" if dict(place.setting).get("examples") else "merge rules"
+    return "rules fitted to examples" if info.setting.get("examples") else "merge rules"
 
 
-def _line(cell: Cell) -> tuple[str, ...]:
-    place = cell.place
-    several = len(place.library) > 4
-    library = f"{len(place.library)} adapters" if several else " + ".join(place.library) or "base alone"
-    how = " in steps" if place.decode == "steps" else ""
-    toy = cell.toy and f"{percent(cell.toy['shares'].get('correct', 0.0))}%"
+def _line(cell: Cell, outcomes: Iterable[str]) -> tuple[str, ...]:
+    info = cell.info
+    several = len(info.library) > 4
+    library = f"{len(info.library)} adapters" if several else " + ".join(info.library) or "base alone"
+    how = " in steps" if cell.ask == "steps" else ""
+    predicted = cell.prediction and f"{percent(cell.prediction['shares'].get(RIGHT, 0.0))}%"
     return (
-        library if place.control != "random" else f"random for {library}",
-        merge(place) if place.library else "",
-        place.group + how,
+        library if info.control != RANDOM else f"random for {library}",
+        merge(cell) if info.library else "",
+        cell.group + how,
         f"{cell.items}, {seeds([cell])}",
         right(cell),
-        *(f"{percent(cell.shares[name])}%" for name in ("bridge", "old", "edited", "other")),
-        toy or "",
+        *(f"{percent(cell.outcome(name))}%" for name in outcomes),
+        predicted or "",
     )

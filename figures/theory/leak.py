@@ -26,9 +26,9 @@ LEAKS = (
 
 
 def _leak(mask: str, dimension: int, width: int, seed: int, draws: int) -> list[Row]:
-    prompts, sizes = [prompt for _, prompt in LEAKS], {"dimension": dimension, "width": width, "mask": mask}
-    drawn = overlaps(prompts, **sizes, seed=seed, draws=draws)
-    limit, error = limits_and_errors(prompts, **sizes)
+    prompts = [prompt for _, prompt in LEAKS]
+    drawn = overlaps(prompts, dimension=dimension, width=width, mask=mask, seed=seed, draws=draws)
+    limit, error = limits_and_errors(prompts, dimension=dimension, width=width, mask=mask)
     return [
         {
             "mask": mask,

@@ -26,12 +26,21 @@ def overlaps(
 
 
 @functools.partial(jax.jit, static_argnames=("dimension", "width"))
-def _overlaps(rngs, residual, attention, exact, *, dimension: float, width: float):
-    def one(rng):
+def _overlaps(
+    rngs: jax.Array,
+    residual: np.ndarray,
+    attention: np.ndarray,
+    exact: np.ndarray | None,
+    *,
+    dimension: float,
+    width: float,
+) -> jax.Array:
+    def one(rng: jax.Array) -> jax.Array:
         rng_states, rng_neurons = jax.random.split(rng)
-        states = exact
         if exact is None:
             states = hidden.sample_states(rng_states, residual, attention, dimension=dimension)
+        else:
+            states = exact
         if width == math.inf:
             gram = kernel.relu_gram(states @ states.T)
         else:

@@ -1,1 +1,0 @@
-"""Measured rows as cells, joined with predictions by spec hash."""
