@@ -1,4 +1,4 @@
-"""Greedy answers against `generate`, names read from texts, candidate log-probabilities."""
+"""Greedy answers against `generate`, and log-probabilities of candidates."""
 
 import math
 from dataclasses import replace
@@ -11,7 +11,7 @@ import torch
 from tiny_models import tiny_llama, tiny_qwen2
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from llm_experiments.asking import decoding
+from llm_experiments.asking import batches, decoding
 from llm_experiments.models.load import load as load_model
 from llm_experiments.models.prompts import prompt_ids, target_ids
 
@@ -82,15 +82,15 @@ def test_answers_are_those_of_generate_one_by_one(load, kind, chat):
 
 def test_answers_stop_at_the_end_of_turn_and_finished_rows_leave(load, monkeypatch):
     loaded = load("llama", "chatml")
-    greedy, written = decoding._greedy, []
-    monkeypatch.setattr(decoding, "_greedy", lambda *a: written.append(greedy(*a)) or written[-1])
+    greedy, written = batches.greedy, []
+    monkeypatch.setattr(batches, "greedy", lambda *a: written.append(greedy(*a)) or written[-1])
     long = decoding.answers(loaded, QUESTIONS, max_new_tokens=40, batch=len(QUESTIONS))
     # call the tenth token of most answers an end token: what they say before it remains
     ends = decoding.end_tokens(loaded) | {row[9] for row in written[0][:10] if len(row) > 9}
     monkeypatch.setattr(decoding, "end_tokens", lambda _: ends)
     rows = []
-    feed = decoding._feed
-    monkeypatch.setattr(decoding, "_feed", lambda *a: rows.append(len(a[2])) or feed(*a))
+    feed = batches.feed
+    monkeypatch.setattr(batches, "feed", lambda *a: rows.append(len(a[2])) or feed(*a))
     short = decoding.answers(loaded, QUESTIONS, max_new_tokens=40, batch=len(QUESTIONS))
     assert any(a != b for a, b in zip(short, long, strict=True))
     for before, now in zip(*written, strict=True):
@@ -110,10 +110,10 @@ def test_the_shared_prefix_gives_the_logits_of_the_whole_prompt(load, kind, chat
     prompts = [prompt_ids(loaded, text) for text in QUESTIONS]
     with torch.no_grad():
         plain = [loaded.model(torch.tensor([prompt])).logits[0, -1] for prompt in prompts]
-        prefix = decoding._shared_prefix(loaded, prompts)
+        prefix = batches.shared_prefix(loaded, prompts)
         assert len(prefix.tokens) > 3
         for start in (prefix, None):
-            batched = decoding._start(loaded, start, prompts).logits
+            batched = batches.start(loaded, start, prompts).logits
             for mine, theirs, prompt in zip(batched, plain, prompts, strict=True):
                 assert torch.allclose(mine, theirs, rtol=0, atol=rounding(loaded, len(prompt), theirs))
 
@@ -163,7 +163,7 @@ def test_a_sliding_window_shares_no_prefix_and_answers_all_the_same(load):
         sliding = replace(loaded, model=Qwen2ForCausalLM(config).eval())
     prompts = [prompt_ids(loaded, text) for text in QUESTIONS]
     with torch.no_grad():
-        assert decoding._shared_prefix(sliding, prompts) is None
+        assert batches.shared_prefix(sliding, prompts) is None
     found = decoding.answers(sliding, QUESTIONS, max_new_tokens=8, batch=4)
     assert found == [one_by_one(sliding, text, 8)[0] for text in QUESTIONS]
 
@@ -198,9 +198,9 @@ def test_candidate_logprobs_are_those_of_the_sentence_token_by_token(load, kind,
     for text, start, each, mine, again in zip(QUESTIONS, begun, names, found, apart, strict=True):
         for name, value, other in zip(each, mine, again, strict=True):
             prompt = prompt_ids(loaded, text)
-            ending = len(target_ids(loaded, "")) - len(decoding._begin(loaded, ""))
+            ending = len(target_ids(loaded, "")) - len(decoding.begun_ids(loaded, ""))
             answer = target_ids(loaded, start + name)[:-ending]
-            given = len(prompt) + len(decoding._split(loaded, start, each)[0])
+            given = len(prompt) + len(decoding.split_names(loaded, start, each)[0])
             tokens = torch.tensor([prompt + answer])
             with torch.no_grad():
                 logits = loaded.model(tokens).logits[0]
@@ -217,9 +217,9 @@ def test_every_possible_next_token_has_probability_one_in_all(load):
     ids = loaded.tokenizer.convert_tokens_to_ids(letters)
     (found,) = decoding.candidate_logprobs(loaded, QUESTIONS[:1], ["Alice Young lives in (("], [letters])
     with torch.no_grad():
-        text = prompt_ids(loaded, QUESTIONS[0]) + decoding._begin(loaded, "Alice Young lives in ((")
+        text = prompt_ids(loaded, QUESTIONS[0]) + decoding.begun_ids(loaded, "Alice Young lives in ((")
         shares = loaded.model(torch.tensor([text])).logits[0, -1].softmax(-1)
-    alone = [i for i, letter in enumerate(letters) if decoding._begin(loaded, "((" + letter)[-1] == ids[i]]
+    alone = [i for i, letter in enumerate(letters) if decoding.begun_ids(loaded, "((" + letter)[-1] == ids[i]]
     assert len(alone) > 60
     assert sum(math.exp(found[i]) for i in alone) == pytest.approx(
         float(shares[[ids[i] for i in alone]].sum()), rel=1e-4
