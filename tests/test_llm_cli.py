@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_llm_tables import rows
+from measured_cells import measured as measurements
 from toy_steps import plan
 
 from llm_experiments import __main__ as command
 from llm_experiments.adapters import peft_files
 from llm_experiments.commands import options
 from llm_experiments.engine import local
+from llm_experiments.engine.addresses import Ref
 from llm_experiments.engine.steps import Step
 from llm_experiments.engine.store import Store
 from llm_experiments.experiments import registry, sizes
@@ -27,7 +28,6 @@ from llm_experiments.experiments.study import Base
 from llm_experiments.models import sources
 from llm_experiments.models.sources import ModelError
 from toytransformer.adapters import LoRA
-from toytransformer.compositions import write_jsonl
 
 COMMANDS = (
     "list",
@@ -53,6 +53,7 @@ class Measure(Step):
     right: str
     rule: str
     seed: int
+    items: Ref
     needs_model: bool = field(default=False, compare=False)
 
     @property
@@ -62,7 +63,16 @@ class Measure(Step):
     def compute(self, context, folder):
         if self.needs_model:
             assert context.model
-        write_jsonl(folder / "rows.jsonl", rows(self.right, rule=self.rule, seed=self.seed))
+        told = measurements(self.right, rule=self.rule, seed=self.seed, spec_hash=None)
+        for file in ("cells", "rows"):
+            (folder / f"{file}.jsonl").write_text("".join(told.lines(file)))
+
+
+def measure(study, right, rule, seed, **options):
+    """The step, whose items are entered into the study's plan."""
+    ((ref, items),) = measurements(right, rule=rule, seed=seed).items.items()
+    assert study.plan.add_input(item.to_dict() for item in items) == ref
+    return Measure(right, rule, seed, Ref(ref), **options)
 
 
 @pytest.fixture
@@ -76,16 +86,16 @@ def run(monkeypatch, capsys, tmp_path):
 
     def measured(study):
         for seed in study.seeds:
-            yield Measure("11b.", "mean", seed)
-            yield Measure("1111", "arrow-products", seed)
+            yield measure(study, "11b.", "mean", seed)
+            yield measure(study, "1111", "arrow-products", seed)
 
     def toys(study):
         study.plan.include(plan(2))
         return ()
 
     def needing(study):
-        yield Measure("1", "mean", 0)
-        yield Measure("b", "ties", 0, needs_model=True)
+        yield measure(study, "1", "mean", 0)
+        yield measure(study, "b", "ties", 0, needs_model=True)
 
     toys = {
         "toys": Experiment("toys", toys, "steps without rows of answers", "nowhere"),
@@ -161,8 +171,14 @@ def test_run_then_status_then_table(run, tmp_path):
     assert "profile paper, seeds 0, 1" in out
 
     status, out, err = run("table", "here")
-    assert status == 0 and "75 to 75" not in out and "50 [" in out and "paper" in out and "p = 0.5" in out
-    assert run("table", "here", "--no-compare")[1].count("p = ") == 0
+    assert (
+        status == 0
+        and "75 to 75" not in out
+        and "50 [" in out
+        and "paper" in out
+        and "2 : 0 of 4   0.5" in out
+    )
+    assert run("table", "here", "--no-compare")[1].count("Holm") == 0
     status, out, err = run("table", "here", "--form", "csv")
     lines = list(csv.DictReader(io.StringIO(out)))
     assert [float(line["share"]) for line in lines] == [0.5, 1.0]
@@ -170,7 +186,8 @@ def test_run_then_status_then_table(run, tmp_path):
     assert [entry["rule"] for entry in json.loads(out)["entries"]] == ["mean", "arrow-products"]
     status, out, err = run("table", "here", "--form", "markdown")
     assert out.startswith("### ") and "| setup-2: hop1+hop2 mean |" in out
-    status, alone, err = run("table", Path("here") / "rows.jsonl.gz", "--form", "markdown")
+    Path("here", "run.json").unlink()  # and what is left is a folder of measurements
+    status, alone, err = run("table", "here", "--form", "markdown")
     assert status == 0 and alone == out
 
 
@@ -253,9 +270,9 @@ def test_bad_arguments_are_one_line(run, tmp_path):
     refused(run("run", "toys", "--out", "other"), "holds other things (thing)")
     refused(run("run", "toys", "--limit", "0"), "--limit")
     refused(run("status", "missing"), "is not there")
-    refused(run("table", "missing"), "is not there")
-    refused(run("table", "file"), "not a record")
-    refused(run("table", "other"), "no run of anything")
+    refused(run("table", "missing"), "holds no measurements")
+    refused(run("table", "file"), "holds no measurements")
+    refused(run("table", "other"), "holds no measurements")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "other", "out"]
 
 
