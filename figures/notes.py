@@ -22,9 +22,6 @@ ALONE = {
     "oracle": "oracle: the questions",
     "joint": "joint: all of these",
 }
-#: What marks a cell whose adapters had not learned their own task, and what it says.
-DAGGER = "†"
-UNDERTRAINED = f"an adapter of this cell is right in under {OWN_TASK:.0%} of its own task"
 INTERVALS = "Bars: 95% Wilson intervals over the questions of one seed"
 
 
@@ -76,9 +73,19 @@ def known(cell: Cell) -> bool:
     return bool(cell.info.setting.get("known"))
 
 
+def asked(name: str) -> str:
+    """A group and how it was asked ("two-hop/steps") in words."""
+    group, _, how = name.partition("/")
+    return f"{group}, step by step" if how == "steps" else group
+
+
 def undertrained(found: Iterable[Cell], mark: str = "Ringed") -> tuple[str, ...]:
     """What the mark says of cells whose adapters had not learned their own task, where there are any."""
-    return (f"{mark}: {UNDERTRAINED}",) if any(cell.undertrained for cell in found) else ()
+    return (
+        (f"{mark}: an adapter is under {OWN_TASK:.0%} right on its own task, alone",)
+        if any(cell.undertrained for cell in found)
+        else ()
+    )
 
 
 def wrapped(width: float, *sentences: str) -> str:

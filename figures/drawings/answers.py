@@ -11,7 +11,7 @@ from figures import notes, registry, style
 from figures.bars import LEGEND, LINE, bar
 from figures.registry import CELLS, NothingToDrawError
 from figures.style import OUTCOME
-from results.cells import Cell
+from results.cells import DAGGER, Cell
 from results.statistics import wilson
 
 #: Inches: the labels' column; a bar of the toy and of the model; between blocks; a line and a bar in it.
@@ -55,7 +55,7 @@ def draw(found: Sequence[Cell]) -> Figure:
         notes.measured(list(cells.values())),
         notes.regime(cells.values()),
         _width(cells),
-        *notes.undertrained(cells.values(), notes.DAGGER),
+        *notes.undertrained(cells.values(), DAGGER),
         "– not measured",
     )
     top, bottom = 0.72, 0.62 + 0.165 * (note.count("\n") + 1)
@@ -126,7 +126,7 @@ def _block(axes: Axes, cell: Cell | None, left: float, top: float) -> None:
         _bars(axes, cell.prediction["shares"], left, TOY, top)
     _bars(axes, cell.outcomes, left + TOY + 0.03, MODEL, top)
     if cell.undertrained:
-        axes.text(left + TOY + 0.03 + MODEL + 0.01, top + BAR / 2, notes.DAGGER, va="center")
+        axes.text(left + TOY + 0.03 + MODEL + 0.01, top + BAR / 2, DAGGER, va="center")
 
 
 def _bars(axes: Axes, shares: Mapping[str, float], left: float, width: float, top: float) -> None:

@@ -24,7 +24,7 @@ COEFFICIENTS = {"c1": (BLUE, "o", "c₁"), "c2": (VERMILION, "^", "c₂")}
     "Finite networks approach the limit",
     "How far the coefficients of single sampled networks are from the limit, by width and by "
     "dimension, over the spread that the theory derives.",
-    place=14,
+    place=15,
     needs=THEORY,
 )
 def draw(rows: Sequence[Row]) -> Figure:

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from figures import notes, registry, style
 from figures.registry import CELLS, NothingToDrawError
 from figures.style import BLUE, GREEN, GREY, VERMILION
-from results.cells import Cell
-from results.forms import percent
+from results.cells import DAGGER, Cell, percent
 
 #: What is asked, and what the two adapters were trained on; relations spouse_of and live_in of real names.
 QUESTION = "“Where does the spouse of x live?”"
@@ -92,7 +91,7 @@ def draw(found: Sequence[Cell]) -> Figure:
         *(_others(model, cells) for model in models),
         notes.measured(shown),
         notes.INTERVALS,
-        *notes.undertrained(shown, f"Hatched, {notes.DAGGER}"),
+        *notes.undertrained(shown, f"Hatched, {DAGGER}"),
     )
     style.note(figure, notes.wrapped(style.PAGE, *sentences))
     return figure
@@ -113,7 +112,7 @@ def _panel(axes: Axes, cells: Sequence[Cell]) -> None:
         axes.text(
             high + 0.03,
             height,
-            f"{100 * share:.0f}%{notes.DAGGER * cell.undertrained}",
+            f"{100 * share:.0f}%{cell.dagger}",
             va="center",
             fontsize=11,
             fontweight="bold",

@@ -22,7 +22,7 @@ MASKS = {"strict": "Strict mask", "causal": "Causal mask"}
     "Where else an edit shows",
     "How much of an edit's change of output appears on prompts that share its entity, its relation or "
     "nothing.",
-    place=13,
+    place=14,
     needs=THEORY,
 )
 def draw(rows: Sequence[Row]) -> Figure:

@@ -17,14 +17,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from figures import predictions as kept_predictions
 from figures import reading, store
-from figures.notes import DAGGER, UNDERTRAINED
 from figures.report import case_by_case, ledger, opening, rerun, sources, tables
 from figures.report import drawings as pictures
 from figures.report.rerun import Rerun
 from figures.report.sources import Source
 from figures.store import Row
 from results import frame as frames
-from results.cells import Cell
+from results.cells import DAGGER_NOTE, Cell
 from toytransformer.compositions import provenance, replace_file
 
 #: Rows that the theory computes, by their name in Content.
@@ -186,7 +185,7 @@ def render(content: Content) -> str:
         level=rerun.LEVEL,
         told=(rerun.IDENTICAL, rerun.WORDS, rerun.DIFFERS),
         sources=(*content.committed, *content.runs),
-        caution=f"{DAGGER}: {UNDERTRAINED}" if any(cell.undertrained for cell in content.cells) else "",
+        caution=DAGGER_NOTE if any(cell.undertrained for cell in content.cells) else "",
         origins=_origins(content),
     )
 

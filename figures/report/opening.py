@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from figures.drawings.weights import curves, swept, weight
-from figures.notes import DAGGER, known, seeds
+from figures.notes import known, seeds
 from figures.report import case_by_case
 from results.cells import RIGHT, Cell, percent
 from results.statistics import wilson
@@ -132,7 +132,7 @@ def below(cell: Cell) -> bool:
 def right(cell: Cell) -> str:
     """Share of right answers with Wilson's interval, in percent; a dagger where adapters are undertrained."""
     low, high = cell.interval()
-    return f"{percent(cell.share)}% [{percent(low)}, {percent(high)}]" + DAGGER * cell.undertrained
+    return f"{percent(cell.share)}% [{percent(low)}, {percent(high)}]" + cell.dagger
 
 
 def merge(cell: Cell) -> str:
