@@ -14,12 +14,13 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.case import Case, Side
+from benchmarks.case import NOTHING, Case, Side
 from benchmarks.cases import cases
 from benchmarks.measure import Measurement, measure
 from toytransformer.command_line import run as run_command
-from toytransformer.compositions import provenance, replace_file
+from toytransformer.compositions.io import PACKAGES, provenance, replace_file
 
+CODE = tuple(Path(__file__).parents[1] / name for name in ("toytransformer", "llm_experiments", "benchmarks"))
 THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 NAMES = tuple(dict.fromkeys(case.name for case in cases()))
 
@@ -49,20 +50,23 @@ def main(names: tuple[str, ...], small: bool, json_file: Path | None) -> None:
     for name in THREADS:  # of either side's linear algebra; on a busy machine more would wait for each other
         os.environ.setdefault(name, "1")
     chosen = [case for case in cases(small) if not names or case.name in names]
-    console, done, rows = Console(), {}, []
+    console, rows = Console(), []
+    done: dict[Side, Measurement] = {}
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True
     ) as bar:
         for case in chosen:
             bar.add_task(f"{case.name}: {case.about}")
-            rows.append(row(case, run(case.ours, done), run(case.plain, done), small))
+            ours, plain = run(case.ours, done), run(case.plain, done)
+            assert ours is not None, f"our side of {case.name} is always run"
+            rows.append(row(case, ours, plain, small))
             bar.remove_task(bar.task_ids[-1])
     console.print(table(rows))
     for number, shown in enumerate(rows, start=1):
         console.print(f"{number} {shown['case']}: {shown['about']}", highlight=False)
     if json_file:
         report = {
-            "provenance": provenance(),
+            "provenance": provenance(CODE, (*PACKAGES, "torch", "transformers", "peft")),
             "processors": os.cpu_count(),
             "threads": {name: os.environ[name] for name in THREADS},
             "small": small,
@@ -72,7 +76,7 @@ def main(names: tuple[str, ...], small: bool, json_file: Path | None) -> None:
     sys.exit(any(row["agrees"] is False for row in rows))
 
 
-def run(side: Side, done: dict) -> Measurement | None:
+def run(side: Side, done: dict[Side, Measurement]) -> Measurement | None:
     """Measure a side, once for all the cases that share it; None where it is not run."""
     if side.prepare is None:
         return None
@@ -83,7 +87,7 @@ def run(side: Side, done: dict) -> Measurement | None:
 
 def row(case: Case, ours: Measurement, plain: Measurement | None, small: bool) -> dict:
     """One row as plain data: both sides, their ratio, the target and whether it is met, and the agreement."""
-    apart, allowed = map(float, case.difference(ours.value, plain and plain.value))
+    apart, allowed = map(float, case.difference(ours.value, NOTHING if plain is None else plain.value))
     ratio = plain.median / case.plain.share / ours.median if plain else None
     targets = {
         "ratio >= {:g}x": (case.ratio, ratio is not None and case.ratio is not None and ratio >= case.ratio),

@@ -9,11 +9,11 @@ by (s_k / s_1)^30.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from benchmarks.case import Case, Side
+from benchmarks.case import Array, Case, Difference, Side, Work
 
 #: Name -> the singular values of Delta W, or None for factors of independent normal entries.
 SPECTRA = {
@@ -23,7 +23,7 @@ SPECTRA = {
 }
 
 
-def adapters(out: int, inn: int, spectrum: str, count: int):
+def adapters(out: int, inn: int, spectrum: str, count: int) -> list[tuple[Array, Array]]:
     """(B, A^T) pairs in float32, as adapters are stored."""
     rng, values, pairs = np.random.default_rng(0), SPECTRA[spectrum], []
     for _ in range(count):
@@ -34,7 +34,7 @@ def adapters(out: int, inn: int, spectrum: str, count: int):
     return pairs
 
 
-def exact(out: int, inn: int, spectrum: str, count: int):
+def exact(out: int, inn: int, spectrum: str, count: int) -> Work:
     import torch
 
     from toytransformer.adapters import LoRA
@@ -43,13 +43,13 @@ def exact(out: int, inn: int, spectrum: str, count: int):
     torch.set_num_threads(1)
     pairs = [tuple(map(torch.from_numpy, pair)) for pair in adapters(out, inn, spectrum, count)]
 
-    def work():
+    def work() -> Array:
         return torch.stack([prototype(LoRA(b.double(), a.double()))[0] for b, a in pairs]).numpy()
 
     return work
 
 
-def power_iteration(out: int, inn: int, spectrum: str, count: int):
+def power_iteration(out: int, inn: int, spectrum: str, count: int) -> Work:
     from types import SimpleNamespace
 
     import torch
@@ -57,9 +57,10 @@ def power_iteration(out: int, inn: int, spectrum: str, count: int):
 
     torch.set_num_threads(1)
     pairs = [tuple(map(torch.from_numpy, pair)) for pair in adapters(out, inn, spectrum, count)]
-    iterate = ArrowLoraLinearLayer.top_right_singular_vec_from_BA
+    # a method that reads one attribute of its layer
+    iterate: Callable[..., torch.Tensor] = ArrowLoraLinearLayer.top_right_singular_vec_from_BA
 
-    def work():
+    def work() -> Array:
         found = [
             iterate(SimpleNamespace(rng_seed=index), a.T, b).numpy() for index, (b, a) in enumerate(pairs)
         ]
@@ -68,35 +69,38 @@ def power_iteration(out: int, inn: int, spectrum: str, count: int):
     return work
 
 
-def dense_svd(out: int, inn: int, spectrum: str, count: int):
+def dense_svd(out: int, inn: int, spectrum: str, count: int) -> Work:
     import torch
 
     torch.set_num_threads(1)
     pairs = [tuple(map(torch.from_numpy, pair)) for pair in adapters(out, inn, spectrum, count)]
 
-    def work():
+    def work() -> Array:
         return torch.stack([torch.linalg.svd(b @ a.T, full_matrices=False)[2][0] for b, a in pairs]).numpy()
 
     return work
 
 
-def angles(ours: np.ndarray, other: np.ndarray) -> float:
+def angles(ours: Array, other: Array) -> float:
     """1 - |cos| between rows, on average."""
     ours, other = (np.asarray(x, float) for x in (ours, other))
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(other, axis=1)
     return float(np.mean(1 - np.abs(np.sum(ours * other, axis=1)) / lengths))
 
 
-def off_by(ours, plain) -> tuple[float, float]:
+def off_by(ours: Array, plain: Array) -> tuple[float, float]:
     """Reported and not asked: PEFT's vector may be anywhere."""
     return angles(ours, plain), 1.0
 
 
-def same_direction(spectrum: str, inn: int):
+def same_direction(spectrum: str, inn: int) -> Difference:
     """Rounding to float32 turns p by about eps sqrt(in) s_1 / (s_1 - s_2); 1 - cos is of its square."""
 
-    def difference(ours, plain):
-        values = SPECTRA[spectrum]
+    values = SPECTRA[spectrum]
+    if values is None:
+        raise ValueError(f"{spectrum!r} has no singular values of its own to tell how close the largest are")
+
+    def difference(ours: Array, plain: Array) -> tuple[float, float]:
         turned = np.finfo(np.float32).eps * math.sqrt(inn) * values[0] / (values[0] - values[1])
         return angles(ours, plain), max(turned**2, 16 * np.finfo(np.float32).eps)
 

@@ -7,39 +7,44 @@ prompts begin with once, and lets finished rows leave the batch; `generate` in b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.case import Case, Side
+from benchmarks.case import Array, Case, Side, Work
+
+if TYPE_CHECKING:
+    from llm_experiments.models.handle import LoadedModel
 
 #: Share of answers that may differ: a token whose two largest logits are closer than rounding may flip.
 FLIPPED = 0.02
 
 
-def ours(model: str, decode: str, count: int, most: int, batch: int):
+def ours(model: str, decode: str, count: int, most: int, batch: int) -> Work:
     from llm_experiments.asking.decoding import answers
 
     loaded, questions = prepared(model, decode, count)
     return lambda: codes(answers(loaded, questions, max_new_tokens=most, batch=batch))
 
 
-def generated(model: str, decode: str, count: int, most: int, batch: int):
+def generated(model: str, decode: str, count: int, most: int, batch: int) -> Work:
     import torch
 
     from llm_experiments.models.prompts import prompt_text
 
     loaded, questions = prepared(model, decode, count)
     tokenizer = loaded.tokenizer
+    generate: Callable[..., torch.Tensor] = loaded.model.generate  # type: ignore[assignment]
 
-    def work():
+    def work() -> Array:
         texts = []
         for start in range(0, count, batch):
             prompts = [prompt_text(loaded, question) for question in questions[start : start + batch]]
             given = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
             given = {name: given[name] for name in ("input_ids", "attention_mask")}
             with torch.no_grad():
-                out = loaded.model.generate(**given, max_new_tokens=most, do_sample=False)
+                out = generate(**given, max_new_tokens=most, do_sample=False)
             out = out[:, given["input_ids"].shape[1] :]
             texts += tokenizer.batch_decode(out, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return codes(text.strip() for text in texts)
@@ -47,7 +52,7 @@ def generated(model: str, decode: str, count: int, most: int, batch: int):
     return work
 
 
-def prepared(model: str, decode: str, count: int):
+def prepared(model: str, decode: str, count: int) -> tuple[LoadedModel, list[str]]:
     """The model, and two-hop questions of the bridge setup in held-out paraphrases."""
     import torch
 
@@ -65,12 +70,12 @@ def prepared(model: str, decode: str, count: int):
     return loaded, [asked(question, names, k) for question in two_hop for k in TEST][:count]
 
 
-def codes(texts) -> np.ndarray:
+def codes(texts: Iterable[str]) -> Array:
     """Each text as a number that a float holds."""
     return np.array([int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) for text in texts], float)
 
 
-def same_answers(ours, plain) -> tuple[float, float]:
+def same_answers(ours: Array, plain: Array) -> tuple[float, float]:
     return float(np.mean(ours != plain)), FLIPPED
 
 

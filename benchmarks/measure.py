@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.case import Work
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -44,7 +46,9 @@ class Measurement:
         }
 
 
-def measure(prepare: Callable[..., Callable[[], np.ndarray]], *arguments, repeats: int) -> Measurement:
+def measure(
+    prepare: Callable[..., Callable[[], np.ndarray]], *arguments: object, repeats: int
+) -> Measurement:
     """Time `work()` in a fresh process, where `work = prepare(*arguments)` has made its imports and inputs.
 
     `prepare` is a function of a module and imports what it needs itself, so that its memory is its own.
@@ -54,7 +58,7 @@ def measure(prepare: Callable[..., Callable[[], np.ndarray]], *arguments, repeat
         return pool.submit(_measure, prepare, arguments, repeats).result()
 
 
-def _measure(prepare, arguments, repeats) -> Measurement:
+def _measure(prepare: Callable[..., Work], arguments: tuple[object, ...], repeats: int) -> Measurement:
     work = prepare(*arguments)
     clock, used = [], []
     for _ in range(1 + repeats):

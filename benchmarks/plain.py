@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 Prompt = tuple[str, ...]
+Precision = type[np.float32]
 
 
 def hidden_states(prompts: Sequence[Prompt], embeddings: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -32,12 +33,17 @@ def tokens(prompts: Sequence[Prompt]) -> tuple[str, ...]:
 
 
 def coefficients(
-    keys: Sequence[Prompt], query: Prompt, dimension: int, width: int, seed: int, dtype: str = "float32"
+    keys: Sequence[Prompt],
+    query: Prompt,
+    dimension: int,
+    width: int,
+    seed: int,
+    dtype: type[np.float32] = np.float32,
 ) -> np.ndarray:
     """c = phi(key) . phi(query) / |phi(key)|^2, (key,), in one network with E, V and all of U drawn."""
     rng = np.random.default_rng(seed)
     prompts = [*keys, query]
-    scale = np.asarray(dimension**-0.5, dtype)
+    scale = dtype(dimension**-0.5)
     embeddings = scale * rng.standard_normal((len(tokens(prompts)), dimension), dtype)
     values = scale * rng.standard_normal((dimension, dimension), dtype)
     neurons = rng.standard_normal((width, dimension), dtype)

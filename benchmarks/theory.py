@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.case import Case, Side
+from benchmarks.case import Array, Case, Difference, Side, Work
+
+if TYPE_CHECKING:
+    from toytransformer.compositions import Composition, Prompt
 
 #: The plain pair of one-hop adapters asked x1 R1 R2 (theory.md, section 2), for the cases of one composition.
 KEYS, QUERY = (("x1", "R1"), ("y1", "R2")), ("x1", "R1", "R2")
@@ -18,19 +22,19 @@ EXACT = 1e-9
 # --- our routes ---------------------------------------------------------------------------------------------
 
 
-def coefficients(dimension: int, width: int, seed: int):
+def coefficients(dimension: int, width: int, seed: int) -> Work:
     from toytransformer.regimes import Finite
 
     prompts, regime = _prompts(), Finite(dimension=dimension, width=width, seed=seed)
 
-    def work():
+    def work() -> Array:
         gram = regime.gram(prompts)
         return gram[:-1, -1] / np.diag(gram)[:-1]
 
     return work
 
 
-def draws(dimension: int, width: int, count: int):
+def draws(dimension: int, width: int, count: int) -> Work:
     from toytransformer.regimes import Finite
     from toytransformer.sampling import overlap_draws
 
@@ -38,12 +42,12 @@ def draws(dimension: int, width: int, count: int):
     return lambda: overlap_draws(Finite(dimension=dimension, width=width), keys, query, count)
 
 
-def one_by_one(dimension: int, width: int, count: int):
+def one_by_one(dimension: int, width: int, count: int) -> Work:
     works = [coefficients(dimension, width, seed) for seed in range(count)]
     return lambda: np.array([work() for work in works])
 
 
-def dense_prediction(facts: int):
+def dense_prediction(facts: int) -> Work:
     from toytransformer.prediction import predict
     from toytransformer.regimes import FullLimit
 
@@ -51,10 +55,10 @@ def dense_prediction(facts: int):
     return lambda: predict(composition, FullLimit()).output[_shown(facts)]
 
 
-def symmetric_prediction(facts: int):
+def symmetric_prediction(facts: int) -> Work:
     from toytransformer import symmetry
 
-    def work():
+    def work() -> Array:
         prediction = symmetry.predict(_pair, facts)
         return np.stack([prediction.own[0], prediction.other[0]])
 
@@ -64,19 +68,19 @@ def symmetric_prediction(facts: int):
 # --- plain routes -------------------------------------------------------------------------------------------
 
 
-def plain_coefficients(dimension: int, width: int, seed: int):
+def plain_coefficients(dimension: int, width: int, seed: int) -> Work:
     from benchmarks import plain
 
     return lambda: plain.coefficients(KEYS, QUERY, dimension, width, seed)
 
 
-def plain_draws(dimension: int, width: int, count: int):
+def plain_draws(dimension: int, width: int, count: int) -> Work:
     from benchmarks import plain
 
     return lambda: plain.coefficient_draws(KEYS, QUERY, dimension, width, count, seed=1)
 
 
-def plain_prediction(facts: int):
+def plain_prediction(facts: int) -> Work:
     from benchmarks import plain
 
     composition = _pair(facts)
@@ -92,19 +96,19 @@ def plain_prediction(facts: int):
 # --- how far apart they may be ------------------------------------------------------------------------------
 
 
-def two_networks(dimension: int, width: int) -> Callable:
+def two_networks(dimension: int, width: int) -> Difference:
     """Two independent networks: five derived standard errors of the difference, of the worst coefficient."""
 
-    def difference(ours, plain):
+    def difference(ours: Array, plain: Array) -> tuple[float, float]:
         return _worst(np.abs(ours - plain), 5 * math.sqrt(2) * _spread(dimension, width))
 
     return difference
 
 
-def width_limit(dimension: int, width: int, seed: int) -> Callable:
+def width_limit(dimension: int, width: int, seed: int) -> Difference:
     """One network against the width limit on the same embeddings: five derived standard errors."""
 
-    def difference(ours, plain):
+    def difference(ours: Array, plain: Array) -> tuple[float, float]:
         from toytransformer import kernel
         from toytransformer.regimes import WidthLimit
 
@@ -116,34 +120,34 @@ def width_limit(dimension: int, width: int, seed: int) -> Callable:
     return difference
 
 
-def means_of_draws(dimension: int, width: int) -> Callable:
+def means_of_draws(dimension: int, width: int) -> Difference:
     """Means over independent draws: five derived standard errors of their difference."""
 
-    def difference(ours, plain):
+    def difference(ours: Array, plain: Array) -> tuple[float, float]:
         error = _spread(dimension, width) * math.sqrt(1 / len(ours) + 1 / len(plain))
         return _worst(np.abs(ours.mean(axis=0) - plain.mean(axis=0)), 5 * error)
 
     return difference
 
 
-def same_draws(width: int) -> Callable:
+def same_draws(width: int) -> Difference:
     """Draw for draw: rounding of float32 Gram entries, sums over neurons."""
 
-    def difference(ours, plain):
+    def difference(ours: Array, plain: Array) -> tuple[float, float]:
         return float(np.abs(ours[: len(plain)] - plain).max()), float(np.finfo(np.float32).eps) * width
 
     return difference
 
 
-def same_numbers(ours, plain) -> tuple[float, float]:
+def same_numbers(ours: Array, plain: Array) -> tuple[float, float]:
     return float(np.abs(ours - plain).max()), EXACT
 
 
-def same_chains(facts: int) -> Callable:
+def same_chains(facts: int) -> Difference:
     """The symmetric prediction of chain 1 and of another chain, against the dense row of question 1."""
 
-    def difference(ours, plain):
-        if plain is None:
+    def difference(ours: Array, plain: Array) -> tuple[float, float]:
+        if not plain.size:
             return 0.0, math.nan
         entities = {name: i for i, name in enumerate(_pair(facts).world.entities)}
         chain = [name for name in _pair(2).world.entities if "1" in name]
@@ -154,7 +158,7 @@ def same_chains(facts: int) -> Callable:
     return difference
 
 
-def _spread(dimension: int, width: int) -> np.ndarray:
+def _spread(dimension: int, width: int) -> Array:
     """Derived standard deviation of each coefficient over embeddings and neurons, around the full limit."""
     from toytransformer import hidden, kernel
 
@@ -168,18 +172,18 @@ def _spread(dimension: int, width: int) -> np.ndarray:
     return np.hypot(neurons, embeddings)
 
 
-def _worst(differences: np.ndarray, tolerances: np.ndarray) -> tuple[float, float]:
+def _worst(differences: Array, tolerances: Array) -> tuple[float, float]:
     worst = int(np.argmax(differences / tolerances))
     return float(differences[worst]), float(tolerances[worst])
 
 
-def _prompts():
+def _prompts() -> tuple[Prompt, ...]:
     from toytransformer.compositions import Prompt
 
     return tuple(Prompt(entity, tuple(relations)) for entity, *relations in (*KEYS, QUERY))
 
 
-def _pair(facts: int):
+def _pair(facts: int) -> Composition:
     from toytransformer.compositions import catalogue
 
     return catalogue.build("two-hop", facts=facts)

@@ -10,13 +10,20 @@ of small operations. A GPU has more to gain.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.case import Case, Side
+from benchmarks.case import Array, Case, Side, Work
+
+if TYPE_CHECKING:
+    import torch
+
+    from llm_experiments.adapters.batches import Row
+    from llm_experiments.adapters.recipe import Training
+    from llm_experiments.models.handle import LoadedModel
 
 #: Name -> hidden size, MLP size, layers, words the model knows. The first is about the embedded default's.
 MODELS = {
@@ -26,12 +33,12 @@ MODELS = {
 }
 
 
-def at_once(model: str, adapters: int, steps: int):
+def at_once(model: str, adapters: int, steps: int) -> Work:
     from llm_experiments.adapters.together import train_together
 
     loaded, sets, recipe = prepared(model, adapters, steps)
 
-    def work():
+    def work() -> Array:
         with tempfile.TemporaryDirectory() as folder:
             outs = [Path(folder, str(k)) for k in range(adapters)]
             return curves(train_together(loaded, sets, recipe, seeds=[0] * adapters, outs=outs))
@@ -39,12 +46,12 @@ def at_once(model: str, adapters: int, steps: int):
     return work
 
 
-def one_by_one(model: str, adapters: int, steps: int):
+def one_by_one(model: str, adapters: int, steps: int) -> Work:
     from llm_experiments.adapters.training import train
 
     loaded, sets, recipe = prepared(model, adapters, steps)
 
-    def work():
+    def work() -> Array:
         with tempfile.TemporaryDirectory() as folder:
             return curves(
                 train(loaded, examples, recipe, seed=0, adapter_index=k, out=Path(folder, str(k)))
@@ -54,7 +61,7 @@ def one_by_one(model: str, adapters: int, steps: int):
     return work
 
 
-def as_peft_comes(model: str, adapters: int, steps: int):
+def as_peft_comes(model: str, adapters: int, steps: int) -> Work:
     import torch
     import transformers
     from peft import LoraConfig, get_peft_model
@@ -64,7 +71,7 @@ def as_peft_comes(model: str, adapters: int, steps: int):
 
     loaded, sets, recipe = prepared(model, adapters, steps)
 
-    def padded(rows):
+    def padded(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         length = max(map(len, rows))
         ids, mask, labels = (np.full((len(rows), length), fill) for fill in (0, 0, -100))
         for i, row in enumerate(rows):
@@ -74,14 +81,23 @@ def as_peft_comes(model: str, adapters: int, steps: int):
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     class Losses(transformers.TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **_):
-            seen[-1] += [logs["loss"]] if "loss" in logs else []
+        def on_log(
+            self,
+            args: transformers.TrainingArguments,
+            state: transformers.TrainerState,
+            control: transformers.TrainerControl,
+            logs: Mapping[str, float] | None = None,
+            **_: object,
+        ) -> None:
+            seen[-1] += [logs["loss"]] if logs and "loss" in logs else []
 
-    def trained(examples, adapter):
+    def trained(examples: Sequence[Example], adapter: int) -> None:
         job = Job(loaded, examples, recipe, 0, adapter)
         rows = [type(row)(job.prefix + row.prompt, row.answer) for row in job.rows]
         config = LoraConfig(
-            r=recipe.rank, lora_alpha=recipe.alpha, target_modules=["gate_proj", "up_proj", "down_proj"]
+            r=recipe.rank,
+            lora_alpha=recipe.alpha,  # type: ignore[arg-type]  # a number that PEFT divides by r
+            target_modules=["gate_proj", "up_proj", "down_proj"],
         )
         peft_model = get_peft_model(loaded.model, config)
         factors = [(name, f) for name, f in peft_model.named_parameters() if f.requires_grad]
@@ -113,9 +129,9 @@ def as_peft_comes(model: str, adapters: int, steps: int):
             trainer.train()
         peft_model.unload()
 
-    seen = []
+    seen: list[list[float]] = []
 
-    def work():
+    def work() -> Array:
         seen.clear()
         for adapter, examples in enumerate(sets):
             seen.append([])
@@ -125,11 +141,11 @@ def as_peft_comes(model: str, adapters: int, steps: int):
     return work
 
 
-def curves(metrics) -> np.ndarray:
+def curves(metrics: Iterable[Mapping[str, Any]]) -> Array:
     return np.array([[loss for _, loss in one["loss_curve"]] for one in metrics])
 
 
-def prepared(name: str, adapters: int, steps: int):
+def prepared(name: str, adapters: int, steps: int) -> tuple[LoadedModel, list[list[Example]], Training]:
     """A random model of that size, examples for each adapter, and the recipe."""
     import torch
 
@@ -146,10 +162,17 @@ def prepared(name: str, adapters: int, steps: int):
     return loaded, sets, Training(dropout=0.0, epochs=1, learning_rate=1e-3)
 
 
-def example(rng: np.random.Generator, words: int) -> SimpleNamespace:
+class Example(NamedTuple):
+    """What an adapter is trained on."""
+
+    question: str
+    answer: str
+
+
+def example(rng: np.random.Generator, words: int) -> Example:
     """A question of 8 to 16 words and an answer of 6 to 12, as long as those of one hop."""
     question, answer = (rng.integers(words, size=rng.integers(*size)) for size in ((8, 17), (6, 13)))
-    return SimpleNamespace(
+    return Example(
         question=" ".join(f"w{word}" for word in question), answer=" ".join(f"w{word}" for word in answer)
     )
 
@@ -191,7 +214,7 @@ def write_model(folder: Path, hidden: int, inner: int, layers: int, words: int) 
     Qwen2ForCausalLM(config).save_pretrained(folder)
 
 
-def same_losses(ours, plain) -> tuple[float, float]:
+def same_losses(ours: Array, plain: Array) -> tuple[float, float]:
     """Roundings of some hundred products in a row, which the steps before let grow."""
     steps = ours.shape[1]
     return float(np.abs(ours - plain).max()), float(20 * steps * np.finfo(np.float32).eps * plain.max())

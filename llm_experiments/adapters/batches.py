@@ -9,13 +9,13 @@ template's system message) are kept apart, to be computed once for each adapter.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from llm_experiments.models.prompts import prompt_ids, target_ids
+from llm_experiments.models.prompts import Example, prompt_ids, target_ids
 
 if TYPE_CHECKING:
     from llm_experiments.models.handle import LoadedModel
@@ -54,12 +54,16 @@ class Batch:
     lengths: tuple[int, ...]
     rows: tuple[int, ...]
 
-    def to(self, device: Any) -> Batch:
-        moved = (tensor.to(device) for tensor in (self.tokens, self.mask, self.targets))
-        return Batch(*moved, self.lengths, self.rows)
+    def to(self, device: torch.device | str) -> Batch:
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            mask=self.mask.to(device),
+            targets=self.targets.to(device),
+        )
 
 
-def encoded(loaded: LoadedModel, examples: Sequence[Any]) -> list[Row]:
+def encoded(loaded: LoadedModel, examples: Sequence[Example]) -> list[Row]:
     """Every example (with `question` and `answer`) in the tokens in which evaluation asks it."""
     return [
         Row(tuple(prompt_ids(loaded, one.question)), tuple(target_ids(loaded, one.answer)))
@@ -94,13 +98,14 @@ def order(
     are shuffled again. One batch of an epoch may be smaller. steps: cut, or go on for more epochs, to exactly
     so many.
     """
-    lengths, batches, epoch = np.asarray(lengths), [], 0
+    long, epoch = np.asarray(lengths), 0
+    batches: list[list[int]] = []
     while len(batches) < steps if steps is not None else epoch < epochs:
         rng = np.random.default_rng((*seed, epoch))
-        shuffled, made = rng.permutation(len(lengths)), []
+        shuffled, made = rng.permutation(len(long)), []
         for start in range(0, len(shuffled), POOL * batch):
             pool = shuffled[start : start + POOL * batch]
-            pool = pool[np.argsort(lengths[pool], kind="stable")]
+            pool = pool[np.argsort(long[pool], kind="stable")]
             made += [pool[i : i + batch].tolist() for i in range(0, len(pool), batch)]
         batches += [made[i] for i in rng.permutation(len(made))]
         epoch += 1
@@ -124,7 +129,9 @@ def collated(groups: Sequence[Sequence[Row]], padding: int) -> Batch:
             1  # a row of padding sees one token, not none
         )
     return Batch(
-        *map(torch.from_numpy, (tokens, mask, targets)),
+        torch.from_numpy(tokens),
+        torch.from_numpy(mask),
+        torch.from_numpy(targets),
         lengths=tuple(max(map(len, rows)) for rows in groups),
         rows=tuple(map(len, groups)),
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from llm_experiments.adapters.batches import IGNORED, Batch
@@ -32,6 +33,10 @@ class Factors:
     a: Sequence[Tensor]
     b: Sequence[Tensor]
     scale: float
+
+
+#: A module whose forward is called, the frozen linear layer in it, and what is added there; by name.
+Layers = Mapping[str, tuple[nn.Module, nn.Module, Factors]]
 
 
 @dataclass
@@ -79,8 +84,8 @@ class Pass:
 
 
 @contextmanager
-def adapted(layers: Mapping[str, tuple[nn.Module, nn.Module, Factors]], rows: Pass) -> Iterator[None]:
-    """Let each layer (module whose forward is called, the frozen Linear in it, factors) add its adapters."""
+def adapted(layers: Layers, rows: Pass) -> Iterator[None]:
+    """Let each layer add its adapters."""
     before = [(called, vars(called).get("forward")) for called, _, _ in layers.values()]
     try:
         for called, linear, factors in layers.values():
@@ -124,7 +129,15 @@ class _Lora(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, scale, mask, weight, bias, *factors):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: float,
+        mask: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        *factors: Tensor,
+    ) -> Tensor:
         a, b = torch.stack(factors[: len(x)]), torch.stack(factors[len(x) :])
         a, b = a.to(x.dtype), (scale * b).to(x.dtype)
         dropped = x if mask is None else x * mask
@@ -139,11 +152,12 @@ class _Lora(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dropped, a, b, inner, mask, weight = ctx.saved_tensors
         grad = grad.contiguous()
         grad_inner = _times(grad, b)
-        grads_a, grads_b = (None,) * len(a), (None,) * len(a)
+        grads_a: tuple[Tensor | None, ...] = (None,) * len(a)
+        grads_b: tuple[Tensor | None, ...] = (None,) * len(a)
         if any(ctx.needs_input_grad[5 : 5 + len(a)]):
             grads_a = _times(grad_inner.mT, dropped).to(ctx.dtype).unbind()
         if any(ctx.needs_input_grad[5 + len(a) :]):
@@ -172,7 +186,7 @@ def _add_times(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.baddbmm_(left, right)
 
 
-def losses(model: nn.Module, batch: Batch, prefix: Sequence[int], rows: Pass) -> Tensor:
+def losses(model: PreTrainedModel, batch: Batch, prefix: Sequence[int], rows: Pass) -> Tensor:
     """Mean of -log p over the answer tokens of each adapter's rows, (adapter,), in float32 or better.
 
     model: a causal language model whose layers are `adapted` with `rows`, which is set to each pass here.
@@ -187,7 +201,9 @@ def losses(model: nn.Module, batch: Batch, prefix: Sequence[int], rows: Pass) ->
         cache = DynamicCache(config=model.config)
         model.base_model(input_ids=shared, past_key_values=cache, use_cache=True)
         for layer in cache.layers:
-            layer.keys, layer.values = (_repeated(kept, most) for kept in (layer.keys, layer.values))
+            assert isinstance(layer, DynamicLayer)  # as can_share_prefix made sure
+            assert layer.keys is not None and layer.values is not None
+            layer.keys, layer.values = _repeated(layer.keys, most), _repeated(layer.values, most)
         mask = torch.cat([mask.new_ones(len(mask), len(prefix)), mask], 1)
         positions = positions + len(prefix)
         cached = {"past_key_values": cache, "use_cache": True}
@@ -217,6 +233,6 @@ def _repeated(kept: Tensor, most: int) -> Tensor:
     return kept.expand(most, -1, -1, -1) if len(kept) == 1 else kept.repeat_interleave(most, 0)
 
 
-def can_share_prefix(model: nn.Module) -> bool:
+def can_share_prefix(model: PreTrainedModel) -> bool:
     """Whether keys and values of a prefix can be computed once: all layers keep them in the common way."""
     return all(isinstance(layer, DynamicLayer) for layer in DynamicCache(config=model.config).layers)

@@ -22,6 +22,7 @@ from llm_experiments.adapters.batches import Row
 from llm_experiments.adapters.grouped import can_share_prefix
 from llm_experiments.adapters.recipe import Training, TrainingError
 from llm_experiments.models.devices import explain_memory
+from llm_experiments.models.prompts import Example
 from toytransformer.adapters import LoRA
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Job:
     """One adapter's data in the order it is seen, and what has been seen of it."""
 
     def __init__(
-        self, loaded: LoadedModel, examples: Sequence[Any], training: Training, seed: int, index: int
+        self, loaded: LoadedModel, examples: Sequence[Example], training: Training, seed: int, index: int
     ):
         if not examples:
             raise TrainingError("there are no examples to train on; give at least one")
@@ -169,7 +170,7 @@ def prepared(loaded: LoadedModel, training: Training) -> Iterator[None]:
             parameter.grad = None
         for module, mode in modes:
             module.training = mode
-        if slow:
+        if attention is not None and slow:
             model.set_attn_implementation(attention)
         if use_cache is not None:
             model.config.use_cache = use_cache

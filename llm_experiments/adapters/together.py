@@ -18,14 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from llm_experiments.adapters import batches
-from llm_experiments.adapters.grouped import Factors, Pass, adapted, losses
+from llm_experiments.adapters.grouped import Factors, Layers, Pass, adapted, losses
 from llm_experiments.adapters.jobs import Job, Progress, prepared
 from llm_experiments.adapters.recipe import Training, TrainingError
 from llm_experiments.adapters.trainer import optimizer_of
 from llm_experiments.adapters.training import sparse_masks
+from llm_experiments.models.handle import embedding
 from llm_experiments.models.layers import linear_shape, target_modules
+from llm_experiments.models.prompts import Example
 
 if TYPE_CHECKING:
     from llm_experiments.models.handle import LoadedModel
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 
 def train_together(
     loaded: LoadedModel,
-    list_of_examples: Sequence[Sequence[Any]],
+    list_of_examples: Sequence[Sequence[Example]],
     training: Training,
     *,
     seeds: Sequence[int],
@@ -105,22 +108,24 @@ def _fit(
     for job, examples in zip(jobs, share, strict=True):
         job.seconds += spent * examples / sum(share)
     return [
-        {name: _copied(factors.a[k], factors.b[k]) for name, (_, _, factors) in layers.items()}
+        {name: (_copied(factors.a[k]), _copied(factors.b[k])) for name, (_, _, factors) in layers.items()}
         for k in range(len(jobs))
     ]
 
 
-def _copied(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(tensor.detach().cpu().clone() for tensor in tensors)
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone()
 
 
-def _layers(model: nn.Module, jobs: Sequence[Job], training: Training):
+def _layers(model: PreTrainedModel, jobs: Sequence[Job], training: Training) -> Layers:
     """Every target layer with the factors of all adapters, as each job draws them."""
     layers = {}
-    precision = torch.promote_types(model.get_input_embeddings().weight.dtype, torch.float32)
+    precision = torch.promote_types(embedding(model).dtype, torch.float32)
     for name in target_modules(model, training.layers):
         linear = model.get_submodule(name)
-        place, (height, width) = linear.weight.device, linear_shape(linear)
+        place, shape = next(linear.parameters()).device, linear_shape(linear)
+        assert shape is not None, f"{name} is a linear layer"
+        height, width = shape
         a = [job.initial_a(training, name, training.rank, width).to(place, precision) for job in jobs]
         b = [torch.zeros(height, training.rank, device=place, dtype=precision) for _ in jobs]
         for job, first, second in zip(jobs, a, b, strict=True):
@@ -136,7 +141,7 @@ def _layers(model: nn.Module, jobs: Sequence[Job], training: Training):
 class _Updates:
     """One adapter's optimiser, schedule and clipping, as Trainer applies them."""
 
-    def __init__(self, adapter: int, layers, job: Job, training: Training):
+    def __init__(self, adapter: int, layers: Layers, job: Job, training: Training):
         every = [f for _, _, factors in layers.values() for f in (factors.a[adapter], factors.b[adapter])]
         self.parameters = [factor for factor in every if factor.requires_grad]
         self.optimizer, self.schedule = optimizer_of(self.parameters, training, job.steps)

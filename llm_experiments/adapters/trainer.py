@@ -35,7 +35,7 @@ def run(
     """
     latest: list[Tensor] = []
 
-    def kept_loss(batch):
+    def kept_loss(batch: batches.Batch) -> Tensor:
         loss = loss_of(batch)
         latest.append(loss.detach())
         return loss
@@ -70,7 +70,9 @@ def run(
             gc.unfreeze()
 
 
-def optimizer_of(parameters: Sequence[Tensor], training: Training, steps: int):
+def optimizer_of(
+    parameters: Sequence[Tensor], training: Training, steps: int
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
     """AdamW and the schedule of its learning rate."""
     optimizer = torch.optim.AdamW(
         parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
@@ -86,13 +88,20 @@ class _Trainer(transformers.Trainer):
         self.loss_of = loss_of
 
     def get_train_dataloader(self) -> DataLoader:
+        assert isinstance(self.train_dataset, _Steps)
         return DataLoader(self.train_dataset, batch_size=None, shuffle=False)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
         model.eval()  # of the base: some architectures have dropout of their own, drawn by Trainer's seed
         return self.loss_of(inputs["batch"])
 
-    def floating_point_ops(self, inputs) -> int:
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0
 
 
@@ -110,12 +119,30 @@ class _Steps(torch.utils.data.Dataset):
 class _Watch(transformers.TrainerCallback):
     """Clips the gradient before each update and reports the loss behind it."""
 
-    def __init__(self, parameters: Sequence[Tensor], clip: float, latest: list[Tensor], seen):
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        clip: float,
+        latest: list[Tensor],
+        seen: Callable[[int, float], None],
+    ):
         self.parameters, self.clip, self.latest, self.seen = parameters, clip, latest, seen
 
-    def on_pre_optimizer_step(self, args, state, control, **_):
+    def on_pre_optimizer_step(
+        self,
+        args: transformers.TrainingArguments,
+        state: transformers.TrainerState,
+        control: transformers.TrainerControl,
+        **_: object,
+    ) -> None:
         if self.clip:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
 
-    def on_step_end(self, args, state, control, **_):
+    def on_step_end(
+        self,
+        args: transformers.TrainingArguments,
+        state: transformers.TrainerState,
+        control: transformers.TrainerControl,
+        **_: object,
+    ) -> None:
         self.seen(state.global_step - 1, self.latest.pop().item())

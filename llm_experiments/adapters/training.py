@@ -20,14 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from llm_experiments.adapters import peft_files
-from llm_experiments.adapters.grouped import Factors, Pass, adapted, losses
+from llm_experiments.adapters import batches, peft_files
+from llm_experiments.adapters.grouped import Factors, Layers, Pass, adapted, losses
 from llm_experiments.adapters.jobs import Job, Progress, prepared, seeded, suffixes
 from llm_experiments.adapters.recipe import Training, TrainingError
 from llm_experiments.adapters.trainer import run
 from llm_experiments.models.layers import target_modules
+from llm_experiments.models.prompts import Example
 from toytransformer.adapters import LoRA
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ __all__ = ["Training", "TrainingError", "random_like", "train"]
 
 def train(
     loaded: LoadedModel,
-    examples: Sequence[Any],
+    examples: Sequence[Example],
     training: Training,
     *,
     seed: int,
@@ -98,7 +100,7 @@ def random_like(folder: str | os.PathLike, *, seed: int, out: str | os.PathLike)
         out,
         f"random like {given.name}",
         modules,
-        given.config.get("base_model_name_or_path"),
+        given.config.get("base_model_name_or_path") or "",
         targets=given.config.get("target_modules"),
         details={"base_digest": given.details.get("base_digest"), "like": given.name, "seed": seed},
     )
@@ -116,7 +118,7 @@ def _fit(
     model, names = loaded.model, target_modules(loaded.model, training.layers)
     config = LoraConfig(
         r=training.rank,
-        lora_alpha=training.alpha,
+        lora_alpha=training.alpha,  # type: ignore[arg-type]  # a number that PEFT divides by r
         lora_dropout=training.dropout,
         target_modules=suffixes(model, names),
         task_type="CAUSAL_LM",
@@ -130,10 +132,10 @@ def _fit(
             rows = Pass([job.generator(loaded.device)], training.dropout)
             steps = job.steps
 
-            def loss_of(batch):
+            def loss_of(batch: batches.Batch) -> Tensor:
                 return losses(model, batch.to(loaded.device), job.prefix, rows)[0]
 
-            def seen(step, loss):
+            def seen(step: int, loss: float) -> None:
                 job.saw(step + (half or 0) * steps, steps * (1 if half is None else 2), loss, progress)
 
             with adapted(layers, rows):
@@ -148,12 +150,17 @@ def _fit(
             job.seconds += time.perf_counter() - start
 
 
-def _layers(model: nn.Module, names: Sequence[str], job: Job, training: Training):
+def _layers(
+    model: nn.Module, names: Sequence[str], job: Job, training: Training
+) -> tuple[Layers, list[Tensor]]:
     """PEFT's layers with factors drawn by the job's seed, and the parameters that are trained."""
-    layers, trained = {}, []
+    layers: dict[str, tuple[nn.Module, nn.Module, Factors]] = {}
+    trained: list[Tensor] = []
     for name in names:
         layer = model.get_submodule(name)
-        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        assert isinstance(layer, LoraLayer) and isinstance(layer, nn.Module)
+        linear = layer.get_base_layer()
+        a, b = (factor["default"].get_parameter("weight") for factor in (layer.lora_A, layer.lora_B))
         with torch.no_grad():
             a.copy_(job.initial_a(training, name, *a.shape))
             b.zero_()
@@ -165,5 +172,5 @@ def _layers(model: nn.Module, names: Sequence[str], job: Job, training: Training
             mask = job.masks[name].to(b.device)
             b.register_hook(lambda gradient, mask=mask: gradient * mask)
         trained.append(b)
-        layers[name] = (layer, layer.get_base_layer(), Factors([a], [b], training.scale()))
+        layers[name] = (layer, linear, Factors([a], [b], training.scale()))
     return layers, trained

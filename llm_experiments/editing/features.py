@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from llm_experiments.models.handle import LoadedModel
 from llm_experiments.models.prompts import prompt_ids, target_ids
 
 Array = np.ndarray
+Inputs: TypeAlias = tuple[torch.Tensor, ...]
+Kept: TypeAlias = dict[str, torch.Tensor]
 
 #: In front of a module's name once PEFT has wrapped the model.
 PEFT_PREFIX = "base_model.model."
@@ -66,14 +69,14 @@ def down_projections(model: nn.Module) -> dict[int, Down]:
     for name, blocks in model.named_modules():
         if not isinstance(blocks, nn.ModuleList) or not len(blocks):
             continue
-        found = [getattr(getattr(block, "mlp", None), "down_proj", None) for block in blocks]
-        linear = [getattr(module, "base_layer", module) for module in found]
-        if all(isinstance(each, nn.Linear) for each in linear):
-            stem = name.removeprefix(PEFT_PREFIX)
-            return {
-                layer: Down(layer, f"{stem}.{layer}.mlp.down_proj", module, weight)
-                for layer, (module, weight) in enumerate(zip(found, linear, strict=True))
-            }
+        stem, downs = name.removeprefix(PEFT_PREFIX), {}
+        for layer, block in enumerate(blocks):
+            module = getattr(getattr(block, "mlp", None), "down_proj", None)
+            linear = getattr(module, "base_layer", module)
+            if isinstance(module, nn.Module) and isinstance(linear, nn.Linear):
+                downs[layer] = Down(layer, f"{stem}.{layer}.mlp.down_proj", module, linear)
+        if len(downs) == len(blocks):
+            return downs
     raise EditError(
         f"architecture {type(model).__name__} has no linear layers[i].mlp.down_proj in every layer; edits "
         "need a dense gated MLP, as in Llama, Qwen2, Mistral or Gemma"
@@ -113,7 +116,7 @@ def begun(answer: str, entity: str) -> str:
     return before.rstrip()
 
 
-def padded(rows: Sequence[Sequence[int]], device) -> torch.Tensor:
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
     """Rows of tokens, filled on the right: under causal attention nothing before the filling sees it."""
     tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for row, ids in enumerate(rows):
@@ -174,10 +177,14 @@ def recorded(downs: Mapping[int, Down]) -> Iterator[dict[int, dict[str, torch.Te
     with contextlib.ExitStack() as stack:
         for layer, down in downs.items():
 
-            def before(module, inputs, result, kept=seen[layer]):
+            def before(
+                module: nn.Module, inputs: Inputs, result: torch.Tensor, kept: Kept = seen[layer]
+            ) -> None:
                 kept["base"] = result.detach()
 
-            def after(module, inputs, result, kept=seen[layer]):
+            def after(
+                module: nn.Module, inputs: Inputs, result: torch.Tensor, kept: Kept = seen[layer]
+            ) -> None:
                 kept["features"], kept["output"] = inputs[0].detach(), result.detach()
 
             first = down.linear.register_forward_hook(before, prepend=True)
@@ -202,7 +209,7 @@ class KeyCovariance:
     keys: Float[Array, "key feature"]
     ridge: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.keys.ndim != 2 or not np.all(np.isfinite(self.keys)):
             raise EditError(f"keys of shape {self.keys.shape} must be finite and (key, feature)")
         if not (np.isfinite(self.ridge) and self.ridge > 0):

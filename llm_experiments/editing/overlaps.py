@@ -16,6 +16,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class Overlaps:
     unrelated: int
     width: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.chains < 1 or self.reference < 2 or self.unrelated < 1:
             raise EditError(
                 f"{self.chains} chains, {self.reference} reference and {self.unrelated} unrelated prompts: "
@@ -193,7 +194,8 @@ def own_against_other(
     n = len(c)
     own = float(np.diag(c).mean())
     if n == 1:
-        return Contrast(own, *[math.nan] * 5, chains=1)
+        nothing = math.nan
+        return Contrast(own, nothing, nothing, nothing, nothing, nothing, chains=1)
     other = float((c.sum() - np.trace(c)) / (n * (n - 1)))
     apart = _apart(c)
     each = np.diag(apart) * n / (n - 1)
@@ -297,10 +299,16 @@ def tests_over_layers(
     single out the right x or the right y?"""
     rows = []
     for metric, one in itertools.product(metrics, together):
-        row = {"layers": len(layers), "metric": metric, "facts": "together" if one else "alone"}
-        options = {"metric": metric, "together": one, "ridge": ridge}
+        row: dict[str, Any] = {
+            "layers": len(layers),
+            "metric": metric,
+            "facts": "together" if one else "alone",
+        }
         for number, kind in ((1, "hop1"), (2, "hop2")):
-            found = [seen.coefficients(kind, "two_hop", **options) for seen in layers.values()]
+            found = [
+                seen.coefficients(kind, "two_hop", metric=metric, together=one, ridge=ridge)
+                for seen in layers.values()
+            ]
             row[f"c{number}_p"] = over_layers(found, seed=seed)
         rows.append(row | {"ridge": ridge})
     return rows
@@ -309,11 +317,11 @@ def tests_over_layers(
 def _summary(seen: Overlaps, metric: str, together: bool, ridge: float, seed: int) -> dict[str, float]:
     found: dict[str, float] = {}
     for number, kind in ((1, "hop1"), (2, "hop2")):
-        options = {"metric": metric, "together": together, "ridge": ridge}
-        contrast = own_against_other(seen.coefficients(kind, "two_hop", **options), seed=seed)
+        chosen = partial(seen.coefficients, kind, metric=metric, together=together, ridge=ridge)
+        contrast = own_against_other(chosen("two_hop"), seed=seed)
         for name in ("own", "other", "gap", "low", "high", "p"):
             found[f"c{number}_{name}"] = getattr(contrast, name)
-        leak = seen.coefficients(kind, "unrelated", **options)
+        leak = chosen("unrelated")
         found |= {
             f"leak{number}": float(leak.mean()),
             f"leak{number}_least": float(leak.min()),

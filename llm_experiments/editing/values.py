@@ -77,7 +77,7 @@ def value_vectors(
     direction = None if read is None else torch.tensor(read, dtype=torch.float32, device=device)
     free = torch.zeros(len(rows), hidden, device=device, requires_grad=True)
     adam = torch.optim.Adam([free], lr=rate)
-    first: list[float] | None = None
+    first: list[float] = []
     with _frozen(loaded.model):
         for step in range(steps + 1):
             adam.zero_grad()
@@ -99,7 +99,9 @@ def value_vectors(
     return Values(changes, tuple(first), tuple(nll), tuple(relative.tolist()), step)
 
 
-def _check_search(steps, rate, penalty, questions, answers) -> None:
+def _check_search(
+    steps: int, rate: float, penalty: float, questions: Sequence[str], answers: Sequence[str]
+) -> None:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise EditError(f"steps is {steps!r}; it must be a whole number >= 1")
     for name, value, least in (("rate", rate, "> 0"), ("penalty", penalty, ">= 0")):
@@ -109,7 +111,9 @@ def _check_search(steps, rate, penalty, questions, answers) -> None:
         raise EditError(f"{len(questions)} questions and {len(answers)} answers: give one answer for each")
 
 
-def _taught(loaded, questions, answers, begun) -> list[tuple[int, list[int]]]:
+def _taught(
+    loaded: LoadedModel, questions: Sequence[str], answers: Sequence[str], begun: Sequence[str] | None
+) -> list[tuple[int, list[int]]]:
     """For each fact, where its key is and the tokens of question and answer."""
     rows = []
     for question, answer, start in zip(questions, answers, begun or [""] * len(answers), strict=True):
@@ -137,7 +141,9 @@ def _losses(loaded: LoadedModel, rows: Sequence[tuple[int, list[int]]]) -> torch
 
 
 @contextlib.contextmanager
-def _changed(down: Down, changes, read, keys: Sequence[int], first: int) -> Iterator[None]:
+def _changed(
+    down: Down, changes: torch.Tensor, read: torch.Tensor | None, keys: Sequence[int], first: int
+) -> Iterator[None]:
     """Add the changes to the module's output, at every token by `read` or at each row's key token."""
 
     def shift(x: torch.Tensor) -> torch.Tensor:

@@ -249,11 +249,17 @@ class _Draw:
     """Examples with a random wording, and entities drawn anew for one example."""
 
     def __init__(
-        self, world: BaseWorld, invented, templates: Sequence[int], known: float, rng: random.Random
+        self,
+        world: BaseWorld,
+        invented: Mapping[str, Sequence[str]],
+        templates: Sequence[int],
+        known: float,
+        rng: random.Random,
     ):
         self.world, self.invented, self.known = world, invented, known
         self.templates, self.rng = templates, rng
         self.chained = sorted(world.chained)
+        self.taken: list[str] = []
 
     def wording(self) -> int:
         return self.rng.choice(self.templates)

@@ -15,7 +15,7 @@ from typing import Any
 
 from llm_experiments.asking.decoding import answers
 from llm_experiments.domains.two_hop.templates import DEV, TEST, template
-from llm_experiments.embedded.corpus import BaseWorld, ask, ask_steps, samples
+from llm_experiments.embedded.corpus import BaseWorld, WorldError, ask, ask_steps, samples
 from llm_experiments.models.handle import LoadedModel
 from llm_experiments.scoring.words import contains, final_answer
 
@@ -34,7 +34,9 @@ def measure(
 
     invented: names of each kind that the model has not seen.
     """
-    world: BaseWorld = loaded.base_world
+    world = loaded.base_world
+    if world is None:
+        raise WorldError(f"{loaded.id} has no world of its own; only a pretrained embedded model is measured")
     rng = random.Random(seed)
     rows = []
 

@@ -11,9 +11,10 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -24,6 +25,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Trainer,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -48,7 +51,7 @@ CHAT = (
     + ANSWER
     + "{% endif %}"
 )
-ARCHITECTURE = {
+ARCHITECTURE: dict[str, Any] = {  # arguments of Qwen2Config
     "hidden_size": 192,
     "intermediate_size": 576,
     "num_hidden_layers": 4,
@@ -112,7 +115,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 def encode(tokenizer: PreTrainedTokenizerFast, batch: Sequence[Sample]) -> list[Row]:
     """Token ids of each sample, <q> question <a> answer <end>, and labels, -100 on what is not scored."""
-    question, answer, end = tokenizer.convert_tokens_to_ids([QUESTION, ANSWER, END])
+    question, answer, end = (cast(int, tokenizer.convert_tokens_to_ids(t)) for t in (QUESTION, ANSWER, END))
     asked = tokenizer([s.question for s in batch])["input_ids"]
     told = tokenizer([s.answer for s in batch], return_offsets_mapping=True)
     rows = []
@@ -169,7 +172,14 @@ class Progress(TrainerCallback):
     def __init__(self, log: Callable[[str], None]):
         self.log, self.started = log, time.monotonic()
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **_: object,
+    ) -> None:
         if logs and "loss" in logs:
             seconds = time.monotonic() - self.started
             loss = float(logs["loss"])
@@ -182,7 +192,14 @@ class AnswerTrainer(Trainer):
     Padding is on the right and attention is causal, so no mask is needed.
     """
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        assert isinstance(model, Qwen2ForCausalLM)
         labels = inputs["labels"][:, 1:]
         scored = labels != -100
         hidden = model.model(input_ids=inputs["input_ids"]).last_hidden_state[:, :-1][scored]
@@ -296,6 +313,6 @@ def chunks(items: Iterable[Sample], size: int) -> Iterable[list[Sample]]:
         yield chunk
 
 
-def main(out: str | Path, seed: int = 0, **settings) -> Path:
+def main(out: str | Path, seed: int = 0, **settings: Any) -> Path:
     """What `python -m llm_experiments pretrain` runs; `settings` are those of `pretrain`."""
     return pretrain(Path(out), seed=seed, **settings)

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import torch
 
 from llm_experiments.models.handle import LoadedModel
-from llm_experiments.models.prompts import prompt_ids, target_ids
+from llm_experiments.models.prompts import Example, prompt_ids, target_ids
 
 #: The tokens of a prompt and those of its answer.
 Tokens: TypeAlias = tuple[list[int], list[int]]
-
-
-class Example(Protocol):
-    """A question and the answer wanted."""
-
-    @property
-    def question(self) -> str: ...
-
-    @property
-    def answer(self) -> str: ...
 
 
 def encoded(loaded: LoadedModel, example: Example) -> Tokens:

@@ -33,6 +33,13 @@ class Form:
     cut: tuple[str, str] = ("", "")
 
 
+def embedding(model: transformers.PreTrainedModel) -> torch.Tensor:
+    """The embeddings of the tokens, (token, width): where a model's inputs go and in what it computes."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
     """A frozen model with its tokenizer and its identity; made by `load.load`.

@@ -12,7 +12,7 @@ chooses where they go, `prompts` frames questions.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ import transformers
 from llm_experiments.models import devices
 from llm_experiments.models.devices import explain_memory
 from llm_experiments.models.files import read_object
-from llm_experiments.models.handle import Form, LoadedModel
+from llm_experiments.models.handle import Form, LoadedModel, embedding
 from llm_experiments.models.known import KNOWN_MODELS
 from llm_experiments.models.prompts import form_of
 from llm_experiments.models.sources import ModelError, Source, find, implausible, quiet, refuse_depth
@@ -77,7 +77,7 @@ def load(
         tokenizer=tokenizer,
         id=source.id,
         digest=_digest(source, system),
-        device=model.get_input_embeddings().weight.device,
+        device=embedding(model).device,
         dtype=precision,
         form=form,
         info={
@@ -157,7 +157,7 @@ def _unreadable(source: Source, error: BaseException) -> ModelError:
 def _model(
     source: Source, dtype: torch.dtype, place: str, four_bit: bool, free: Mapping[str, int]
 ) -> transformers.PreTrainedModel:
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {}  # whatever from_pretrained takes
     if place == "split":
         gpus = {name: size for name, size in free.items() if name != "cpu"}
         options["device_map"] = "auto"
@@ -173,7 +173,8 @@ def _model(
         )
     options |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     options |= {"trust_remote_code": False, "local_files_only": True}
-    read = transformers.AutoModelForCausalLM.from_pretrained
+    read: Callable[..., tuple[transformers.PreTrainedModel, dict[str, set[str]]]]
+    read = transformers.AutoModelForCausalLM.from_pretrained  # type: ignore[assignment]  # with its report
     try:  # the attention is said here, so that no config can ask for a kernel from the hub
         try:
             model, report = read(source.folder, attn_implementation="sdpa", **options)
@@ -213,7 +214,7 @@ def _check_vocabulary(
     model: transformers.PreTrainedModel,
     tokenizer: transformers.PreTrainedTokenizerBase,
 ) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = len(embedding(model))
     needed = max(tokenizer.get_vocab().values()) + 1
     if needed > rows:
         raise ModelError(
@@ -233,7 +234,7 @@ def _settle(
     model.eval()
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config._name_or_path = name
-    given = model.generation_config.eos_token_id
+    given = model.generation_config.eos_token_id if model.generation_config else None
     ends = tokenizer(form.ending, add_special_tokens=False)["input_ids"][-1:]
     ends += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     ends += given if isinstance(given, list) else [] if given is None else [given]

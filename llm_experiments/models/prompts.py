@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -28,6 +29,16 @@ from llm_experiments.models.templates import UnfitTemplate, chat_template
 
 _THOUGHT = re.compile(r"<think>\s*\Z")
 _QUESTION, _ANSWER = "Which one is it?", "It is this one."
+
+
+class Example(Protocol):
+    """A question and the answer wanted: what adapters are trained and merges are fitted on."""
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def answer(self) -> str: ...
 
 
 def form_of(tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> Form:

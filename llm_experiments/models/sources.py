@@ -17,12 +17,15 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
+from typing_extensions import TypedDict
 
 from llm_experiments.models.files import FileError, read_object
 
@@ -161,17 +164,19 @@ def _snapshot(name: str, revision: str | None, cache: Path | None, patterns: lis
     """Files at the top of a repository; what is in the cache if the hub cannot be asked."""
     from huggingface_hub import snapshot_download
 
-    options = {
-        "revision": revision,
-        "cache_dir": None if cache is None else Path(cache) / "hub",
-        "allow_patterns": patterns,
-        "ignore_patterns": ["*/*"],
-    }
+    fetch = partial(
+        snapshot_download,
+        name,
+        revision=revision,
+        cache_dir=None if cache is None else Path(cache) / "hub",
+        allow_patterns=patterns,
+        ignore_patterns=["*/*"],
+    )
     try:
-        return Path(snapshot_download(name, **options))
+        return Path(fetch())
     except Exception as error:
         try:
-            return Path(snapshot_download(name, local_files_only=True, **options))
+            return Path(fetch(local_files_only=True))
         except Exception:
             raise error from None
 
@@ -301,6 +306,15 @@ def _license(card: Path) -> str | None:
 # --- GGUF ----------------------------------------------------------------------------------
 
 
+class Noted(TypedDict):
+    """What source.json says of a converted file: its hash, terms, kind, and the sizes of what was written."""
+
+    gguf: str
+    license: str | None
+    quantisation: str
+    files: dict[str, int]
+
+
 def _converted(file: Path, cache: Path | None) -> Source:
     """A GGUF file as safetensors in float32 (exact), converted once and kept under the file's own hash.
 
@@ -318,25 +332,25 @@ def _converted(file: Path, cache: Path | None) -> Source:
     else:
         root = Path(cache) / "gguf"
     content = sha256(file)
-    folder, partial = root / content[:32], root / f"{content[:32]}.partial"
+    folder, unfinished = root / content[:32], root / f"{content[:32]}.partial"
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{content[:32]}.lock"):
             if not folder.is_dir():
-                shutil.rmtree(partial, ignore_errors=True)  # what a killed conversion left
-                partial.mkdir()
-                convert(file, content, partial)
-                partial.rename(folder)
+                shutil.rmtree(unfinished, ignore_errors=True)  # what a killed conversion left
+                unfinished.mkdir()
+                convert(file, content, unfinished)
+                unfinished.rename(folder)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise ModelError(
             f"{file.name} could not be converted into {root} ({error}), where it takes four bytes per "
             "parameter; name another folder with cache=..., or set HF_ASSETS_CACHE"
         ) from error
     try:
-        noted = read_object(folder / "source.json")
+        noted = TypeAdapter(Noted).validate_python(read_object(folder / "source.json"))
         changed = [name for name, size in noted["files"].items() if (folder / name).stat().st_size != size]
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"{folder} is damaged ({error}); delete it to convert {file.name} anew") from error
     if changed:
         raise ModelError(
@@ -373,7 +387,7 @@ def convert(file: Path, content: str, out: Path) -> None:
         with quiet(), tempfile.TemporaryDirectory() as alone:
             # what lies beside the file is not the model: a config there could ask for its own code to be run
             os.symlink(file.resolve(), Path(alone, "model.gguf"))
-            where = {"pretrained_model_name_or_path": alone, "gguf_file": "model.gguf"}
+            where: dict[str, Any] = {"pretrained_model_name_or_path": alone, "gguf_file": "model.gguf"}
             where |= {"local_files_only": True, "trust_remote_code": False}
             counts = {key: field.contents() for key, field in reader.fields.items() if "block_count" in key}
             refuse_depth(counts, len(reader.tensors))
@@ -397,14 +411,11 @@ def convert(file: Path, content: str, out: Path) -> None:
             f"{file.name} cannot be converted ({type(error).__name__}: {error}): the file is damaged, or "
             "transformers does not read this architecture from GGUF; give the model's folder or hub id"
         ) from error
-    try:
-        kind = gguf.LlamaFileType(said["general.file_type"]).name
-    except ValueError:
-        kind = "of a kind not stated"
-    noted = {
+    names: dict[object, str] = {int(kind): kind.name for kind in gguf.LlamaFileType}
+    noted: Noted = {
         "gguf": content,
         "license": said["general.license"],
-        "quantisation": f"gguf {kind}, dequantised",
+        "quantisation": f"gguf {names.get(said['general.file_type'], 'of a kind not stated')}, dequantised",
         "files": {path.name: path.stat().st_size for path in sorted(out.iterdir())},
     }
     (out / "source.json").write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
