@@ -121,8 +121,7 @@ def read(folder: str | os.PathLike, *, name: str | None = None, device: str = "c
             raise AdapterError(
                 f"{folder}: lora_B of {module} times its scale {scale:g} is beyond float32; scale it down"
             )
-    own = details.get("name", folder.resolve().name)
-    return AdapterWeights(name or own, modules, config, details)
+    return AdapterWeights(name or details.get("name") or folder.resolve().name, modules, config, details)
 
 
 def write(
@@ -268,7 +267,7 @@ def _refuse_settings(config: Mapping[str, Any], folder: Path) -> None:
 def _require_text(file: Path, content: Mapping[str, Any], keys: Sequence[str]) -> None:
     for key in keys:
         value = content.get(key)
-        if not (value is None or (isinstance(value, str) and value)):
+        if not isinstance(value, str | None):
             raise AdapterError(f"{file}: {key} is {value!r}; it must be text")
 
 
