@@ -3,12 +3,19 @@
 Nothing is changed anywhere for the domain of this file, which adds small numbers.
 """
 
+import json
 import re
 from dataclasses import replace
 
 import pytest
+from click.testing import CliRunner
+from matplotlib.text import Text
 from tiny_models import tiny_qwen2
 
+from figures import registry, report
+from figures.__main__ import main as figures
+from figures.__main__ import read as read_measured
+from figures.report.ledger import COLUMNS
 from llm_experiments import keep
 from llm_experiments.adapters.recipe import Training
 from llm_experiments.domains.task import (
@@ -153,7 +160,7 @@ def measured(registered, tiny, tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("run"))
     plan = EXPERIMENTS["adding"].plan(Base(tiny.id, tiny.digest), PROFILE, (0, 1))
     listed = [{"address": step.address, "label": step.label} for step in plan.order()]
-    store.add_run({"experiment": "adding"}, listed)
+    store.add_run({"experiment": "adding", "model": tiny.id}, listed)
     summary = run(plan, store, Context(store, lambda: tiny), progress=False)
     assert not summary.failed, summary.failed
     return store, plan
@@ -185,6 +192,29 @@ def test_its_rows_stand_in_tables(measured):
     markdown = forms.markdown(forms.grids(entries, tables.comparisons(cells)))
     for shown in ("three", "arrow-products", "ties"):
         assert shown in markdown
+
+
+def test_its_cells_are_drawn(measured, tmp_path):
+    store, _ = measured
+    done = CliRunner().invoke(figures, ["all", "--from", str(store.folder), "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    drawn = {name for name, figure in registry.figures().items() if figure.measured} & {
+        path.stem for path in tmp_path.glob("*.svg")
+    }
+    assert drawn == {"libraries"} and done.output.count("not drawn: ") > 5
+    told = registry.figures()["libraries"]
+    figure = told.from_data(read_measured([store.folder], None, False))
+    said = {text.get_text() for text in figure.findobj(Text)}
+    assert {"sums: three, " + frame.read(store.folder).groups()[0].info.base, "one + two, ties"} <= said
+
+
+def test_its_cells_stand_in_the_report(measured, tmp_path):
+    store, _ = measured
+    ledger = tmp_path / "ledger.json"
+    ledger.write_text(json.dumps([dict.fromkeys(COLUMNS, "") | {"claim": "one: holds", "provenance": {}}]))
+    page = report.render(report.gather(ledger, runs=[store.folder]))
+    assert "<th>no number</th>" in page and page.count("one + two</td>") == 2 * 4 + 2
+    assert "arrow-products" in page and "Every measured cell" in page
 
 
 def test_its_rows_are_kept_and_read_again(measured, tmp_path):

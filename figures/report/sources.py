@@ -121,11 +121,13 @@ def _runs(folder: Path) -> dict[str, str]:
         steps = [step["address"] for step in run["steps"]]
         finished = [address for address in steps if store.finished(address)]
         times += [meta["finished"] for a in finished if "finished" in (meta := store.seal(a)["meta"])]
-        seeds = ", ".join(map(str, run.get("seeds", ())))
-        runs.append(
-            f"{run['experiment']} on {run['model']}, profile {run.get('profile')}, seeds {seeds}: "
-            f"{len(finished)} of {len(steps)} steps finished"
+        where = f"{run['experiment']} on {run.get('model', 'an unnamed model')}, profile {run.get('profile')}"
+        draws = "".join(
+            f", {name} {', '.join(map(str, numbers))}"
+            for name, numbers in (("seeds", run.get("seeds")), ("names", run.get("names")))
+            if numbers
         )
+        runs.append(f"{where}{draws}: {len(finished)} of {len(steps)} steps finished")
     about = {"experiments": "; ".join(runs)}
     return about | ({"finished": f"{min(times)} to {max(times)}"} if times else {})
 
