@@ -51,7 +51,7 @@ def answers(
     return [_text(loaded, written[row]) for row in range(len(prompts))]
 
 
-def _text(loaded: LoadedModel, tokens: Sequence[int]) -> str:
+def _text(loaded: LoadedModel, tokens: list[int]) -> str:
     text = loaded.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return str(text).strip()
 
