@@ -212,7 +212,7 @@ def verify(json_file: Path | None, thorough: bool, seed: int) -> None:
 
 def _ledger_line(row: Row, statement: str) -> str:
     """One row in one line: verdict, statement, both sides, tolerance and its kind, regime, remark."""
-    expected, measured = (escape(_number(side, row.tolerance)) for side in (row.expected, row.measured))
+    expected, measured = (escape(_number(side, row)) for side in (row.expected, row.measured))
     verdict = "[green]holds[/green]" if row.verdict == "holds" else "[bold red]FAILS[/bold red]"
     within = "" if row.tolerance_kind == "exact" else f" ± {row.tolerance:.2g}"
     note = f"  [dim]{escape(row.note)}[/dim]" if row.note else ""
@@ -344,13 +344,11 @@ def _regime(name: str, dimension: int | None, width: int | None, **common: Any) 
     return regimes.Finite(dimension=dimension, width=65536 if width is None else width, **common)
 
 
-def _number(value: float | str, tolerance: float) -> str:
-    """Six digits, none of them below the tolerance, where rounding decides and so the number of threads."""
+def _number(value: float | str, row: Row) -> str:
+    """Six digits; 0 for what is below rounding, where the number of threads decides."""
     if isinstance(value, str):
         return value
-    if abs(value) < tolerance <= 1e-6:
-        return "0"
-    return f"{value:.6g}"
+    return "0" if row.tolerance_kind == "algebraic" and abs(value) < row.tolerance else f"{value:.6g}"
 
 
 def _finite(value: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from array_api_compat import array_namespace, device
+from numpy.typing import ArrayLike
 
 #: An array of a library that follows the array API (NumPy, JAX, torch). The standard has no static type yet.
 Array: TypeAlias = Any
@@ -29,7 +30,7 @@ def rounding(x: Array) -> float:
     return ROUNDING * epsilon(x)
 
 
-def like(reference: Array, values: NumpyArray) -> Array:
-    """The NumPy `values` as an array of the library, precision and device of `reference`."""
+def like(reference: Array, values: ArrayLike) -> Array:
+    """The `values` as an array of the library, precision and device of `reference`."""
     xp = array_namespace(reference)
     return xp.asarray(values, dtype=reference.dtype, device=device(reference))

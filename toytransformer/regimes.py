@@ -52,7 +52,7 @@ class _Regime:
     init: str = "standard-deviation"
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _one_of("mask", self.mask, hidden.MASKS)
         _one_of("attention", self.attention, hidden.ATTENTIONS)
         _one_of("init", self.init, tuple(hidden.INITS))
@@ -105,7 +105,7 @@ class _Regime:
 class _KernelLimit(_Regime):
     quadrature: int = 2**14
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _whole("quadrature", self.quadrature, 1)
 
@@ -129,7 +129,7 @@ class FullLimit(_KernelLimit):
     name = "limit"
     dimension = math.inf
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.init != "standard-deviation":
             raise RegimeError(
@@ -147,7 +147,7 @@ class WidthLimit(_KernelLimit):
     name = "width"
     dimension: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _whole("dimension (-d)", self.dimension, 1)
 
@@ -161,7 +161,7 @@ class Finite(_Regime):
     dimension: float
     width: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.dimension != math.inf:
             _whole("dimension (-d)", self.dimension, 1)

@@ -34,7 +34,7 @@ def pretrain(out: Path, seed: int, chains: bool) -> None:
 @click.command()
 @click.argument("out", type=FOLDER)
 @click.option("--dataset", type=click.Choice(["F", "H", "R"]), default="F", show_default=True)
-@click.option("--triplets", type=click.IntRange(min=3), default=100, show_default=True)
+@click.option("--triplets", type=click.IntRange(3, 100_000), default=100, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--bridge", type=click.Choice(["F", "H", "R"]), help="Add a bridge of this dataset.")
 @click.option(

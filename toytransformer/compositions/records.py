@@ -62,7 +62,7 @@ class Record:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     undetermined: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("composition", "spec_hash", "source", "rule", "group", "prompt"):
             check_name(getattr(self, name), name)
         if self.decode not in DECODES:

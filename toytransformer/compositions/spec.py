@@ -55,7 +55,7 @@ class Adapter:
     approximate: bool = False
     chains: tuple[Fact, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_name(self.name, "adapter")
         for what in ("facts", "chains"):
             check_tuple(getattr(self, what), Fact, f"{what} of adapter {self.name!r}")
@@ -165,7 +165,7 @@ class Merge:
     weights: tuple[float, ...] | None = None
     options: Mapping[str, Scalar] | tuple[tuple[str, Scalar], ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_name(self.rule, "merge rule")
         if self.weights is not None:
             check_tuple(self.weights, Real, f"weights of {self.rule!r}")
@@ -199,7 +199,7 @@ class Question:
     group: str = "two-hop"
     decode: Literal["direct", "steps"] = "direct"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.prompt, Prompt):
             raise SpecError(f"{self.prompt!r} is not a Prompt: write Question(Prompt(entity, relations), ..)")
         for role in ("correct", "bridge", "old"):
@@ -268,7 +268,7 @@ class Composition:
     examples: tuple[Fact, ...] = ()
     setting: Mapping[str, Scalar] | tuple[tuple[str, Scalar], ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_name(self.name, "composition")
         object.__setattr__(self, "setting", _sorted_pairs(self.setting, "setting", self.name))
         for what, kind in (("world", World), ("merge", Merge)):

@@ -43,7 +43,7 @@ class Prompt:
     entity: str
     relations: tuple[str, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_name(self.entity, "entity")
         check_tuple(self.relations, str, "relations")
         for relation in self.relations:
@@ -74,7 +74,7 @@ class Fact:
     prompt: Prompt
     answer: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.prompt, Prompt):
             raise SpecError(f"{self.prompt!r} is not a Prompt: write Fact(Prompt(entity, relations), answer)")
         check_name(self.answer, "answer")
@@ -120,7 +120,7 @@ class World:
     base: tuple[Fact, ...] = ()
     edits: tuple[Fact, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for what, names in (("entities", self.entities), ("relations", self.relations)):
             check_tuple(names, str, what)
             for name in names:

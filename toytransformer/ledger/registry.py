@@ -28,7 +28,7 @@ class Tolerance:
     kind: str
     reason: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in KINDS or not (math.isfinite(self.size) and self.size >= 0):
             raise ValueError(
                 f"{self} is not a tolerance: a finite size >= 0 and a kind of {', '.join(KINDS)}"

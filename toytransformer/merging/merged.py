@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from array_api_compat import array_namespace, device
 from jaxtyping import Float
@@ -41,7 +41,7 @@ class Merged(Protocol):
     def shift(self, features: Float[Array, "prompt feature"]) -> Float[Array, "prompt entity"]:
         """What the merge adds to the output of each prompt."""
 
-    def to(self, update: Convert, gate: Convert | None = None) -> Self:
+    def to(self, update: Convert, gate: Convert | None = None) -> Merged:
         """The same merge with its arrays converted to another device or precision.
 
         update: converts what makes the shift. gate: converts what only routes; like `update` by default.
@@ -90,7 +90,7 @@ class StaticMerge:
     def shift(self, features: Float[Array, "prompt feature"]) -> Float[Array, "prompt entity"]:
         return self.update.shift(features) if isinstance(self.update, LoRA) else features @ self.update.T
 
-    def to(self, update: Convert, gate: Convert | None = None) -> Self:
+    def to(self, update: Convert, gate: Convert | None = None) -> StaticMerge:
         return replace(self, update=converted(self.update, update))
 
     def factored(self, rank: int | None = None) -> LoRA:
@@ -171,7 +171,7 @@ class RoutedMerge:
         owner = [index for index, lora in enumerate(self.adapters) for _ in range(lora.rank)]
         return together, xp.asarray(owner, device=device(together.read))
 
-    def to(self, update: Convert, gate: Convert | None = None) -> Self:
+    def to(self, update: Convert, gate: Convert | None = None) -> RoutedMerge:
         own = {part.name for part in fields(RoutedMerge)}
         gates = {
             part.name: converted(getattr(self, part.name), gate or update)

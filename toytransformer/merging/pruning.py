@@ -58,7 +58,7 @@ def mean_of_agreeing(
     votes = x if sign == "total" else xp.sign(x)
     positive = xp.sum(votes, axis=0) >= -rounding(x) * xp.max(xp.abs(votes))
     agree = xp.where(positive, x > 0, x < 0)
-    w = xp.reshape(like(x, weights), (-1,) + (1,) * (x.ndim - 1))
+    w = xp.reshape(like(x, np.asarray(weights)), (-1,) + (1,) * (x.ndim - 1))
     count = xp.sum(xp.astype(agree, x.dtype), axis=0)
     total = xp.sum(xp.where(agree, w * x, xp.zeros_like(x)), axis=0)
     return total / xp.where(count > 0, count, xp.ones_like(count))
