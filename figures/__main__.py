@@ -329,8 +329,8 @@ def report(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     write(out, content)
-    for told in content.told():
-        click.echo(told)
+    for sentence in content.sentences():
+        click.echo(sentence)
     click.echo(f"report in {out}")
     if content.failures:
         sys.exit(1)

@@ -25,9 +25,9 @@ ALONE = {
 INTERVALS = "Bars: 95% Wilson intervals over the questions of one seed"
 
 
-def seeds(found: Iterable[Cell]) -> str:
+def seeds(given: Iterable[Cell]) -> str:
     """The training seeds, "seed 0" or "seeds 0–2"; the base model has none."""
-    trained = sorted({seed for cell in found for seed in cell.seeds if seed is not None})
+    trained = sorted({seed for cell in given for seed in cell.seeds if seed is not None})
     if len(trained) < 2:
         return f"seed\xa0{trained[0]}" if trained else "no training"
     return f"seeds\xa0{numbers(trained)}"
@@ -39,20 +39,20 @@ def numbers(several: Sequence[int]) -> str:
     return f"{several[0]}–{several[-1]}" if run else ", ".join(map(str, several))
 
 
-def measured(found: Sequence[Cell]) -> str:
+def measured(given: Sequence[Cell]) -> str:
     """Each model with its numbers of questions and its seeds: "embedded: n = 40 (20 chains), seeds 0–2"."""
     texts = []
-    for model in models(found):
-        own = [cell for cell in found if cell.info.base == model]
+    for model in models(given):
+        own = [cell for cell in given if cell.info.base == model]
         sizes = sorted({(cell.items, cell.clusters) for cell in own})
         counts = " or ".join(f"{items} ({chains} chains)" for items, chains in sizes)
         texts.append(f"{model}: n\xa0=\xa0{counts}, {seeds(own)}")
     return "; ".join(texts)
 
 
-def regime(found: Iterable[Cell]) -> str:
+def regime(given: Iterable[Cell]) -> str:
     """Where the toy's numbers come from: the full limit, and what was drawn where it leaves them open."""
-    toys = [cell.prediction for cell in found if cell.prediction]
+    toys = [cell.prediction for cell in given if cell.prediction]
     text = "Toy: full limit, n facts as measured"
     drawn = sorted({(toy["draws"], toy["regime"]["dimension"]) for toy in toys if toy["tied"]})
     if drawn:
@@ -63,9 +63,9 @@ def regime(found: Iterable[Cell]) -> str:
     return text
 
 
-def models(found: Iterable[Cell]) -> list[str]:
+def models(given: Iterable[Cell]) -> list[str]:
     """The models, those with most cells first."""
-    return [model for model, _ in Counter(cell.info.base for cell in found).most_common()]
+    return [model for model, _ in Counter(cell.info.base for cell in given).most_common()]
 
 
 def known(cell: Cell) -> bool:
@@ -79,11 +79,11 @@ def asked(name: str) -> str:
     return f"{group}, step by step" if how == "steps" else group
 
 
-def undertrained(found: Iterable[Cell], mark: str = "Ringed") -> tuple[str, ...]:
+def undertrained(given: Iterable[Cell], mark: str = "Ringed") -> tuple[str, ...]:
     """What the mark says of cells whose adapters had not learned their own task, where there are any."""
     return (
         (f"{mark}: an adapter is under {OWN_TASK:.0%} right on its own task, alone",)
-        if any(cell.undertrained for cell in found)
+        if any(cell.undertrained for cell in given)
         else ()
     )
 

@@ -56,8 +56,8 @@ def by_hash(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
     """By spec hash and "group/ask" what is predicted, with the regime it was computed in."""
     return {
         row["spec_hash"]: {
-            asked: {**said, **{name: row[name] for name in ("tied", "regime", "draws")}}
-            for asked, said in row["asked"].items()
+            question: {**said, **{name: row[name] for name in ("tied", "regime", "draws")}}
+            for question, said in row["asked"].items()
         }
         for row in rows
         if "refused" not in row

@@ -6,18 +6,21 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toytransformer.compositions import provenance, replace_file
+
+if TYPE_CHECKING:
+    from toytransformer.regimes import Regime
 
 Row = dict[str, Any]
 
 COMMITTED = Path(__file__).parent / "data" / "theory_rows.json"
 
 
-def write(path: Path, found: Iterable[Row]) -> None:
+def write(path: Path, rows: Iterable[Row]) -> None:
     """One row a line, under what they were computed with; the file is replaced whole."""
-    lines = ",\n".join(json.dumps(row, allow_nan=False) for row in found)
+    lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, [f'{{"provenance": {json.dumps(provenance())},\n"rows": [\n{lines}\n]}}\n'])
 
@@ -46,7 +49,7 @@ def short(value: float) -> float:
     return 0.0 if abs(value) < 1e-9 else float(f"{value:.6g}")
 
 
-def described(regime: Any) -> Row:
+def described(regime: Regime) -> Row:
     """The regime as JSON: infinity as text."""
     described = {"dimension": regime.dimension, **regime.describe()}
     return {key: "infinity" if value == math.inf else value for key, value in described.items()}

@@ -298,7 +298,7 @@ def test_a_verdict_names_the_models_that_it_is_said_of(committed):
     lines = opening.lines(committed.cells)
     models = {model for line in lines for model in line.cells}
     for line in lines:
-        told = opening.verdicts(lines)[line.verdict][opening.ASKED[line.decode]]
+        told = opening.verdicts(lines)[line.verdict][opening.ASKED[line.ask]]
         agree = len({opening.verdict(cells) for cells in line.cells.values()}) == 1
         if agree and line.cells.keys() == models:
             assert line.held.name in told
@@ -412,7 +412,7 @@ def test_a_run_with_the_same_answers_has_reproduced_whatever_the_model_is_called
     rows = [record(number) for number in range(20)]
     found = compared(tmp_path, [record(number, base="elsewhere") for number in range(20)], rows)
     assert (found.count(rerun.IDENTICAL), found.failed, found.alone) == (1, False, 0)
-    assert found.told.startswith("it reproduced") and "20 of 20" in found.told
+    assert found.sentence.startswith("it reproduced") and "20 of 20" in found.sentence
 
 
 @given(st.integers(0, 20), st.sampled_from(["bridge", "old", "edited", "other"]))
@@ -444,7 +444,7 @@ def test_one_cell_that_differs_among_many_is_found_and_comes_first(tmp_path):
     here = [row | WRONG if row["cell"]["rule"] == "ties" else row for row in rows]
     found = compared(tmp_path, here, rows)
     assert (found.count(rerun.DIFFERS), found.count(rerun.IDENTICAL)) == (1, 3) and found.failed
-    assert found.pairs[0].cell.info.rule == "ties" and "1 of 4 cells differ" in found.told
+    assert found.pairs[0].cell.info.rule == "ties" and "1 of 4 cells differ" in found.sentence
     p = mcnemar_exact([False] * 20, [True] * 20).p
     assert math.isclose(found.pairs[0].holm["correct"], min(1.0, len(rules) * len(OUTCOMES) * p))
 
@@ -453,7 +453,7 @@ def test_other_words_for_the_same_outcome_are_neither_blamed_nor_called_reproduc
     rows = [record(number) for number in range(20)]
     found = compared(tmp_path, [rows[0] | {"text": "right too"}, *rows[1:]], rows)
     assert (found.count(rerun.WORDS), found.count(rerun.IDENTICAL), found.failed) == (1, 0, False)
-    assert "19 of 20" in found.told and "reproduced" not in found.told and "another" in found.told
+    assert "19 of 20" in found.sentence and "reproduced" not in found.sentence and "another" in found.sentence
 
 
 def test_another_training_seed_of_the_committed_rows_is_never_called_reproduced(tmp_path):
@@ -472,7 +472,7 @@ def test_another_training_seed_of_the_committed_rows_is_never_called_reproduced(
     kept.cells = dict(run.cells)
     files.write(tmp_path / "kept", kept)
     found = rerun.compare(sources.read(tmp_path / "run"), [sources.read(tmp_path / "kept")])
-    assert found.pairs and "reproduced" not in found.told
+    assert found.pairs and "reproduced" not in found.sentence
     assert found.count(rerun.IDENTICAL) < len(found.pairs)
 
 
@@ -488,12 +488,12 @@ def test_cells_without_a_counterpart_are_counted(tmp_path):
     assert (len(found.pairs), found.alone) == (1, 1)
     other = [record(number, digest="another") for number in range(20)]
     found = compared(tmp_path, other, rows)
-    assert "no committed rows" in found.told and not found.failed
+    assert "no committed rows" in found.sentence and not found.failed
 
 
 def test_a_run_in_which_nothing_was_measured_fails(tmp_path):
     found = compared(tmp_path, [], [record(0)])
-    assert found.failed and found.told == "nothing was measured"
+    assert found.failed and found.sentence == "nothing was measured"
 
 
 def test_the_page_shows_what_differs_escapes_it_and_counts_as_failed(tmp_path):

@@ -45,12 +45,12 @@ LIBRARIES: dict[str, Callable[[Cell], bool]] = {
     place=4,
     needs=CELLS,
 )
-def draw(found: Sequence[Cell]) -> Figure:
+def draw(given: Sequence[Cell]) -> Figure:
     """One dot a cell, its training seeds pooled; adapters as trained, without controls that the toy lacks.
 
     Sweeps of merge weights are left out: dozens of points of one library would outweigh all others.
     """
-    cells = [cell for cell in found if predicted(cell) and not cell.info.variant and not cell.info.weights]
+    cells = [cell for cell in given if predicted(cell) and not cell.info.variant and not cell.info.weights]
     panels = {
         (kind, title): [c for c in cells if of(c) and (c.group, c.ask) in several]
         for kind, of in LIBRARIES.items()

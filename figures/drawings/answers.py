@@ -34,17 +34,17 @@ Line = tuple[str, str]
     place=3,
     needs=CELLS,
 )
-def draw(found: Sequence[Cell]) -> Figure:
+def draw(given: Sequence[Cell]) -> Figure:
     """The map of one model, that with most cells; plain adapters on MLP layers, as the paper's."""
-    asked = [cell for cell in found if _drawn(cell)]
-    if not asked:
+    drawn = [cell for cell in given if _drawn(cell)]
+    if not drawn:
         raise NothingToDrawError("needs rows of setup 0 on two-hop questions")
-    model = notes.models(asked)[0]
-    asked = [cell for cell in asked if cell.info.base == model]
-    data = {known: _dataset(asked, known) for known in (True, False)}
+    model = notes.models(drawn)[0]
+    drawn = [cell for cell in drawn if cell.info.base == model]
+    data = {known: _dataset(drawn, known) for known in (True, False)}
     cells = {
         (*_line(cell), notes.known(cell), cell.ask): cell
-        for cell in asked
+        for cell in drawn
         if cell.info.dataset == data[notes.known(cell)]
     }
     lines = _ordered(dict.fromkeys((heading, label) for heading, label, *_ in cells))
@@ -85,8 +85,8 @@ def _drawn(cell: Cell) -> bool:
     return plain and cell.info.task == "setup-0" and cell.group == "two-hop"
 
 
-def _dataset(found: Sequence[Cell], known: bool) -> str | None:
-    names = [cell.info.dataset or "" for cell in found if notes.known(cell) == known]
+def _dataset(given: Sequence[Cell], known: bool) -> str | None:
+    names = [cell.info.dataset or "" for cell in given if notes.known(cell) == known]
     return max(sorted(set(names)), key=names.count) if names else None
 
 

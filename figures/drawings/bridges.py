@@ -35,9 +35,9 @@ NUMBERS = {f"setup-{number}": number for number in SETUPS}
     place=9,
     needs=CELLS,
 )
-def draw(found: Sequence[Cell]) -> Figure:
+def draw(given: Sequence[Cell]) -> Figure:
     """A panel for each rule and model; a line for each setup, and for each way it was trained."""
-    cells = [cell for cell in found if _drawn(cell)]
+    cells = [cell for cell in given if _drawn(cell)]
     if len({cell.info.task for cell in cells}) < 2:
         raise NothingToDrawError(
             "needs rows of two bridge setups at least (experiments table1, bridge, contrast)"

@@ -46,9 +46,9 @@ ASKED = {
     place=11,
     needs=CELLS,
 )
-def draw(found: Sequence[Cell]) -> Figure:
+def draw(given: Sequence[Cell]) -> Figure:
     """A panel for each way of asking; a line for each rule and form of the same updates."""
-    cells = [cell for cell in found if {"initial_a", "gauge"} <= cell.info.variant.keys()]
+    cells = [cell for cell in given if {"initial_a", "gauge"} <= cell.info.variant.keys()]
     cells = [cell for cell in cells if cell.asked in ASKED]
     if not cells:
         raise NothingToDrawError("needs rows of experiment gauge")

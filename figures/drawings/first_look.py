@@ -66,12 +66,12 @@ def _merged(cell: Cell) -> bool:
     place=1,
     needs=CELLS,
 )
-def draw(found: Sequence[Cell]) -> Figure:
+def draw(given: Sequence[Cell]) -> Figure:
     """A panel a model, those with most cells; what a bar shows, its share right with Wilson's interval."""
-    cells = [cell for cell in found if _plain(cell)]
+    cells = [cell for cell in given if _plain(cell)]
     models = [
         model
-        for model in notes.models(found)
+        for model in notes.models(given)
         if all(any(bar.of(cell) for cell in cells if cell.info.base == model) for bar in BARS)
     ][:MODELS]
     if not models:

@@ -31,9 +31,9 @@ LINE, HEADING = 0.17, 0.3
     place=13,
     needs=CELLS,
 )
-def draw(found: Sequence[Cell]) -> Figure:
+def draw(given: Sequence[Cell]) -> Figure:
     """A panel for each domain: plain adapters, each under its rule, without sweeps of weights."""
-    plain = [cell for cell in found if not cell.info.variant and cell.info.weights is None]
+    plain = [cell for cell in given if not cell.info.variant and cell.info.weights is None]
     domains = dict.fromkeys(cell.info.domain for cell in plain)
     panels = {name: _largest(cell for cell in plain if cell.info.domain == name) for name in domains}
     if not panels:

@@ -38,12 +38,12 @@ def scaled(cell: Cell) -> bool:
     place=7,
     needs=CELLS,
 )
-def draw(found: Sequence[Cell]) -> Figure:
+def draw(given: Sequence[Cell]) -> Figure:
     """Above the toy's outputs, below log-probabilities of a model; a column for known and for fresh facts.
 
     Of several models it is the one with most cells.
     """
-    cells = curves(c for c in found if scaled(c) and c.asked == "two-hop/direct" and c.scored)
+    cells = curves(c for c in given if scaled(c) and c.asked == "two-hop/direct" and c.scored)
     if not cells:
         raise NothingToDrawError(
             "needs log-probabilities in rows of experiment survival (two weights s at least)"

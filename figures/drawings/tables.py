@@ -40,9 +40,9 @@ LABELS = 1.3
     place=12,
     needs=CELLS,
 )
-def draw(found: Sequence[Cell]) -> Figure:
+def draw(given: Sequence[Cell]) -> Figure:
     """Every table in two columns; a band is the range over the paper's models, a tick one of them."""
-    cells = [cell for cell in found if printed(cell)]
+    cells = [cell for cell in given if printed(cell)]
     if not cells:
         raise NothingToDrawError("needs rows of an experiment that the paper has a table of")
     models = notes.models(cells)[: len(MODELS)]

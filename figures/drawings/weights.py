@@ -46,9 +46,9 @@ def curves(cells: Iterable[Cell]) -> list[Cell]:
     place=6,
     needs=CELLS,
 )
-def draw(found: Sequence[Cell]) -> Figure:
+def draw(given: Sequence[Cell]) -> Figure:
     """A column for known facts and one for fresh ones, a line of panels for each model."""
-    cells = curves(cell for cell in found if swept(cell) and cell.group in HOPS)
+    cells = curves(cell for cell in given if swept(cell) and cell.group in HOPS)
     if not cells:
         raise NothingToDrawError(
             "needs rows of experiment survival (two pairs of weights a and 1 - a at least)"

@@ -39,8 +39,8 @@ class Anew:
     new: int
 
     def __str__(self) -> str:
-        told = f"{self.equal} of {self.both} rows are equal to the committed ones"
-        return told + (f", {self.new} have no committed counterpart" if self.new else "")
+        text = f"{self.equal} of {self.both} rows are equal to the committed ones"
+        return text + (f", {self.new} have no committed counterpart" if self.new else "")
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class Content:
         """Checks that fail, and runs that differ from the committed rows or hold nothing."""
         return sum(map(ledger.failed, self.checks)) + sum(run.failed for run in self.reruns)
 
-    def told(self) -> list[str]:
+    def sentences(self) -> list[str]:
         """What came out, in a line each."""
         broken = sum(map(ledger.failed, self.checks))
         lines = [f"{broken} of {len(self.checks)} checks fail" if broken else "every claim holds"]
         lines += [f"{COMPUTED[name]}, computed anew: {anew}" for name, anew in self.anew.items()]
-        return lines + [f"{run.name}: {run.told}" for run in self.reruns]
+        return lines + [f"{run.name}: {run.sentence}" for run in self.reruns]
 
     @property
     def cells(self) -> list[Cell]:
@@ -180,10 +180,10 @@ def render(content: Content) -> str:
         corrections=ledger.corrections(content.checks),
         summary=case_by_case.summary([row for row in content.drawn if row["figure"] == "outcomes"]),
         computed=COMPUTED,
-        asked=opening.ASKED,
+        ways=opening.ASKED,
         tone={opening.COMPOSES: "yes", opening.FAILS: "no", opening.OPEN: ""},
         level=rerun.LEVEL,
-        told=(rerun.IDENTICAL, rerun.WORDS, rerun.DIFFERS),
+        verdict_names=(rerun.IDENTICAL, rerun.WORDS, rerun.DIFFERS),
         sources=(*content.committed, *content.runs),
         caution=DAGGER_NOTE if any(cell.undertrained for cell in content.cells) else "",
         origins=_origins(content),
@@ -192,7 +192,7 @@ def render(content: Content) -> str:
 
 def _origins(content: Content) -> dict[str, dict[str, str]]:
     """Where what was computed comes from: its file, and what all of its rows say of themselves."""
-    found = {}
+    origins = {}
     for name, title in COMPUTED.items():
         rows, file = getattr(content, name), content.files.get(name)
         about = {"rows": f"{len(rows):,}"} if file else {}
@@ -200,8 +200,8 @@ def _origins(content: Content) -> dict[str, dict[str, str]]:
             about |= sources.identity(file)
         said: Row = next((row["provenance"] for row in rows if "provenance" in row), {})
         if about or said:
-            found[title] = {**about, **{key: value(entry) for key, entry in said.items()}}
-    return found
+            origins[title] = {**about, **{key: value(entry) for key, entry in said.items()}}
+    return origins
 
 
 def value(item: object, digits: int = 6) -> str:

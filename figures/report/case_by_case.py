@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-Row = dict[str, Any]
+from figures.store import Row
 
 SAYS = {
     "correct": "the right answer",
@@ -27,7 +27,7 @@ def summary(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
     alone, merged = _of(rows, composition="oracle-only"), _of(rows, composition="with-oracle")
     hop2 = _of(rows, composition="hop2-only", known=False, facts=1)
     fresh = _of(pair, known=False)
-    found = {
+    by_training = {
         f"Two adapters, one for each hop, merged by any of {len({row['rule'] for row in pair})} rules": {
             "Known facts": _of(pair, known=True),
             "Fresh facts, several in each adapter": [row for row in fresh if row["facts"] > 1],
@@ -50,7 +50,7 @@ def summary(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
     }
     texts = {
         heading: {case: answers(chosen) for case, chosen in cases.items() if chosen}
-        for heading, cases in found.items()
+        for heading, cases in by_training.items()
     }
     return {heading: cases for heading, cases in texts.items() if cases}
 

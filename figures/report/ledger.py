@@ -51,25 +51,25 @@ def failed(row: Mapping) -> bool:
 
 def claims(rows: Sequence[Mapping]) -> list[dict]:
     """The rows by claim, which is the text before the first colon; what fails comes first."""
-    found: dict[str, dict] = {}
+    by_name: dict[str, dict] = {}
     for row in rows:
         name, _, statement = row["claim"].partition(": ")
         blank = {"name": name, "source": row["source"], "proof": row["proof"], "rows": [], "failures": 0}
-        entry = found.setdefault(name, blank)
+        entry = by_name.setdefault(name, blank)
         entry["rows"].append({**row, "statement": statement or name})
         entry["failures"] += failed(row)
-    for entry in found.values():
+    for entry in by_name.values():
         entry["rows"].sort(key=failed, reverse=True)
-    return sorted(found.values(), key=lambda entry: not entry["failures"])
+    return sorted(by_name.values(), key=lambda entry: not entry["failures"])
 
 
 def corrections(rows: Sequence[Mapping]) -> dict[str, list[str]]:
     """Where the paper's words are not what holds: the remarks that say so, once each, by claim."""
-    found: dict[str, list[str]] = {}
+    by_claim: dict[str, list[str]] = {}
     for row in rows:
         note = row["note"]
         if note.startswith("paper") or "the paper says" in note:
-            remarks = found.setdefault(row["claim"].partition(": ")[0], [])
+            remarks = by_claim.setdefault(row["claim"].partition(": ")[0], [])
             if note not in remarks:
                 remarks.append(note)
-    return found
+    return by_claim

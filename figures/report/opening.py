@@ -38,7 +38,7 @@ class Held:
 
     name: str
     of: Callable[[Cell], bool]
-    asked: tuple[str, ...]
+    asks: tuple[str, ...]
 
 
 def _pair(cell: Cell) -> bool:
@@ -96,15 +96,15 @@ class Line:
     """One thing held and one way of asking: the cells of each model."""
 
     held: Held
-    decode: str
+    ask: str
     cells: Mapping[str, Sequence[Cell]]
 
     @property
     def verdict(self) -> str:
-        found = {verdict(cells) for cells in self.cells.values()}
-        if len(found) == 1:
-            return found.pop()
-        return DEPENDS if {COMPOSES, FAILS} <= found else OPEN
+        several = {verdict(cells) for cells in self.cells.values()}
+        if len(several) == 1:
+            return several.pop()
+        return DEPENDS if {COMPOSES, FAILS} <= several else OPEN
 
 
 def best(cells: Sequence[Cell]) -> Cell:
@@ -138,12 +138,12 @@ def right(cell: Cell) -> str:
 def merge(cell: Cell) -> str:
     """How a library was merged, and what else was chosen."""
     chosen = [pair for mapping in (cell.info.options, cell.info.variant) for pair in sorted(mapping.items())]
-    told = [f"{name.replace('_', ' ')} {value}" for name, value in chosen]
+    parts = [f"{name.replace('_', ' ')} {value}" for name, value in chosen]
     if examples := cell.info.setting.get("examples"):
-        told.append(f"{examples} examples")
+        parts.append(f"{examples} examples")
     rule = "alone" if len(cell.info.library) == 1 and cell.info.rule == "sum" else cell.info.rule
     weights = f" {', '.join(f'{w:g}' for w in cell.info.weights)}" if cell.info.weights else ""
-    return rule + weights + (f" ({', '.join(told)})" if told else "")
+    return rule + weights + (f" ({', '.join(parts)})" if parts else "")
 
 
 def mostly(shares: Mapping[str, float]) -> str:
@@ -172,19 +172,19 @@ def _most(shares: Mapping[str, float]) -> str:
 
 def lines(cells: Iterable[Cell]) -> list[Line]:
     """Every line that some model has cells of."""
-    asked = [cell for cell in cells if cell.group == "two-hop" and cell.info.dataset == REAL]
-    asked = [cell for cell in asked if cell.info.variant.keys() <= TRAINED]
-    names = _names(asked)
-    found = []
+    chosen = [cell for cell in cells if cell.group == "two-hop" and cell.info.dataset == REAL]
+    chosen = [cell for cell in chosen if cell.info.variant.keys() <= TRAINED]
+    names = _names(chosen)
+    listed = []
     for held in HELD:
-        for decode in held.asked:
+        for ask in held.asks:
             models: dict[str, list[Cell]] = {}
-            for cell in asked:
-                if cell.ask == decode and held.of(cell):
+            for cell in chosen:
+                if cell.ask == ask and held.of(cell):
                     models.setdefault(names[cell.info.base, cell.info.digest], []).append(cell)
             if models:
-                found.append(Line(held, decode, models))
-    return found
+                listed.append(Line(held, ask, models))
+    return listed
 
 
 def _names(cells: Iterable[Cell]) -> dict[tuple[str, str | None], str]:
@@ -196,34 +196,34 @@ def _names(cells: Iterable[Cell]) -> dict[tuple[str, str | None], str]:
     }
 
 
-def verdicts(found: Sequence[Line]) -> dict[str, dict[str, list[str]]]:
+def verdicts(listed: Sequence[Line]) -> dict[str, dict[str, list[str]]]:
     """What composes, what does not, and what depends or is open: by way of asking, with the models that it is
     said of where these are not all.
     """
-    models = {model for line in found for model in line.cells}
-    told: dict[str, dict[str, list[str]]] = {name: {} for name in (COMPOSES, FAILS, DEPENDS, OPEN)}
-    for line in found:
+    models = {model for line in listed for model in line.cells}
+    by_verdict: dict[str, dict[str, list[str]]] = {name: {} for name in (COMPOSES, FAILS, DEPENDS, OPEN)}
+    for line in listed:
         by: dict[str, list[str]] = {}
         for model, cells in line.cells.items():
             by.setdefault(verdict(cells), []).append(model)
         about = "; ".join(f"{', '.join(own)}: {name}" for name, own in by.items())
         if len(by) == 1:
             about = f"{', '.join(line.cells)} only" if line.cells.keys() < models else ""
-        told[line.verdict].setdefault(ASKED[line.decode], []).append(
+        by_verdict[line.verdict].setdefault(ASKED[line.ask], []).append(
             line.held.name + (f" ({about})" if about else "")
         )
-    return {name: asked for name, asked in told.items() if asked}
+    return {name: ways for name, ways in by_verdict.items() if ways}
 
 
-def instead(found: Sequence[Line], cells: Sequence[Cell]) -> str:
+def instead(listed: Sequence[Line], cells: Sequence[Cell]) -> str:
     """How often the table's most frequent answer is the predicted one, and what the bases answer directly."""
-    tops = [best(several) for line in found for several in line.cells.values()]
+    tops = [best(several) for line in listed for several in line.cells.values()]
     pairs = [(mostly(top.outcomes), mostly(top.prediction["shares"])) for top in tops if top.prediction]
     wrong = [pair for pair in pairs if pair != (RIGHT, RIGHT)]
     agree = sum(measured == predicted for measured, predicted in wrong)
     if not wrong:
         return ""
-    told = (
+    parts = (
         "Leaving out the cells where the right answer is predicted and most frequent, the most frequent "
         f"answer is the predicted one in {agree} of {len(wrong)} cells of this table."
     )
@@ -231,11 +231,11 @@ def instead(found: Sequence[Line], cells: Sequence[Cell]) -> str:
     bases = [cell for cell in bases if cell.info.dataset == REAL and known(cell) and _plain(cell)]
     if bases:
         given = ", ".join(f"{cell.info.base} in {percent(cell.outcome('old'))}%" for cell in bases)
-        told += (
+        parts += (
             " For known facts the theory takes for granted that the base answers two-hop questions; asked "
             f"directly, these bases give the old answer: {given}."
         )
-    return told
+    return parts
 
 
 # --- why --------------------------------------------------------------------------------------------------
@@ -252,15 +252,15 @@ class Reason:
 
 def reasons(cells: Sequence[Cell]) -> list[Reason]:
     """Every reason that the cells have something to say about."""
-    table = {(line.held.name, line.decode): line.cells for line in lines(cells)}
+    table = {(line.held.name, line.ask): line.cells for line in lines(cells)}
     direct, steps, mixed = (table.get(key) for key in ((TWO, "direct"), (TWO, "steps"), (ONE, "direct")))
-    found = [
+    several = [
         direct and _mixture([cell for several in direct.values() for cell in several]),
         direct and mixed and _not_merging(direct, mixed),
         _survival(curves(cell for cell in cells if swept(cell) and known(cell))),
         steps and _form(steps, cells),
     ]
-    return [reason for reason in found if reason]
+    return [reason for reason in several if reason]
 
 
 def _mixture(direct: Sequence[Cell]) -> Reason | None:
@@ -289,11 +289,11 @@ def _not_merging(direct: Mapping[str, Sequence[Cell]], mixed: Mapping[str, Seque
     models = [model for model in mixed if model in direct]
     if not models:
         return None
-    told = (f"{model} {right(best(mixed[model]))} against {right(best(direct[model]))}" for model in models)
+    parts = (f"{model} {right(best(mixed[model]))} against {right(best(direct[model]))}" for model in models)
     return Reason(
         f"It is not the merging ({', '.join(models)}): one adapter that holds both hops does not compose "
         "them directly either.",
-        f"One adapter against the best merge of two: {'; '.join(told)}.",
+        f"One adapter against the best merge of two: {'; '.join(parts)}.",
         all(below(cell) for model in models for cell in (*mixed[model], *direct[model])),
     )
 
@@ -309,7 +309,7 @@ def _survival(sweep: Sequence[Cell]) -> Reason | None:
     if 1 / 2 not in by or len(less) < 2 or not more:
         return None
     near = (less[-2], 1 / 2, more[0])
-    told = (
+    parts = (
         " and ".join(f"{percent(cell.share)}%" for cell in by[share]) + f" at {share:g}" for share in near
     )
     # A hop dies at the weights below `low` and lives at those above `high`.
@@ -318,7 +318,7 @@ def _survival(sweep: Sequence[Cell]) -> Reason | None:
     return Reason(
         "A hop over a known fact survives a merge if its own adapter has enough of the weight. The edge lies "
         "near one half, so a plain average of two puts both hops close to it.",
-        f"Single hops are right in {', '.join(told)} of the weight; up to {low:g} less than one half of the "
+        f"Single hops are right in {', '.join(parts)} of the weight; up to {low:g} less than one half of the "
         f"answers are right, from {high:g} on more ({words_of(sweep)}, {sum(map(len, by.values()))} cells).",
         1 / 4 <= low < high <= 3 / 4,
     )
@@ -334,7 +334,7 @@ def _form(steps: Mapping[str, Sequence[Cell]], cells: Sequence[Cell]) -> Reason 
     formed = {model: top.flag(FORM) for model, top in chosen.items() if FORM in top.frame.marks}
     if len(chosen) < 2 or not all(hops.values()) or formed.keys() != chosen.keys():
         return None
-    told = (
+    parts = (
         f"{model} writes it in {percent(formed[model])}%, {right(top)} right, hops alone "
         + " and ".join(f"{percent(cell.share)}%" for cell in hops[model])
         for model, top in chosen.items()
@@ -343,7 +343,7 @@ def _form(steps: Mapping[str, Sequence[Cell]], cells: Sequence[Cell]) -> Reason 
     return Reason(
         "Step by step, two merged adapters compose where the merged model writes “the answer is”, as a chain "
         "of thought ends. Where it does not, both hops are there one at a time and the chain still fails.",
-        f"Under the best merge: {'; '.join(told)}.",
+        f"Under the best merge: {'; '.join(parts)}.",
         0 < len(formless) < len(chosen)
         and all(
             below(top) if model in formless else above(top, len(steps[model]))

@@ -80,7 +80,7 @@ class Rerun:
         return self.empty or bool(self.count(DIFFERS))
 
     @property
-    def told(self) -> str:
+    def sentence(self) -> str:
         """What came out, in a sentence."""
         if self.empty:
             return "nothing was measured"
