@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toytransformer.command_line import needs_extra, run
+from toytransformer.command_line import RegularFile, needs_extra, run
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -183,7 +183,7 @@ def _drawing(drawing: Drawing) -> click.Command:
 @click.option(
     "--rows",
     "rows_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=RegularFile(),
     help="File of rows behind the drawings of the theory; without it the committed one.",
 )
 @OUT
@@ -270,7 +270,7 @@ def _shown(path: Path) -> str:
 @main.command()
 @click.option(
     "--ledger",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=RegularFile(),
     required=True,
     help="Rows written by `python -m toytransformer verify --json FILE`.",
 )
@@ -283,7 +283,7 @@ def _shown(path: Path) -> str:
 @click.option(
     "--rows",
     "rows_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=RegularFile(),
     help="File of rows behind the drawings; without it the committed one.",
 )
 @RUN

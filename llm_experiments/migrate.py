@@ -309,6 +309,11 @@ def migrate(source: Path, *, links: Links | None = None, world: BaseWorld | None
         )
     except SpecError as error:
         raise RowsError(f"'{source}': {error}") from error
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:  # JSON of another shape
+        raise RowsError(
+            f"'{source}' holds no rows of earlier code ({type(error).__name__}: {error}); give a run's "
+            "folder, or a NAME.jsonl.gz that `keep` wrote"
+        ) from error
 
 
 def _linked(folder: Path) -> dict[str, tuple[str, ...]]:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
 import click
@@ -66,6 +67,21 @@ def needs_extra(extra: str) -> Callable[[Callable[Arguments, Result]], Callable[
         return call
 
     return decorate
+
+
+class RegularFile(click.ParamType):
+    """A file to read: no folder, and no device or pipe, which may never end."""
+
+    name = "file"
+
+    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(value)
+        try:
+            if path.is_file():
+                return path
+        except (OSError, ValueError):  # a name too long, or with a zero byte
+            pass
+        self.fail(f"there is no file {str(value)[:200]!r}", param, ctx)
 
 
 def merge_weights(text: str | None) -> tuple[float, ...] | None:

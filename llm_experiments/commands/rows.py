@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 from rich.console import Console
 
 from llm_experiments.commands.options import FOLDER
-from toytransformer.command_line import needs_extra
+from toytransformer.command_line import RegularFile, needs_extra
 
 #: The kept rows, beside the code.
 DATA = Path(__file__).parents[1] / "data"
@@ -72,8 +71,10 @@ def keep(folder: Path, name: str, out: Path) -> None:
 @click.command()
 @click.argument("old", type=FOLDER)
 @click.argument("new", type=FOLDER)
-@click.option("--world", type=FOLDER, help="world.json of a base whose facts are known.")
-@click.option("--links", type=FOLDER, help="JSON: the adapters of each cell, where OLD is no run's folder.")
+@click.option("--world", type=RegularFile(), help="world.json of a base whose facts are known.")
+@click.option(
+    "--links", type=RegularFile(), help="JSON: the adapters of each cell, where OLD is no run's folder."
+)
 @needs_extra("results")
 def migrate(old: Path, new: Path, world: Path | None, links: Path | None) -> None:
     """Write rows of earlier code as today's.
@@ -84,10 +85,20 @@ def migrate(old: Path, new: Path, world: Path | None, links: Path | None) -> Non
     from llm_experiments.embedded.corpus import BaseWorld
     from results import files
 
-    linked = None if links is None else {k: tuple(v) for k, v in json.loads(links.read_text()).items()}
+    linked = None if links is None else _links(links)
     known = None if world is None else BaseWorld.read(world)
     for path in files.write(new, carrying.migrate(old, links=linked, world=known)):
         click.echo(f"{path} ({path.stat().st_size / 1e6:.2f} MB)")
+
+
+def _links(path: Path) -> dict[str, tuple[str, ...]]:
+    """The adapters of each cell, as a JSON object of lists of their addresses."""
+    from llm_experiments.models.files import read_json
+
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(value, list) for value in content.values()):
+        raise click.UsageError(f"--links '{path}' is no JSON object of lists of addresses")
+    return {cell: tuple(map(str, adapters)) for cell, adapters in content.items()}
 
 
 @click.command()

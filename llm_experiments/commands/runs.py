@@ -10,6 +10,7 @@ import click
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 
 from llm_experiments.commands import options
@@ -30,7 +31,7 @@ SHOWN = 12
 @options.model_options
 @click.option("--profile", "profile_name", help="Count steps for this profile.")
 @click.option("--seeds", default="0,1,2", show_default=True, help="Training seeds, by comma.")
-@click.option("--count", is_flag=True, help="Count the steps of each experiment; takes some seconds.")
+@click.option("--count", is_flag=True, help="Count the steps of each experiment; takes up to a minute.")
 @needs_extra("llm")
 def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) -> None:
     """Show the experiments, the profiles and the models."""
@@ -44,7 +45,9 @@ def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) 
     table = Table(box=box.SIMPLE, show_header=count)
     for heading in ("", "", "in the paper", *(["steps"] if count else [])):
         table.add_column(heading)
-    for name, experiment in EXPERIMENTS.items():
+    for name, experiment in track(
+        EXPERIMENTS.items(), "counting", transient=True, disable=not count, console=Console(stderr=True)
+    ):
         row = [name, escape(experiment.about), escape(experiment.source)]
         if base is not None:
             planned = experiment.plan(base, profile_named(profile_name, base), training_seeds(seeds))
