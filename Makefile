@@ -6,7 +6,7 @@ READY := .venv/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup values reproduce test proofs coq-packages bench figures notebooks docs links lint format clean
+.PHONY: help setup values reproduce test proofs coq-packages bench figures notebooks docs links lint audit format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -121,6 +121,12 @@ links: notebooks  ## follow the links of the documentation to other sites
 lint: setup  ## check style and formatting
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+# In an environment of its own: its dependencies are none of ours.
+audit: setup  ## ask PyPI for known vulnerabilities of the versions in constraints.txt (needs the network)
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install -q pip-audit
+	.venv/audit/bin/python -m pip_audit --strict --disable-pip --no-deps -r constraints.txt
 
 format: setup  ## fix style and formatting
 	$(PY) -m ruff check --fix .

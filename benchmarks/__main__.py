@@ -94,15 +94,15 @@ def row(case: Case, ours: Measurement, plain: Measurement | None, small: bool) -
         "<= {:g} s": (case.seconds, case.seconds is not None and ours.median <= case.seconds),
         "<= {:g} bytes": (case.peak, case.peak is not None and ours.peak <= case.peak),
     }
-    asked = {words.format(size): met for words, (size, met) in targets.items() if size is not None}
+    given = {words.format(size): met for words, (size, met) in targets.items() if size is not None}
     return {
         "case": case.name,
         "about": case.about,
         "ours": ours.to_dict(),
         "plain": plain.to_dict() | {"share_of_case": case.plain.share} if plain else case.plain.instead,
         "ratio": ratio,
-        "target": ", ".join(asked) or None,
-        "met": None if small or not asked else all(asked.values()),
+        "target": ", ".join(given) or None,
+        "met": None if small or not given else all(given.values()),
         "difference": None if math.isnan(allowed) else apart,
         "tolerance": None if math.isnan(allowed) else allowed,
         "agrees": None if math.isnan(allowed) else bool(apart <= allowed),

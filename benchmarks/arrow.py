@@ -61,10 +61,10 @@ def power_iteration(out: int, inn: int, spectrum: str, count: int) -> Work:
     iterate: Callable[..., torch.Tensor] = ArrowLoraLinearLayer.top_right_singular_vec_from_BA
 
     def work() -> Array:
-        found = [
+        vectors = [
             iterate(SimpleNamespace(rng_seed=index), a.T, b).numpy() for index, (b, a) in enumerate(pairs)
         ]
-        return np.stack(found)
+        return np.stack(vectors)
 
     return work
 

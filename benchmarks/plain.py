@@ -49,8 +49,8 @@ def coefficients(
     neurons = rng.standard_normal((width, dimension), dtype)
     neurons *= scale
     features = np.maximum(neurons @ hidden_states(prompts, embeddings, values).T, 0)
-    trained, asked = features[:, :-1], features[:, -1]
-    return (trained.T @ asked) / (trained**2).sum(axis=0)
+    trained, query_features = features[:, :-1], features[:, -1]
+    return (trained.T @ query_features) / (trained**2).sum(axis=0)
 
 
 def coefficient_draws(

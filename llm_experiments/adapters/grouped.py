@@ -209,12 +209,12 @@ def losses(model: PreTrainedModel, batch: Batch, prefix: Sequence[int], rows: Pa
         cached = {"past_key_values": cache, "use_cache": True}
     rows.rows, rows.lengths = batch.rows, batch.lengths
     answers = batch.targets.shape[1]
-    asked = torch.arange(length - answers - 1, length - 1, device=batch.tokens.device)
+    positions_kept = torch.arange(length - answers - 1, length - 1, device=batch.tokens.device)
     logits = model(
         input_ids=batch.tokens,
         attention_mask=mask,
         position_ids=positions,
-        logits_to_keep=asked,
+        logits_to_keep=positions_kept,
         **(cached or {"use_cache": False}),
     ).logits
     wanted = batch.targets != IGNORED

@@ -321,7 +321,7 @@ def _read_tensors(folder: Path, device: str) -> dict[str, torch.Tensor]:
 def _paired(
     tensors: Mapping[str, torch.Tensor], folder: Path
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    found: dict[str, dict[str, torch.Tensor]] = {}
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         suffix = next((s for s in (SUFFIX_A, SUFFIX_B) if key.endswith(s)), None)
         if suffix is None or not key.startswith(PREFIX):
@@ -329,11 +329,11 @@ def _paired(
                 f"{folder}: {key} is no factor of a linear layer (…lora_A.weight, …lora_B.weight); "
                 "embeddings, DoRA magnitudes, biases and replaced modules are not supported"
             )
-        found.setdefault(key[len(PREFIX) : -len(suffix)], {})[suffix] = tensor
-    if not found:
+        pairs.setdefault(key[len(PREFIX) : -len(suffix)], {})[suffix] = tensor
+    if not pairs:
         raise AdapterError(f"{folder}: {WEIGHTS} holds no tensors")
-    for module, pair in found.items():
+    for module, pair in pairs.items():
         if len(pair) == 1:
             missing = SUFFIX_B if SUFFIX_A in pair else SUFFIX_A
             raise AdapterError(f"{folder}: {module}{missing} is not in {WEIGHTS}; write the adapter anew")
-    return {module: (pair[SUFFIX_A], pair[SUFFIX_B]) for module, pair in found.items()}
+    return {module: (pair[SUFFIX_A], pair[SUFFIX_B]) for module, pair in pairs.items()}

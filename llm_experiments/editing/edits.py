@@ -18,7 +18,6 @@ Edits are handed on as `AdapterWeights`, so merging, saving and plain PEFT see o
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +38,7 @@ from llm_experiments.editing.features import (
 from llm_experiments.editing.values import Values, value_vectors
 from llm_experiments.merges import merging
 from llm_experiments.models.handle import LoadedModel
+from llm_experiments.scoring.words import contains
 from toytransformer.adapters import LoRA, closed_form, whitened
 from toytransformer.compositions import Merge
 
@@ -143,8 +143,8 @@ def write_facts(
     """
     keys = observe(loaded, questions, [layer], begun=begun)[layer].features
     read = readout(keys, covariance)
-    found = value_vectors(loaded, questions, answers, layer, read, begun=begun, **search)
-    return edit(loaded, layer, keys, found, covariance=covariance)
+    values = value_vectors(loaded, questions, answers, layer, read, begun=begun, **search)
+    return edit(loaded, layer, keys, values, covariance=covariance)
 
 
 # --- edits as adapters --------------------------------------------------------------------------------------
@@ -236,16 +236,16 @@ def check_shift(
 
     dtype: in which the shift is computed; the bound follows it.
     """
-    layers = sorted({each.layer for each in edits})
+    layers = sorted({one.layer for one in edits})
     base = observe(loaded, questions, layers, begun=begun)
     with applied(loaded, edits, weights, dtype=dtype):
         merged = observe(loaded, questions, layers, begun=begun)
     weights = [1.0] * len(edits) if weights is None else list(weights)
-    found = []
+    shifts = []
     for layer in layers:
-        own = [(each, weight) for each, weight in zip(edits, weights, strict=True) if each.layer == layer]
-        found.append(compare_shift(layer, base[layer], merged[layer], own, loaded.model.dtype, dtype))
-    return found
+        own = [(one, weight) for one, weight in zip(edits, weights, strict=True) if one.layer == layer]
+        shifts.append(compare_shift(layer, base[layer], merged[layer], own, loaded.model.dtype, dtype))
+    return shifts
 
 
 def compare_shift(
@@ -267,13 +267,13 @@ def compare_shift(
     phi = merged.features.astype(float)
     predicted, terms = np.zeros(merged.output.shape), np.zeros(merged.output.shape)
     coefficients = []
-    for each, weight in edits:
-        coefficients.append(each.coefficients(phi))
-        predicted += weight * coefficients[-1] @ each.lora.write.T
-        factors = each.factors(gauge)
+    for one, weight in edits:
+        coefficients.append(one.coefficients(phi))
+        predicted += weight * coefficients[-1] @ one.lora.write.T
+        factors = one.factors(gauge)
         terms += abs(weight) * (np.abs(phi) @ np.abs(factors.read)) @ np.abs(factors.write).T
     unit = torch.finfo(dtype).eps / 2
-    count = (phi.shape[1] + sum(each.lora.rank for each, _ in edits) + 4) * unit
+    count = (phi.shape[1] + sum(one.lora.rank for one, _ in edits) + 4) * unit
     rounding = torch.finfo(model_dtype).eps * (np.abs(merged.output) + np.abs(predicted))
     bound = count / (1 - count) * terms + rounding
     error = np.abs(merged.shift - predicted)
@@ -302,11 +302,6 @@ def recalled(
         raise EditError(f"{len(questions)} questions and {len(entities)} entities: give one entity for each")
     texts = decoding.answers(loaded, questions, max_new_tokens=max_new_tokens)
     return tuple(
-        Recall(question, entity, text, _contains(text, entity))
+        Recall(question, entity, text, contains(text, entity))
         for question, entity, text in zip(questions, entities, texts, strict=True)
     )
-
-
-def _contains(text: str, entity: str) -> bool:
-    words = r"\s+".join(map(re.escape, entity.split()))
-    return re.search(rf"(?<!\w){words}(?!\w)", text, flags=re.IGNORECASE) is not None

@@ -110,8 +110,8 @@ def encode(loaded: LoadedModel, question: str, begun: str = "") -> list[int]:
 
 def begun(answer: str, entity: str) -> str:
     """The answer sentence up to its entity; its last token is where the model decides on the entity."""
-    before, found, _ = answer.partition(entity)
-    if not found:
+    before, named, _ = answer.partition(entity)
+    if not named:
         raise EditError(f"the answer {answer!r} does not name {entity!r}")
     return before.rstrip()
 

@@ -122,9 +122,9 @@ def measured(
             f"{len(hop1)}, {len(hop2)} and {len(two_hop)} questions about hop 1, hop 2 and both: "
             "give one of each for every chain, in the same order"
         )
-    found = observe(loaded, [*hop1, *hop2, *two_hop, *reference, *unrelated], layers)
+    observed = observe(loaded, [*hop1, *hop2, *two_hop, *reference, *unrelated], layers)
     result = {}
-    for layer, seen in found.items():
+    for layer, seen in observed.items():
         phi = seen.features.astype(float)
         result[layer] = Overlaps(phi @ phi.T, len(hop1), len(reference), len(unrelated), phi.shape[1])
     return result
@@ -148,9 +148,9 @@ def constants(regime: FullLimit | None = None) -> dict[str, float]:
     prompts = [x, y, both, far, near, other]
     gram = (regime or FullLimit()).gram(prompts)
 
-    def coefficient(edited: Prompt, asked: Prompt) -> float:
+    def coefficient(edited: Prompt, query: Prompt) -> float:
         place = prompts.index(edited)
-        return float(gram[place, prompts.index(asked)] / gram[place, place])
+        return float(gram[place, prompts.index(query)] / gram[place, place])
 
     return {
         "c1": coefficient(x, both),
@@ -305,26 +305,26 @@ def tests_over_layers(
             "facts": "together" if one else "alone",
         }
         for number, kind in ((1, "hop1"), (2, "hop2")):
-            found = [
+            by_layer = [
                 seen.coefficients(kind, "two_hop", metric=metric, together=one, ridge=ridge)
                 for seen in layers.values()
             ]
-            row[f"c{number}_p"] = over_layers(found, seed=seed)
+            row[f"c{number}_p"] = over_layers(by_layer, seed=seed)
         rows.append(row | {"ridge": ridge})
     return rows
 
 
 def _summary(seen: Overlaps, metric: str, together: bool, ridge: float, seed: int) -> dict[str, float]:
-    found: dict[str, float] = {}
+    summary: dict[str, float] = {}
     for number, kind in ((1, "hop1"), (2, "hop2")):
         chosen = partial(seen.coefficients, kind, metric=metric, together=together, ridge=ridge)
         contrast = own_against_other(chosen("two_hop"), seed=seed)
         for name in ("own", "other", "gap", "low", "high", "p"):
-            found[f"c{number}_{name}"] = getattr(contrast, name)
+            summary[f"c{number}_{name}"] = getattr(contrast, name)
         leak = chosen("unrelated")
-        found |= {
+        summary |= {
             f"leak{number}": float(leak.mean()),
             f"leak{number}_least": float(leak.min()),
             f"leak{number}_largest": float(leak.max()),
         }
-    return found
+    return summary

@@ -63,12 +63,12 @@ def predicted(
 def group_shares(prediction: Any) -> dict[str, dict[str, float]]:
     """Mean outcome shares of each group of questions, in the order of their first question."""
     questions = prediction.composition.questions
-    found: dict[str, list[dict[str, float]]] = {}
+    by_group: dict[str, list[dict[str, float]]] = {}
     for question, answers in zip(questions, prediction.distributions, strict=True):
-        found.setdefault(question.group, []).append(question.shares(answers))
+        by_group.setdefault(question.group, []).append(question.shares(answers))
     return {
         group: {outcome: math.fsum(row[outcome] for row in rows) / len(rows) for outcome in OUTCOMES}
-        for group, rows in found.items()
+        for group, rows in by_group.items()
     }
 
 

@@ -60,13 +60,13 @@ def measure(
         )
 
     for frequency in sorted(set(world.frequency.values())):
-        asked = [
+        known = [
             (ask(r, k, x), y)
             for (x, r), y in world.facts.items()
             for k in ASKED
             if world.frequency[x] == frequency
         ]
-        add("known one-hop", asked, 24, about=f"people of frequency {frequency}")
+        add("known one-hop", known, 24, about=f"people of frequency {frequency}")
     for chained in (True, False) if world.chained else (False,):
         chains = [
             (x, first, second, k, world.facts[world.facts[x, first], second])
@@ -94,14 +94,16 @@ def measure(
             mixture={"read": 1, "read chain": 1},
         )
     )
-    told = "invented names, facts in the question"
-    add("fresh one-hop", [(s.question, s.entity) for s in fresh if s.kind == "read"], 24, about=told)
+    invented_names = "invented names, facts in the question"
+    add(
+        "fresh one-hop", [(s.question, s.entity) for s in fresh if s.kind == "read"], 24, about=invented_names
+    )
     add(
         "fresh chain of thought",
         [(s.question, s.entity) for s in fresh if s.kind == "read chain"],
         80,
         True,
-        about=told,
+        about=invented_names,
     )
 
     return rows

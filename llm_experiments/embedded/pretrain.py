@@ -116,10 +116,12 @@ def split_name(name: str) -> tuple[str, str]:
 def encode(tokenizer: PreTrainedTokenizerFast, batch: Sequence[Sample]) -> list[Row]:
     """Token ids of each sample, <q> question <a> answer <end>, and labels, -100 on what is not scored."""
     question, answer, end = (cast(int, tokenizer.convert_tokens_to_ids(t)) for t in (QUESTION, ANSWER, END))
-    asked = tokenizer([s.question for s in batch])["input_ids"]
-    told = tokenizer([s.answer for s in batch], return_offsets_mapping=True)
+    questions = tokenizer([s.question for s in batch])["input_ids"]
+    answers = tokenizer([s.answer for s in batch], return_offsets_mapping=True)
     rows = []
-    for sample, q, a, offsets in zip(batch, asked, told["input_ids"], told["offset_mapping"], strict=True):
+    for sample, q, a, offsets in zip(
+        batch, questions, answers["input_ids"], answers["offset_mapping"], strict=True
+    ):
         labels = [
             -100 if any(start < right and stop > left for left, right in sample.unscored) else token
             for token, (start, stop) in zip(a, offsets, strict=True)

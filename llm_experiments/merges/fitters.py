@@ -28,7 +28,7 @@ from llm_experiments.merges.hooks import Shifter, adding
 from llm_experiments.merges.loss import Example, Tokens, frozen, mean_loss, summed_loss
 from llm_experiments.merges.merging import apply, converted, module_seed, target_layers
 from llm_experiments.models.handle import LoadedModel
-from llm_experiments.models.layers import target_modules
+from llm_experiments.models.layers import covering
 from toytransformer.compositions.spec import Merge
 from toytransformer.merging import MergeRule, RuleError
 from toytransformer.merging.fitted import form_of, random_twin
@@ -41,8 +41,6 @@ FORMS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[float],
     "sigmoid": (torch.sigmoid, lambda a: math.log(a / (1 - a))),
     "softmax": (lambda w: torch.softmax(w, dim=-1), lambda a: 0.0),
 }
-#: Kinds of layers that a new adapter has where the library has some of them.
-KINDS = ("mlp", "attention")
 
 
 @dataclass(frozen=True)
@@ -246,9 +244,7 @@ def by_training(job: Job) -> Fit:
     training = job.training
     if training is None:
         own, rank = job.library[0].modules.keys(), job.library[0].rank
-        kinds = [kind for kind in KINDS if own & set(target_modules(job.loaded.model, kind))]
-        layers = kinds[0] if len(kinds) == 1 else "both"
-        training = Training(rank=rank, alpha=rank, layers=layers)
+        training = Training(rank=rank, alpha=rank, layers=covering(job.loaded.model, own))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, job.rule.name)
         metrics = train(

@@ -57,23 +57,23 @@ def form_of(tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> Fo
         return Form(False, tokenizer.bos_token if begins else "", " ", tokenizer.eos_token, system)
 
     messages = _messages(_QUESTION, system)
-    asked, prompted = _render(tokenizer, messages), _render(tokenizer, messages, generate=True)
+    turn, prompted = _render(tokenizer, messages), _render(tokenizer, messages, generate=True)
     answered = _render(tokenizer, [*messages, {"role": "assistant", "content": _ANSWER}])
-    head, found, tail = answered.rpartition(_ANSWER)
+    head, shown, tail = answered.rpartition(_ANSWER)
     lead, ending = "", tokenizer.eos_token
     without_thought = _THOUGHT.sub("", prompted)
-    if found and head.startswith(prompted) and head[len(prompted) :].isspace():
+    if shown and head.startswith(prompted) and head[len(prompted) :].isspace():
         prompt, lead = prompted, head[len(prompted) :]
-    elif found and head.startswith(without_thought):
+    elif shown and head.startswith(without_thought):
         prompt = head
     else:
         prompt = without_thought
-    if found and (ends := _first_special(tokenizer, tail)) is not None:
+    if shown and (ends := _first_special(tokenizer, tail)) is not None:
         ending = ends
     if not ending:
         raise ModelError("neither the chat template nor the tokenizer has an end token: no answer would end")
-    opening = prompt[len(asked) :] if prompt.startswith(asked) else None
-    cut = _system_block(tokenizer, asked) if system == "" else ("", "")
+    opening = prompt[len(turn) :] if prompt.startswith(turn) else None
+    cut = _system_block(tokenizer, turn) if system == "" else ("", "")
     return Form(True, opening, lead, ending, system, cut)
 
 
@@ -149,7 +149,7 @@ def _first_special(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
     return text[: min(ends)[0] - min(ends)[1]] if ends else None
 
 
-def _system_block(tokenizer: PreTrainedTokenizerBase, asked: str) -> tuple[str, str]:
+def _system_block(tokenizer: PreTrainedTokenizerBase, user_turn: str) -> tuple[str, str]:
     """What the template writes before the first user turn, and what of it stays without a system message.
 
     Found by asking twice: the second turn has nothing before it.
@@ -161,8 +161,8 @@ def _system_block(tokenizer: PreTrainedTokenizerBase, asked: str) -> tuple[str, 
         except ModelError:
             continue
         again = twice.removeprefix(once)
-        if again and twice.startswith(once) and asked.endswith(again):
-            block = asked.removesuffix(again)
+        if again and twice.startswith(once) and user_turn.endswith(again):
+            block = user_turn.removesuffix(again)
             bos = tokenizer.bos_token or ""  # of the sequence, unless every turn begins with it (SmolLM2)
             return block, bos if block.startswith(bos) and not again.startswith(bos) else ""
     raise ModelError(

@@ -217,18 +217,18 @@ def _weight_files(folder: Path, name: str) -> list[str]:
 
 
 def _tensors(folder: Path, files: list[str]) -> dict[str, tuple[tuple[int, ...], str]]:
-    found = {}
+    tensors = {}
     for file in files:
         try:
             with safe_open(folder / file, framework="pt") as opened:
                 for key in opened.keys():  # noqa: SIM118 (not a mapping)
                     tensor = opened.get_slice(key)
-                    found[key] = (tuple(tensor.get_shape()), tensor.get_dtype())
+                    tensors[key] = (tuple(tensor.get_shape()), tensor.get_dtype())
         except (SafetensorError, OSError) as error:
             raise ModelError(
                 f"{folder / file} is damaged or no safetensors file ({error}); fetch it again"
             ) from error
-    return found
+    return tensors
 
 
 def _digest(folder: Path, weights: list[str]) -> str:
