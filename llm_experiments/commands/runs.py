@@ -46,7 +46,11 @@ def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) 
     for heading in ("", "", "in the paper", *(["steps"] if count else [])):
         table.add_column(heading)
     for name, experiment in track(
-        EXPERIMENTS.items(), "counting", transient=True, disable=not count, console=Console(stderr=True)
+        EXPERIMENTS.items(),
+        "counting",
+        transient=True,
+        disable=not (count and sys.stderr.isatty()),
+        console=Console(stderr=True),
     ):
         row = [name, escape(experiment.about), escape(experiment.source)]
         if base is not None:
