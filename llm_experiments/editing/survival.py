@@ -14,7 +14,7 @@ from typing import Any
 from llm_experiments.editing.features import EditError
 from toytransformer.compositions import OUTCOMES, Composition, Merge
 from toytransformer.ledger.pair import threshold
-from toytransformer.prediction import predict
+from toytransformer.prediction import Prediction, predict
 from toytransformer.regimes import FullLimit, Regime
 
 #: A hop survives where at least this share of its questions is answered rightly.
@@ -60,7 +60,7 @@ def predicted(
     return rows
 
 
-def group_shares(prediction: Any) -> dict[str, dict[str, float]]:
+def group_shares(prediction: Prediction) -> dict[str, dict[str, float]]:
     """Mean outcome shares of each group of questions, in the order of their first question."""
     questions = prediction.composition.questions
     by_group: dict[str, list[dict[str, float]]] = {}
