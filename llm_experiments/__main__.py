@@ -15,7 +15,7 @@ def cli() -> None:
 
 for command in (
     *(runs.list_names, runs.run_experiments, runs.status),
-    *(rows.table, rows.keep, rows.migrate, rows.results),
+    *(rows.table, rows.keep, rows.migrate, rows.rescore, rows.results),
     *(adapters.check, adapters.merge),
     *(data.export, data.pretrain),
 ):

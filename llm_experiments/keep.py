@@ -5,10 +5,7 @@ Adapters themselves are not kept: a run makes them again.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from llm_experiments.engine.store import RUN, Store
 from results import files
@@ -44,9 +41,3 @@ def keep(folder: Path, name: str, out: Path) -> list[Path]:
     kept = files.read(out / name) if files.is_folder_of_rows(out / name) else files.Measurements()
     kept.add(files.read(lines(folder)))
     return files.write(out / name, kept)
-
-
-def cells(store: Store) -> Iterator[dict[str, Any]]:
-    """Lines on finished adapters and sweeps, with their kind; until the report reads them from a frame."""
-    for kind in ("adapter", "sweep"):
-        yield from ({"kind": kind, **json.loads(line)} for line in store.rows(f"{kind}s.jsonl"))

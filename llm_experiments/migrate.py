@@ -120,6 +120,8 @@ def _info(row: OldRow, items: str, adapters: tuple[str, ...]) -> CellInfo:
     regime = {k: v for k, v in row["regime"].items() if k not in (*STEPS, WORDING)}
     fields = {name: regime.pop(old, None) for old, name in FIELDS.items()}
     chosen = {name: regime.pop(name) for name in CHOSEN if name in regime}
+    if chosen:  # on the chains that are asked, in other wordings, by their composed answers
+        chosen |= {"chosen_by": "steps", "chosen_names": row["regime"]["names_seed"]}
     return CellInfo(
         domain="two-hop",
         task=row["composition"],

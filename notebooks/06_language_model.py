@@ -10,6 +10,7 @@
 # %%
 import math
 import warnings
+from itertools import product
 from pathlib import Path
 
 warnings.filterwarnings("ignore", message="IProgress not found")  # nothing here shows a progress bar
@@ -27,8 +28,8 @@ from llm_experiments.editing.features import observe
 from llm_experiments.models.load import load
 from notebooks import checks
 from notebooks.lesson import drawing, reveal
-from results import tables
-from results.statistics import wilson
+from results import frame, paper
+from results.frame import select
 from toytransformer.compositions import Merge, catalogue
 from toytransformer.compositions.setups import setup
 from toytransformer.prediction import predict
@@ -157,28 +158,24 @@ assert chance["hop1"] < 0.05  # the question names x, so the edit of x is single
 
 # %%
 data = Path(llm_experiments.__file__).parent / "data"
-rows = [
-    row
-    for row in tables.read_file(data / "embedded.jsonl.gz")
-    if (row.source, row.composition, row.rule, row.decode) == ("embedded", "setup-0", "sum", "direct")
-    and row.weights
+models = {folder.name: frame.read(folder).groups() for folder in sorted(data.iterdir()) if folder.is_dir()}
+swept = [
+    cell
+    for cell in select(models["embedded"], task="setup-0", rule="sum", ask="direct", variant={})
+    if cell.info.weights and math.isclose(sum(cell.info.weights), 1)
 ]
-seeds = sorted({row.regime["seed"] for row in rows})
-print(f"{len(rows)} answers; adapters trained with seeds {seeds}")
+print(f"{len(swept)} cells; adapters trained with seeds {list(swept[0].seeds)}")
 
 
 def measured(dataset, hop):
-    """Weights of the hop's own adapter, and at each the share right with its interval."""
-    by_weight = {}
-    for row in rows:
-        if row.regime["dataset"] == dataset and row.group == f"hop{hop}":
-            by_weight.setdefault(row.weights[hop - 1], []).append(row.shares.get("correct", 0))
-    shares = {weight: float(np.mean(values)) for weight, values in sorted(by_weight.items())}
-    items = {weight: len(values) / len(seeds) for weight, values in by_weight.items()}
-    return shares, {weight: wilson(share * items[weight], items[weight]) for weight, share in shares.items()}
+    """At each weight of the hop's own adapter the share right, with its interval."""
+    cells = select(swept, dataset=dataset, group=f"hop{hop}")
+    cells.sort(key=lambda cell: cell.info.weights[hop - 1])
+    shares = {cell.info.weights[hop - 1]: cell.share for cell in cells}
+    return shares, {cell.info.weights[hop - 1]: cell.interval() for cell in cells}
 
 
-facts = int(rows[0].setting["facts"])
+facts = int(swept[0].info.setting["facts"])
 with drawing(width=6.4, height=3.3, ncols=2, sharey=True) as panels:
     for axes, (dataset, known) in zip(panels, (("R", True), ("F", False)), strict=True):
         one_hop = catalogue.build("one-hop", facts=facts, known=known)
@@ -249,32 +246,15 @@ assert two_steps["linear"] == 0
 
 # %%
 SETUPS, RULES = {"setup-0": "plain", "setup-2": "bridge"}, {"mean": "mean", "arrow-products": "Arrow"}
-QUIET = ("regime model", "regime names_seed", "regime split", "regime dtype")
-
-
-def plain_line(features):
-    """Standard adapters of the two hops on dataset R, nothing varied."""
-    varied = [key for key in features if key.startswith("regime ") and key not in QUIET]
-    return (
-        features["composition"] in SETUPS
-        and features["rule"] in RULES
-        and features["library"] == ("hop1", "hop2")
-        and (features["control"], features["dataset"], features["layers"]) == (None, "R", "mlp")
-        and not varied
-    )
-
+plain = {"library": ("hop1", "hop2"), "control": None, "dataset": "R", "layers": "mlp", "variant": {}}
 
 found = {}
-for file in sorted(
-    f for f in data.glob("*.jsonl.gz") if not f.name.endswith(("-cells.jsonl.gz", "-edits.jsonl.gz"))
-):
-    for features, _, lines in tables.groups(tables.read_file(file)):
-        kind = (features["group"], features["decode"])
-        if plain_line(features) and kind in (("hop1", "direct"), ("hop2", "direct"), ("two-hop", "steps")):
-            share = float(np.mean([line.shares.get("correct", 0) for line in lines]))
-            count = len(lines) / len({line.regime["seed"] for line in lines})
-            place = (features["source"], features["composition"], features["rule"], kind[0])
-            found[place] = (share, *wilson(share * count, count), tables.printed(features, "table1"))
+for source, cells in models.items():
+    for setup_name, rule in product(SETUPS, RULES):
+        for cell in select(cells, task=setup_name, rule=rule, **plain):
+            if cell.asked in ("hop1/direct", "hop2/direct", "two-hop/steps"):
+                place = (source, setup_name, rule, cell.group)
+                found[place] = (cell.share, *cell.interval(), paper.beside(cell, "table1"))
 sources = list(dict.fromkeys(place[0] for place in found))
 cases = [(s, r) for s in SETUPS for r in RULES]
 bars = {
@@ -294,9 +274,9 @@ with drawing(width=6.4, height=3.2 * len(sources), nrows=len(sources), squeeze=F
             errors = np.transpose([(share - low, high - share) for share, low, high, _ in values])
             look = {"color": colour, "hatch": hatch, "edgecolor": "black", "linewidth": 0.6, "capsize": 2}
             axes.bar(x, shares, 0.25, yerr=errors, label=label, error_kw={"elinewidth": 0.8}, **look)
-            for place, (*_, paper) in zip(x, values, strict=True):
-                if group == "two-hop" and paper:
-                    ends = [paper["low"] / 100, paper["high"] / 100]
+            for place, (*_, printed) in zip(x, values, strict=True):
+                if group == "two-hop" and printed:
+                    ends = [printed.low / 100, printed.high / 100]
                     axes.plot([place + 0.18] * 2, ends, color="black", linewidth=5, solid_capstyle="butt")
         axes.plot([], [], color="black", linewidth=5, label="two hops, in the paper (range of its models)")
         axes.set_xticks(range(len(cases)), [f"{SETUPS[s]}, {RULES[r]}" for s, r in cases])

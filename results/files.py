@@ -114,6 +114,8 @@ def read(source: Source, files: Sequence[str] = FILES) -> Measurements:
     Errors: RowsError naming a line that is none, on a folder without measurements, and as
     Measurements.check().
     """
+    if not callable(source) and not Path(source).is_dir():
+        raise RowsError(f"'{source}' is not there: give a run's folder, or one of kept rows")
     if not callable(source) and not is_folder_of_rows(source):
         raise RowsError(
             f"'{source}' holds no measurements: give a run's folder, or one of kept rows; what earlier code "

@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from results.cells import DAGGER, DAGGER_NOTE
-from results.cells import percent as percent
+from results.cells import DAGGER, DAGGER_NOTE, percent
 from results.statistics import Shuffled
 from results.tables import KINDS, Comparison, Entry, by_model
 
@@ -68,6 +67,9 @@ def _accuracy(title: str, entries: Sequence[Entry]) -> Grid:
     notes = ["95% Wilson intervals over questions, of the mean over training seeds; seeds: least to most"]
     if tables := sorted({entry.paper.table for entry in entries if entry.paper}):
         notes.append(f"paper: {', '.join(tables)}, its own models (least to most)")
+    ways = {str(way): None for entry in entries for way in entry.cell.chosen.get("chosen_by", ())}
+    if ways:
+        notes.append(f"temperatures are chosen on development items, by right answers to: {', '.join(ways)}")
     return Grid(title, ("", *header), tuple(rows), (*notes, *_daggers(entries)))
 
 
@@ -231,6 +233,7 @@ def _flat(entry: Entry, outcomes: Sequence[str]) -> dict[str, Any]:
     shuffled = row.pop("shuffled") or {}
     row["adapters"] = "+".join(row["adapters"])
     row["temperatures"] = " ".join(f"{t:g}" for t in row["temperatures"])
+    row["chosen_by"] = " ".join(row["chosen_by"])
     row["seeds"] = json.dumps(row["seeds"])
     above = {f"shuffled_{key}": shuffled.get(key) for key in ("difference", "p")}
     paper = {f"paper_{key}": printed.get(key) for key in ("table", "low", "high")}

@@ -7,15 +7,12 @@ ask about; resampled whole, and compared whole) and training seeds (each a value
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import stats
-
-from toytransformer.compositions import Record
 
 
 class StatisticsError(ValueError):
@@ -242,9 +239,3 @@ def _dealt(matrix: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarr
     """Sum of the log-probabilities in `draws` random dealings of the answers."""
     order = rng.permuted(np.tile(np.arange(len(matrix)), (draws, 1)), axis=1)
     return matrix[np.arange(len(matrix)), order].sum(axis=1)
-
-
-def triplet(record: Record) -> str:
-    """The chain a row of earlier code asks about; until the figures count over cells."""
-    entity = record.prompt.split()[0]
-    return re.sub(r"^(bridge_)?[A-Za-z]+(?=\d)", r"\1", entity)

@@ -69,6 +69,7 @@ class Entry:
             "own_task": cell.own_task,
             "undertrained": cell.undertrained,
             "temperatures": list(cell.chosen.get("temperature", ())),
+            "chosen_by": list(cell.chosen.get("chosen_by", ())),
             "shuffled": None if self.shuffled is None else asdict(self.shuffled),
             "paper": None if self.paper is None else self.paper.to_dict(),
         }
@@ -254,7 +255,3 @@ def by_model(listed: Iterable[Entry]) -> dict[tuple[str, str | None], list[Entry
     for entry in listed:
         found.setdefault((entry.cell.info.base, entry.cell.info.digest), []).append(entry)
     return found
-
-
-# Until the figures count over cells.
-LIBRARIES, PAPER_RULES = paper.LIBRARIES, paper.RULES

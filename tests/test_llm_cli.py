@@ -37,6 +37,7 @@ COMMANDS = (
     "keep",
     "results",
     "migrate",
+    "rescore",
     "pretrain",
     "export",
     "merge",
@@ -186,6 +187,11 @@ def test_run_then_status_then_table(run, tmp_path):
     assert [entry["rule"] for entry in json.loads(out)["entries"]] == ["mean", "arrow-products"]
     status, out, err = run("table", "here", "--form", "markdown")
     assert out.startswith("### ") and "| setup-2: hop1+hop2 mean |" in out
+    assert run("keep", "here", "kept", "--out", "data")[0] == 0
+    status, kept, err = run("table", Path("data", "kept"), "--form", "markdown")
+    assert status == 0 and kept == out
+    refused(run("table", Path("data", "kept"), "--experiment", "measured"), "no run's folder")
+    refused(run("table", "here", "--experiment", "toys"), "no run of toys", "measured")
     Path("here", "run.json").unlink()  # and what is left is a folder of measurements
     status, alone, err = run("table", "here", "--form", "markdown")
     assert status == 0 and alone == out
@@ -270,9 +276,9 @@ def test_bad_arguments_are_one_line(run, tmp_path):
     refused(run("run", "toys", "--out", "other"), "holds other things (thing)")
     refused(run("run", "toys", "--limit", "0"), "--limit")
     refused(run("status", "missing"), "is not there")
-    refused(run("table", "missing"), "holds no measurements")
-    refused(run("table", "file"), "holds no measurements")
-    refused(run("table", "other"), "holds no measurements")
+    refused(run("table", "missing"), "is not there")
+    refused(run("table", "file"), "is not there")
+    refused(run("table", "other"), "is not there")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "other", "out"]
 
 

@@ -42,7 +42,8 @@ def restored(found: Measurements) -> list[dict]:
         regime = {name: getattr(info, name) for name in fields}
         regime |= {"model": info.digest, "names_seed": info.names}
         regime = {name: value for name, value in regime.items() if value is not None}
-        regime |= {**info.chosen, **info.variant, "template": item.extra["template"]}
+        regime |= {name: info.chosen[name] for name in ("temperature",) if name in info.chosen}
+        regime |= {**info.variant, "template": item.extra["template"]}
         regime |= {name: row.marks[name] for name in STEPS if name in row.marks}
         old.append(
             {

@@ -102,6 +102,32 @@ def _links(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 @click.command()
+@click.argument("names", nargs=-1)
+@click.option("--data", type=FOLDER, default=DATA, help="Where the kept rows are [data/ here].")
+@click.option(
+    "--world", type=FOLDER, help="world.json of a base whose facts are known [the embedded model's]."
+)
+@needs_extra("results")
+def rescore(names: tuple[str, ...], data: Path, world: Path | None) -> None:
+    """Read kept answers anew.
+
+    NAMES are folders of kept rows, all of them unless some are given. Texts stay; answers, outcomes and marks
+    are what today's scorer says, and the old answer is what the base says to that very item.
+    """
+    from llm_experiments import rescore as reading
+    from llm_experiments.embedded.corpus import BaseWorld
+    from llm_experiments.models.sources import EMBEDDED
+    from results import files
+
+    known = BaseWorld.read(world or EMBEDDED / "world.json")
+    folders = [data / name for name in names] or sorted(f for f in data.iterdir() if f.is_dir())
+    for folder in folders:
+        found = files.read(folder)
+        files.write(folder, reading.rescored(found, known))
+        click.echo(folder.name)
+
+
+@click.command()
 @needs_extra("results")
 def results() -> None:
     """Write the pages whose numbers are read off the kept rows."""

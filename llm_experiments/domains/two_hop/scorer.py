@@ -129,8 +129,13 @@ class Entities:
 
         In the text (of chains: behind the last "the answer is", else in the last sentence) the first name of
         the kind asked for, else the first other one; the entity asked about does not count. base_answer: may
-        be a name that no entity has, which is looked for as well.
+        be a name that no entity has, which is looked for as well, unless the right answer or the bridge is
+        found without it.
         """
+        if base_answer is not None and base_answer not in self.names and base_answer not in self.kinds:
+            answer = self.answer(item, text)
+            if answer is not None and answer in (item.roles.get("correct"), item.roles.get("bridge")):
+                return answer
         asked = _Question.of(item, base_answer)
         said = Said(spoken(text))
         for mentions in self._mentions(said, base_answer):

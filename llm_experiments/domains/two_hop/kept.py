@@ -1,0 +1,53 @@
+"""The scorer of measured rows, made again from what is kept of them: their composition and draw of names."""
+
+from __future__ import annotations
+
+from llm_experiments.domains.two_hop import scorer
+from llm_experiments.domains.two_hop.known import BaseWorld
+from llm_experiments.domains.two_hop.lexicon import Lexicon, lexicon
+from llm_experiments.domains.two_hop.task import item
+from results.rows import CellInfo, Item, RowsError
+from toytransformer.compositions import Composition, Question
+
+
+def words_of(composition: Composition, dataset: str, names: int, world: BaseWorld | None) -> Lexicon:
+    """The names that such rows were asked with: a bridge is invented where the tested names are real."""
+    bridge = ("F" if dataset == "R" else "R") if composition.name.startswith("setup-") else None
+    return lexicon(composition, dataset=dataset, seed=names, bridge_dataset=bridge, base_world=world)
+
+
+class Kept:
+    """The items and the scorer of a cell. world: what the base is known to know.
+
+    Errors: RowsError where the names drawn now are not those the items were asked with.
+    """
+
+    def __init__(self, info: CellInfo, composition: Composition, world: BaseWorld | None):
+        self.composition = composition
+        self.words = words_of(composition, str(info.dataset), info.names or 0, world)
+        self.scorer = scorer.Entities(scorer.context(composition, self.words))
+        self._questions: dict[tuple[str, str], Question] = {
+            (str(q.prompt), q.decode): q for q in composition.questions
+        }
+        self._tokens: dict[str, str] = {}
+        for token in sorted(self.words.names):
+            self._tokens.setdefault(self.words.names[token], token)
+
+    def item(self, kept: Item) -> Item:
+        """The item as it would be asked today, with the roles of its composition alone."""
+        question = self._questions.get((str(kept.extra["prompt"]), kept.ask))
+        if question is None:
+            raise RowsError(f"'{kept.id}' is not asked in {self.composition.name}")
+        template = kept.extra["template"]
+        assert isinstance(template, int)
+        now = item(self.composition, question, self.words, template)
+        if (now.id, now.question, now.target) != (kept.id, kept.question, kept.target):
+            raise RowsError(
+                f"'{kept.id}' of {self.composition.name} was asked as {kept.question!r}, and would be as "
+                f"{now.question!r}: it was measured with other names or templates"
+            )
+        return now
+
+    def answer(self, name: str) -> str:
+        """What an answer is called here, by its name: an entity, else the name itself."""
+        return self._tokens.get(name, name)
