@@ -115,7 +115,8 @@ def read(source: Source, files: Sequence[str] = FILES) -> Measurements:
     Measurements.check().
     """
     if not callable(source) and not Path(source).is_dir():
-        raise RowsError(f"'{source}' is not there: give a run's folder, or one of kept rows")
+        wrong = "is a file" if Path(source).exists() else "is not there"
+        raise RowsError(f"'{source}' {wrong}: give a run's folder, or one of kept rows")
     if not callable(source) and not is_folder_of_rows(source):
         raise RowsError(
             f"'{source}' holds no measurements: give a run's folder, or one of kept rows; what earlier code "
