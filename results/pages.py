@@ -86,9 +86,10 @@ class Rows:
         return self.cell(0, "sum", asked, dataset, library=(name,), control=name)
 
     def merged(self, asked: str, dataset: str, library: Iterable[str]) -> list[Cell]:
-        """Every cell in which this library is merged, by any rule, weights, setup and training."""
+        """Every cell in which this library is merged, by any rule, setup, training, and weights but zero."""
         about = {"dataset": dataset, "library": tuple(library), "control": None}
-        return select(self.cells, **ASKED[asked], **about)
+        cells = select(self.cells, **ASKED[asked], **about)
+        return [cell for cell in cells if all(cell.info.weights or (1,))]
 
     def _one(self, asked: str, **wanted: Any) -> Cell:
         several = select(self.cells, **ASKED[asked], **wanted)
