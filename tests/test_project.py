@@ -1,5 +1,6 @@
 """The README's commands exist, imports stay light, versions agree, no file names one machine's folders."""
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,8 @@ import pytest
 from hypothesis import settings
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from toytransformer.ledger import Row
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -222,8 +225,10 @@ def test_an_install_works_outside_the_checkout(tmp_path):
     for name in ("first-look", "survival"):
         run(limits, "figures", name, "--format", "svg", env=environment)
     assert "1 of them now" in run(limits, *["run", "quick", "--seeds", "0", "--limit", "1"], env=environment)
-    (tmp_path / "empty" / "ledger.json").write_text("[]")
-    assert "0 checks" in run(limits, "report", "--ledger", "ledger.json", env=environment)
+    check = Row("a claim", "eq. 1", "limit", 1.0, 1.0, 0.0, "exact", "holds")
+    line = {**check.to_dict(), "provenance": {"git": "unknown", "seed": 0, "thorough": False}}
+    (tmp_path / "empty" / "ledger.json").write_text(json.dumps([line]))
+    assert "report in" in run(limits, "report", "--ledger", "ledger.json", env=environment)
     files = {path.name for path in (tmp_path / "empty").rglob("*")}
     assert {"first-look.svg", "survival.svg", "report.html"} <= files
 
