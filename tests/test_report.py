@@ -491,6 +491,16 @@ def test_cells_without_a_counterpart_are_counted(tmp_path):
     assert "no committed rows" in found.sentence and not found.failed
 
 
+def test_a_cell_routed_at_another_temperature_is_another_merge(tmp_path):
+    def rows(temperature):
+        return [record(number, chosen={"temperature": temperature}) for number in range(20)]
+
+    found = compared(tmp_path / "other", rows(0.1), rows(0.3))
+    assert (len(found.pairs), found.alone, found.otherwise) == (0, 0, 1) and not found.failed
+    found = compared(tmp_path / "same", rows(0.1), rows(0.1))
+    assert (len(found.pairs), found.otherwise) == (1, 0)
+
+
 def test_a_run_in_which_nothing_was_measured_fails(tmp_path):
     found = compared(tmp_path, [], [record(0)])
     assert found.failed and found.sentence == "nothing was measured"

@@ -16,6 +16,7 @@ from figures.reading import nameless
 from figures.report.sources import Source
 from results.cells import RIGHT, Cell
 from results.frame import Frame
+from results.rows import Scalar
 from results.statistics import McNemar, holm, mcnemar_exact
 
 #: A cell of one training seed whatever its model is called, its group of questions and how they were asked.
@@ -63,12 +64,14 @@ class Pair:
 class Rerun:
     """A run's cells that have a committed counterpart, what differs most first.
 
-    alone: how many cells have none. empty: whether the run holds nothing at all.
+    alone: how many cells have none. otherwise: how many have one for which another value was chosen (Arrow's
+    temperature), so that it is another merge. empty: whether the run holds nothing at all.
     """
 
     name: str
     pairs: tuple[Pair, ...]
     alone: int
+    otherwise: int
     empty: bool
 
     def count(self, verdict: str) -> int:
@@ -88,6 +91,8 @@ class Rerun:
             return "there are no committed rows of the same cells to compare it with"
         same, answers = (sum(getattr(pair, name) for pair in self.pairs) for name in ("same", "items"))
         words = f"{same} of {answers} answers are the committed ones word for word"
+        if self.otherwise:
+            words += f" ({self.otherwise} cells, routed at another temperature than the committed, left out)"
         if differing := self.count(DIFFERS):
             return f"{differing} of {len(self.pairs)} cells differ from the committed rows ({words})"
         if same == answers:
@@ -104,10 +109,16 @@ def compare(run: Source, committed: Iterable[Source]) -> Rerun:
     there: dict[Key, Cell] = {}
     for source in committed:
         there |= {key: cell for key, cell in _by_key(source.frame).items() if key in mine}
-    pairs = [_pair(cell, there[key]) for key, cell in mine.items() if key in there]
+    both = [(cell, there[key]) for key, cell in mine.items() if key in there]
+    pairs = [_pair(cell, other) for cell, other in both if _temperature(cell) == _temperature(other)]
     order = (DIFFERS, WORDS, IDENTICAL).index
     pairs = sorted(_adjusted(pairs), key=lambda pair: (order(pair.verdict), pair.holm[pair.outcome]))
-    return Rerun(run.name, tuple(pairs), len(mine) - len(pairs), not run.cells and not run.frame.edits)
+    empty = not run.cells and not run.frame.edits
+    return Rerun(run.name, tuple(pairs), len(mine) - len(both), len(both) - len(pairs), empty)
+
+
+def _temperature(cell: Cell) -> Scalar:
+    return cell.info.chosen.get("temperature")
 
 
 def _by_key(frame: Frame) -> dict[Key, Cell]:
