@@ -274,17 +274,21 @@ def test_each_model_has_the_prediction_of_its_own_merge(committed):
                 told["answers"] in shown
                 and f"{top.items} questions on {top.clusters} chains" in told["about"]
             )
-    assert opening.instead(opening.lines(committed.cells), committed.cells) in shown
+    assert opening.instead(opening.lines(committed.cells)) in shown
 
 
 def test_what_is_said_instead_counts_the_answers_that_are_as_predicted(committed):
     for outcome, agree in (("correct", None), ("bridge", True)):
         cells = with_shares(committed, **{outcome: 1.0}).cells
-        told = opening.instead(opening.lines(cells), cells)
+        told = opening.instead(opening.lines(cells))
         found = re.search(r"in (\d+) of (\d+) cells", told)
         assert (found and found[1] == found[2]) == agree
+    old = with_shares(committed, old=0.5, bridge=0.5).cells
+    assert "leave what the base itself says to the question in 50% (embedded)" in opening.instead(
+        opening.lines(old)
+    )
     other = list(map(right, cells))
-    assert " in 0 of " in opening.instead(opening.lines(other), other)
+    assert " in 0 of " in opening.instead(opening.lines(other))
 
 
 def test_verdicts_follow_the_rows(committed):

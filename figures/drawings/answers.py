@@ -28,9 +28,8 @@ Line = tuple[str, str]
 @registry.figure(
     "answers",
     "What is answered, toy against language model",
-    "The same libraries and merge rules, predicted and measured. The theory takes for granted that "
-    "the base answers two-hop questions about known facts; the controls show whether this language "
-    "model does.",
+    "The same libraries and merge rules, predicted and measured. The old answer is what the base model "
+    "itself says to that very question; controls are the base alone and random adapters.",
     place=3,
     needs=CELLS,
 )

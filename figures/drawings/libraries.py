@@ -59,7 +59,7 @@ def draw(given: Sequence[Cell]) -> Figure:
     ]
     figure.legend(handles=marks, loc="outside upper center", ncols=3, columnspacing=1.2, handletextpad=0.2)
     sentences = (notes.measured(shown), notes.INTERVALS, *notes.undertrained(shown))
-    style.note(figure, notes.wrapped(style.PAGE, *sentences))
+    style.note(figure, notes.wrapped(style.PAGE - 0.1, *sentences))
     return figure
 
 

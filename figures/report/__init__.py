@@ -172,7 +172,7 @@ def render(content: Content) -> str:
         lines=lines,
         models=models,
         verdicts=opening.verdicts(lines),
-        instead=opening.instead(lines, content.cells),
+        instead=opening.instead(lines),
         elsewhere={run.name: sorted(set(run.commits) - {provenance()["git"]}) for run in content.runs},
         reasons=opening.reasons(content.cells),
         claims=ledger.claims(content.checks),

@@ -22,6 +22,8 @@ PAIR = ("hop1", "hop2")
 TRAINED = {"initial_a", "steps", "adapters", "form"}
 #: The chance that an interval misses; all of them are of this level.
 LEVEL = 0.05
+#: The outcome that is what the base itself says.
+OLD = "old"
 #: The mark of an answer that ends as a chain of thought does.
 FORM = "has_form"
 #: The data set of the opening: real names, about which a base model may know something.
@@ -215,27 +217,30 @@ def verdicts(listed: Sequence[Line]) -> dict[str, dict[str, list[str]]]:
     return {name: ways for name, ways in by_verdict.items() if ways}
 
 
-def instead(listed: Sequence[Line], cells: Sequence[Cell]) -> str:
-    """How often the table's most frequent answer is the predicted one, and what the bases answer directly."""
-    tops = [best(several) for line in listed for several in line.cells.values()]
-    pairs = [(mostly(top.outcomes), mostly(top.prediction["shares"])) for top in tops if top.prediction]
+def instead(listed: Sequence[Line]) -> str:
+    """How often the most frequent answer is the predicted one, and how often it is the base's own."""
+    cells = [cell for line in listed for several in line.cells.values() for cell in several]
+    pairs = [(mostly(cell.outcomes), mostly(cell.prediction["shares"])) for cell in cells if cell.prediction]
     wrong = [pair for pair in pairs if pair != (RIGHT, RIGHT)]
     agree = sum(measured == predicted for measured, predicted in wrong)
     if not wrong:
         return ""
-    parts = (
+    text = (
         "Leaving out the cells where the right answer is predicted and most frequent, the most frequent "
-        f"answer is the predicted one in {agree} of {len(wrong)} cells of this table."
+        f"answer is the predicted one in {agree} of {len(wrong)} cells behind this table."
     )
-    bases = [cell for cell in cells if cell.info.control == "base" and cell.asked == "two-hop/direct"]
-    bases = [cell for cell in bases if cell.info.dataset == REAL and known(cell) and _plain(cell)]
-    if bases:
-        given = ", ".join(f"{cell.info.base} in {percent(cell.outcome('old'))}%" for cell in bases)
-        parts += (
-            " For known facts the theory takes for granted that the base answers two-hop questions; asked "
-            f"directly, these bases give the old answer: {given}."
+    direct = next((line.cells for line in listed if (line.held.name, line.ask) == (TWO, "direct")), {})
+    shares = {model: [cell.outcome(OLD) for cell in several] for model, several in direct.items()}
+    if shares:
+        ranges = {
+            model: dict.fromkeys((percent(min(own)), percent(max(own)))) for model, own in shares.items()
+        }
+        kept = ", ".join(f"{' to '.join(ends)}% ({model})" for model, ends in ranges.items())
+        text += (
+            " Asked directly, two merged one-hop adapters leave what the base itself says to the question in "
+            f"{kept} of the answers, by rule and weights."
         )
-    return parts
+    return text
 
 
 # --- why --------------------------------------------------------------------------------------------------
