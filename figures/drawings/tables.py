@@ -25,8 +25,6 @@ from results.cells import Cell
 
 #: Tables in each column of the drawing.
 COLUMNS = (("table1", "table10", "table9", "table12"), ("table7", "table8", "table2"))
-#: Rules that merge factors; the others merge products, or there is one adapter only.
-FACTORS = ("linear", "arrow-factors")
 MODELS = ((BLUE, "o"), (VERMILION, "^"), (GREEN, "s"), (style.PURPLE, "v"))
 #: Inches: a line, a table's heading, and what legend and axis take.
 LINE, HEADING, TOP, AXIS = 0.152, 0.29, 0.3, 0.42
@@ -99,6 +97,13 @@ def printed(cell: Cell) -> Mapping[str, Any] | None:
     return paper.as_printed(cell) if plain and not (alone and cell.ask != "direct") else None
 
 
+def factor_wise(rule: str) -> bool:
+    """Whether a rule merges factors; the others merge products, or there is one adapter only."""
+    from toytransformer.merging import resolve
+
+    return resolve(rule).factor_wise
+
+
 def matching(cells: Sequence[Cell], table: Mapping[str, Any], row: Mapping[str, Any]) -> list[Cell]:
     """The cells that are a row of a table."""
     return [cell for cell in cells if (said := printed(cell)) and paper.is_row(said, table, row)]
@@ -163,7 +168,7 @@ def _label(row: Mapping[str, Any]) -> str:
 
 
 def _cell(axes: Axes, cell: Cell, height: float, models: Sequence[str]) -> None:
-    filled, alone = cell.info.rule not in FACTORS, len(cell.info.library) == 1
+    filled, alone = not factor_wise(cell.info.rule), len(cell.info.library) == 1
     directly = cell.ask == "direct" and not alone
     shift = height if alone else height + (0.17 if filled else -0.17)
     if cell.info.base == models[0] and cell.prediction:

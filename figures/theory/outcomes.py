@@ -88,15 +88,14 @@ def _outcome_of_many(group: str, name: str, rule: str, facts: int, known: bool) 
     ]
 
 
-#: Rules left out of the map: what random matrices in the adapters' place answer tells nothing here.
-CONTROLS = ("adaptive-random",)
-
-
 def outcome_cases() -> list[tuple[str, str, str]]:
-    """(group, composition, rule) of every line of the map; the rules come from the registry."""
+    """(group, composition, rule) of every line of the map; the rules come from the registry.
+
+    Controls are left out: what random matrices in the adapters' place answer tells nothing here.
+    """
     plain = [r for r in merging.RULES.values() if r.adapter_kind == "closed-form"]
     free = [("pair", "two-hop", r.name) for r in plain if not r.needs_data]
-    fitted = [("fitted", "two-hop", r.name) for r in plain if r.needs_data and r.name not in CONTROLS]
+    fitted = [("fitted", "two-hop", r.name) for r in plain if r.needs_data and not r.control]
     alone = [("one", name, "sum") for name in ("hop1-only", "hop2-only", "mixed")]
     oracle = [("oracle", "with-oracle", rule) for rule in ("sum", "mean", "arrow-products")]
     return [*free, *fitted, *alone, ("oracle", "oracle-only", "sum"), *oracle]
