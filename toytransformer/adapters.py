@@ -147,9 +147,10 @@ def closed_form(
                 f'{len(changes)} facts; use gauge "svd"'
             )
         return _padded(_facts_gauge(plain, gram, changes), rank)
-    if gauge == "plain" and not cut and len(changes) <= rank:
+    if gauge == "plain" and rank is not None and not cut and len(changes) <= rank:
         return _padded(plain, rank)
-    balanced = _padded(_svd_gauge(plain, features, changes, rank if cut else needed), rank)
+    kept = rank if rank is not None and cut else needed
+    balanced = _padded(_svd_gauge(plain, features, changes, kept), rank)
     if gauge in ("svd", "plain"):
         return balanced
     if gauge == "flipped":

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -191,7 +191,7 @@ def sample_feature_gram(rng: jax.Array, states: jax.Array, *, width: int) -> jax
     """
     draw, chunks = _neuron_chunks(rng, states, width)
 
-    def add(total, step):
+    def add(total: jax.Array, step: jax.Array) -> tuple[jax.Array, None]:
         active = draw(step)
         return total + active @ active.T, None
 
@@ -207,12 +207,14 @@ def sample_features(rng: jax.Array, states: jax.Array, *, width: int) -> jax.Arr
     return active.reshape(states.shape[0], -1)[:, :width] * math.sqrt(2 / width)
 
 
-def _neuron_chunks(rng: jax.Array, states: jax.Array, width: int):
+def _neuron_chunks(
+    rng: jax.Array, states: jax.Array, width: int
+) -> tuple[Callable[[jax.Array], jax.Array], int]:
     """relu(U h) chunk after chunk of neurons, (prompt, neuron), zero beyond `width`; and how many chunks."""
     _, upper = jnp.linalg.qr(states.T)
     size = min(CHUNK, width)
 
-    def draw(step):
+    def draw(step: jax.Array) -> jax.Array:
         normal = jax.random.normal(jax.random.fold_in(rng, step), (upper.shape[0], size), states.dtype)
         return jax.nn.relu(upper.T @ normal) * (step * size + jnp.arange(size) < width)
 

@@ -15,11 +15,13 @@ import math
 
 from array_api_compat import array_namespace
 
+from toytransformer.arrays import Array
+
 #: Rows of a Gram matrix evaluated at a time: the intermediate results then stay in the processor's cache.
 BLOCK = 256
 
 
-def kappa(cosine):
+def kappa(cosine: Array) -> Array:
     """kappa(c) = (sqrt(1 - c^2) + (pi - arccos c) c) / pi, the arc-cosine kernel of degree 1."""
     xp = array_namespace(cosine)
     cosine = xp.clip(cosine, -1.0, 1.0)
@@ -27,13 +29,13 @@ def kappa(cosine):
     return (sine + (math.pi - xp.acos(cosine)) * cosine) / math.pi
 
 
-def relu_kernel(inner, norm, other_norm):
+def relu_kernel(inner: Array, norm: Array, other_norm: Array) -> Array:
     """k(x, x') from x.x', |x| and |x'| (broadcast together)."""
     scale = norm * other_norm
     return scale * kappa(inner / scale)
 
 
-def relu_gram(hidden_gram):
+def relu_gram(hidden_gram: Array) -> Array:
     """The Gram matrix of features from that of hidden states, both (..., prompt, prompt)."""
     xp = array_namespace(hidden_gram)
     norms = xp.sqrt(xp.linalg.diagonal(hidden_gram))
@@ -44,7 +46,7 @@ def relu_gram(hidden_gram):
     return xp.concat(blocks, axis=-2) if len(blocks) > 1 else blocks[0]
 
 
-def overlap(key_gram, inner, query_gram):
+def overlap(key_gram: Array, inner: Array, query_gram: Array) -> Array:
     """c = k(key, query) / k(key, key): what a one-fact edit at `key` contributes at `query`.
 
     key_gram = |key|^2, inner = key.query, query_gram = |query|^2.
@@ -57,20 +59,20 @@ def overlap(key_gram, inner, query_gram):
 # Moments of relu(a), relu(b) for unit Gaussians a, b at angle t.
 
 
-def moment_11(angle):
+def moment_11(angle: Array) -> Array:
     """E[relu(a) relu(b)] = (sin t + (pi - t) cos t) / (2 pi)."""
     xp = array_namespace(angle)
     return (xp.sin(angle) + (math.pi - angle) * xp.cos(angle)) / (2 * math.pi)
 
 
-def moment_22(angle):
+def moment_22(angle: Array) -> Array:
     """E[relu(a)^2 relu(b)^2] = J2(t) / (2 pi), J2 = 3 sin t cos t + (pi - t)(1 + 2 cos^2 t)."""
     xp = array_namespace(angle)
     sine, cosine = xp.sin(angle), xp.cos(angle)
     return (3 * sine * cosine + (math.pi - angle) * (1 + 2 * cosine**2)) / (2 * math.pi)
 
 
-def moment_31(angle):
+def moment_31(angle: Array) -> Array:
     """E[relu(a)^3 relu(b)] = (4/pi) (cos t (3 (pi - t)/8 + sin 2t/4 - sin 4t/32) + sin^5 t/4).
 
     In polar coordinates a = r cos s, b = r cos(s - t) with E r^4 = 8; the angle s runs over (t - pi/2, pi/2).
@@ -80,7 +82,7 @@ def moment_31(angle):
     return (4 / math.pi) * (xp.cos(angle) * bulk + xp.sin(angle) ** 5 / 4)
 
 
-def kernel_standard_error(gram, inner, other_gram, width):
+def kernel_standard_error(gram: Array, inner: Array, other_gram: Array, width: float) -> Array:
     """Standard error of (2/m) sum_r relu(u_r.x) relu(u_r.x') over m = `width` neurons; its mean is k.
 
     Var = 4 |x|^2 |x'|^2 (E[relu(a)^2 relu(b)^2] - E[relu(a) relu(b)]^2) / m, for gram = |x|^2 and
@@ -92,7 +94,7 @@ def kernel_standard_error(gram, inner, other_gram, width):
     return 2 * scale * xp.sqrt((moment_22(angle) - moment_11(angle) ** 2) / width)
 
 
-def overlap_gradient(key_gram, inner, query_gram):
+def overlap_gradient(key_gram: Array, inner: Array, query_gram: Array) -> tuple[Array, Array, Array]:
     """Slopes of c in (key_gram, inner, query_gram), with kappa'(r) = (pi - arccos r) / pi at r = cos.
 
     With s = sqrt(query_gram / key_gram), c = s kappa(r), and they are -(c + s kappa'(r) r) / (2 key_gram),
@@ -106,7 +108,7 @@ def overlap_gradient(key_gram, inner, query_gram):
     return -(c + along) / (2 * key_gram), slope / key_gram, (c - along) / (2 * query_gram)
 
 
-def overlap_standard_error(key_gram, inner, query_gram, width):
+def overlap_standard_error(key_gram: Array, inner: Array, query_gram: Array, width: float) -> Array:
     """Standard error of the estimate of c = k12/k11 from m = `width` neurons, hidden states held fixed.
 
     Delta method, with a = relu(u.key) and b = relu(u.query):

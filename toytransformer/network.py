@@ -52,7 +52,7 @@ class OneLayerTransformer(nnx.Module):
         self.mask, self.attention = mask, attention
         scale = hidden.INITS[init](dimension)
 
-        def draw(*shape):
+        def draw(*shape: int) -> jax.Array:
             return scale * jax.random.normal(rngs.params(), shape)
 
         self.embedding = Frozen(draw(len(self.tokens), dimension))

@@ -306,7 +306,9 @@ def asked_prompts(composition: Composition) -> tuple[Prompt, ...]:
     return tuple(dict.fromkeys(asked))
 
 
-def _context(composition: Composition, regime: Regime, logit_scale: float, rows: Mapping[Prompt, Array]):
+def _context(
+    composition: Composition, regime: Regime, logit_scale: float, rows: Mapping[Prompt, Array]
+) -> merging.MergeContext:
     examples = composition.examples
     return merging.MergeContext(
         rng_seed=regime.seed,
@@ -329,10 +331,10 @@ def _decode(
         reached: dict[str | None, float] = {}
         last = np.zeros(len(entities))
         for entity, probability in answers.items():
-            output = outputs.get(Prompt(entity, (relation,))) if entity is not None else None
-            spread = {None: 1.0} if output is None else _spread(output, entities, tie)
-            if output is not None:
-                last = last + probability * output
+            step = outputs.get(Prompt(entity, (relation,))) if entity is not None else None
+            spread = {None: 1.0} if step is None else _spread(step, entities, tie)
+            if step is not None:
+                last = last + probability * step
             for answer, share in spread.items():
                 reached[answer] = reached.get(answer, 0.0) + probability * share
         answers = reached
@@ -342,4 +344,4 @@ def _decode(
 def _spread(output: Array, entities: Sequence[str], tie: float) -> dict[str | None, float]:
     """Uniform over the entities whose output ties for the largest."""
     top = np.flatnonzero(output >= output.max() - tie)
-    return {entities[i]: 1.0 / len(top) for i in top}
+    return {entities[i]: 1.0 / len(top) for i in top.tolist()}

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import numpy as np
@@ -51,6 +52,12 @@ class _Regime:
     attention: str = "uniform"
     init: str = "standard-deviation"
     seed: int = 0
+    #: Of each regime: its name, and d, which may be infinite.
+    name: ClassVar[str]
+    if TYPE_CHECKING:
+
+        @property
+        def dimension(self) -> float: ...
 
     def __post_init__(self) -> None:
         _one_of("mask", self.mask, hidden.MASKS)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -66,11 +67,11 @@ def overlap_draws(
 def _grams(seeds: jax.Array, *, regime: Finite | WidthLimit, prompts: tuple[Prompt, ...]) -> jax.Array:
     """For each seed the Gram matrix of the features, or of the hidden states in the width limit."""
 
-    def network(seed):
+    def network(seed: jax.Array) -> jax.Array:
         rng_embeddings, rng_neurons = streams(seed)
         states = regime.draw_states(rng_embeddings, prompts)
         if not isinstance(regime, Finite):
-            return states @ states.T
+            return jnp.asarray(states @ states.T)
         return hidden.sample_feature_gram(rng_neurons, states, width=regime.width)
 
     return jax.lax.map(network, seeds, batch_size=BATCH)

@@ -209,10 +209,12 @@ def _chain(entity: str) -> int | None:
 def _swap(pair: Composition) -> dict[str, str]:
     """The exchange of chains 1 and 2, entity by entity."""
     other = {1: "2", 2: "1"}
-    return {
-        name: _NUMBER.sub(other[_chain(name)], name, count=1) if _chain(name) in other else name
-        for name in pair.world.entities
-    }
+
+    def swapped(name: str) -> str:
+        chain = _chain(name)
+        return _NUMBER.sub(other[chain], name, count=1) if chain in (1, 2) else name
+
+    return {name: swapped(name) for name in pair.world.entities}
 
 
 def _check_symmetric(composition: Composition, chains: int) -> None:

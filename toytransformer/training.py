@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,9 +76,14 @@ def one_fact_gap(features: np.ndarray, changes: np.ndarray, penalty: float) -> f
     return min(1.0, penalty / float(np.linalg.norm(features) * np.linalg.norm(changes)))
 
 
+Factors = tuple[jax.Array, jax.Array]
+
+
 @functools.partial(jax.jit, static_argnames=("steps",))
-def _minimise(start, features, changes, penalty, steps, tolerance):
-    def objective(factors):
+def _minimise(
+    start: Factors, features: jax.Array, changes: jax.Array, penalty: float, steps: int, tolerance: float
+) -> tuple[Factors, jax.Array, int]:
+    def objective(factors: Factors) -> jax.Array:
         write, read = factors
         error = (features @ read) @ write.T - changes
         return jnp.sum(error**2) + penalty * (jnp.sum(write**2) + jnp.sum(read**2))
@@ -85,7 +91,7 @@ def _minimise(start, features, changes, penalty, steps, tolerance):
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)
 
-    def step(carry):
+    def step(carry: Any) -> Any:
         factors, state, _, count = carry
         value, gradient = value_and_grad(factors, state=state)
         updates, state = solver.update(
@@ -94,7 +100,7 @@ def _minimise(start, features, changes, penalty, steps, tolerance):
         factors = optax.apply_updates(factors, updates)
         return factors, state, optax.tree.norm(gradient), count + 1
 
-    def unfinished(carry):
+    def unfinished(carry: Any) -> jax.Array:
         return (carry[3] < steps) & (carry[2] > tolerance)
 
     infinite = jnp.asarray(jnp.inf, changes.dtype)

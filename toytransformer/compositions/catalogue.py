@@ -10,10 +10,20 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Literal
 
-from toytransformer.compositions.spec import Adapter, Composition, Merge, check_count, question, shortened
+from toytransformer.compositions.spec import (
+    Adapter,
+    Composition,
+    Merge,
+    check_count,
+    question,
+    shortened,
+    true_fact,
+)
 from toytransformer.compositions.worlds import Fact, Prompt, SpecError, World
 
 Library = dict[str, tuple[Fact, ...]]
+#: Prompts and the group each is averaged in.
+Asked = tuple[tuple[str, Prompt], ...]
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,7 @@ def _grouped(group: str, prompts: Iterable[Prompt]) -> tuple[tuple[str, Prompt],
 
 
 def _true(world: World, prompts: Iterable[Prompt]) -> tuple[Fact, ...]:
-    return tuple(Fact(prompt, world.truth(prompt)) for prompt in prompts)
+    return tuple(true_fact(world, prompt) for prompt in prompts)
 
 
 def _control(numbers: Iterable[int], *relations: str) -> list[Fact]:
@@ -121,16 +131,16 @@ def _two_hop(
     return scene
 
 
-def _asks_single_hops(chains: Chains):
+def _asks_single_hops(chains: Chains) -> Asked:
     first, second = (_prompts(_numbered(c, chains.asked), r) for c, r in (("x", "R1"), ("y", "R2")))
     return _grouped("hop1", first) + _grouped("hop2", second)
 
 
-def _asks_other_entity(chains: Chains):
+def _asks_other_entity(chains: Chains) -> Asked:
     return _grouped("other-entity", _prompts(_numbered("u", chains.asked), "R1", "R2"))
 
 
-def _asks_swapped(chains: Chains):
+def _asks_swapped(chains: Chains) -> Asked:
     return _grouped("swapped", _prompts(_numbered("x", chains.asked), "R2", "R1"))
 
 

@@ -7,6 +7,7 @@ bridge are bridge_x_i -> bridge_y_i -> bridge_z_i, and share no entity with them
 
 from dataclasses import replace
 from numbers import Integral
+from typing import Literal
 
 from toytransformer.compositions import catalogue
 from toytransformer.compositions.spec import (
@@ -17,6 +18,7 @@ from toytransformer.compositions.spec import (
     check_count,
     question,
     shortened,
+    true_fact,
 )
 from toytransformer.compositions.worlds import Fact, Prompt, SpecError, World
 
@@ -46,6 +48,7 @@ _PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "14": ("x", ("R1", "R3")),
     "52": ("w", ("R4", "R2")),
 }
+Decode = Literal["direct", "steps"]
 _BRIDGE_FACTS = (("x", "R1", "y"), ("y", "R2", "z"), ("y", "R3", "s"), ("w", "R4", "y"))
 
 
@@ -105,7 +108,7 @@ def setup(
 def _questions(world: World, facts: int) -> tuple[Question, ...]:
     """Both hops alone, then the two-hop questions, direct and step by step."""
 
-    def ask(group: str, letter: str, *relations: str, decode: str = "direct") -> list[Question]:
+    def ask(group: str, letter: str, *relations: str, decode: Decode = "direct") -> list[Question]:
         prompts = (Prompt(f"{letter}{i}", relations) for i in range(1, facts + 1))
         return [question(world, prompt, group=group, decode=decode) for prompt in prompts]
 
@@ -135,5 +138,5 @@ def _bridged(world: World, adapter: Adapter, parts: tuple[str, ...], facts: int)
         number, _, form = part.partition("-")
         letter, relations = _PARTS[number]
         prompts = (Prompt(f"bridge_{letter}{i}", relations) for i in range(1, facts + 1))
-        shown[form == "chain"] += [Fact(prompt, world.truth(prompt)) for prompt in prompts]
+        shown[form == "chain"] += [true_fact(world, prompt) for prompt in prompts]
     return Adapter(adapter.name, (*adapter.facts, *shown[False]), chains=tuple(shown[True]))

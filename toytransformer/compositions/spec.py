@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral, Real
-from typing import Literal
+from typing import Any, Literal
 
 from toytransformer.compositions.worlds import (
     Fact,
@@ -104,9 +104,16 @@ def hops(world: World, prompt: Prompt) -> tuple[Fact, ...]:
     return tuple(steps)
 
 
+def true_fact(world: World, prompt: Prompt) -> Fact:
+    """The prompt with its right answer. Errors: SpecError where it has none."""
+    if (answer := world.truth(prompt)) is None:
+        raise SpecError(f"'{prompt}' has no answer in the world: add its facts")
+    return Fact(prompt, answer)
+
+
 def check_count(value: object, what: str, least: int = 1) -> int:
     """The whole number as an int, also one of NumPy's; SpecError for less than `least`, True or 2.0."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= MOST:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= MOST:
         raise SpecError(f"{what} is {shortened(value)}: use an int >= {least} (and below 2^63)")
     return int(value)
 
@@ -121,15 +128,19 @@ def shortened(value: object, most: int = 60) -> str:
 
 
 def _number(value: object, what: str) -> float:
-    # The comparison holds for whole numbers too, of any length.
-    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= sys.float_info.max:
+    if isinstance(value, bool) or not isinstance(value, Real) or not _is_finite(value):
         raise SpecError(f"{what} is {shortened(value)}: use a finite number")
     return float(value) + 0.0  # -0.0 becomes 0.0, so that equal weights have one hash
 
 
+def _is_finite(value: Any) -> bool:
+    """Whether a real number is one that a float can hold; also asked of whole numbers, of any length."""
+    return bool(abs(value) <= sys.float_info.max)
+
+
 def _sorted_pairs(given: object, what: str, owner: str) -> tuple[tuple[str, Scalar], ...]:
     """A mapping, or pairs, of names and finite scalars as pairs sorted by name."""
-    pairs = tuple(given.items()) if isinstance(given, Mapping) else given
+    pairs: Any = tuple(given.items()) if isinstance(given, Mapping) else given
     check_tuple(pairs, tuple, f"{what}s of {owner!r}")
     for pair in pairs:
         if len(pair) != 2:
@@ -145,10 +156,9 @@ def _scalar(value: object, what: str, owner: str) -> Scalar:
     """Text, a finite number (NumPy's as Python's), a bool or None."""
     if isinstance(value, str | bool | None):
         return value
-    finite = isinstance(value, Real) and abs(value) <= sys.float_info.max
-    if finite and isinstance(value, Integral):
+    if isinstance(value, Integral) and _is_finite(value):
         return int(value)
-    if finite and isinstance(value, Real):
+    if isinstance(value, Real) and _is_finite(value):
         return float(value)
     raise SpecError(f"{what}={shortened(value)} of {owner!r}: use text, a finite number, a bool or None")
 
@@ -274,8 +284,9 @@ class Composition:
         for what, kind in (("world", World), ("merge", Merge)):
             if not isinstance(value := getattr(self, what), kind):
                 raise SpecError(f"{what} of {self.name!r} is {value!r}: give a {kind.__name__}")
-        for what, kind in (("adapters", Adapter), ("questions", Question), ("examples", Fact)):
-            check_tuple(getattr(self, what), kind, what)
+        check_tuple(self.adapters, Adapter, "adapters")
+        check_tuple(self.questions, Question, "questions")
+        check_tuple(self.examples, Fact, "examples")
         for what in ("adapters", "questions"):
             if not getattr(self, what):
                 raise SpecError(f"{self.name!r} has no {what}: give at least one")

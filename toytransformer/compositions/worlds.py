@@ -32,8 +32,12 @@ def check_tuple(values: object, kind: type, what: str) -> None:
 
 def repeated(values: Iterable) -> list:
     """The values that occur more than once, in order of their repetition."""
-    seen = set()
-    return [value for value in values if value in seen or seen.add(value)]
+    seen, again = set(), []
+    for value in values:
+        if value in seen:
+            again.append(value)
+        seen.add(value)
+    return again
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,7 @@ class World:
 
     @cached_property
     def _edited(self) -> Mapping[tuple[str, ...], str]:
-        return self._base | _function(self.edits, "edit")
+        return {**self._base, **_function(self.edits, "edit")}
 
     def old(self, prompt: Prompt) -> str | None:
         """The base model's answer r_k(..r_1(x)), None when it does not know a hop."""
@@ -176,7 +180,7 @@ class World:
         self.check_tokens(prompt)
         entity: str | None = prompt.entity
         for relation in prompt.relations:
-            entity = table.get((entity, relation))
+            entity = None if entity is None else table.get((entity, relation))
         return entity
 
     def check_tokens(self, prompt: Prompt, *answers: str | None) -> None:

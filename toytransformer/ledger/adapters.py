@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import linalg, optimize
 
 from toytransformer.adapters import AdapterError, LoRA, closed_form
+from toytransformer.arrays import NumpyArray as Array
 from toytransformer.compositions import Prompt
 from toytransformer.ledger.registry import (
+    Number,
     Row,
     Run,
     Tolerance,
@@ -59,33 +62,37 @@ def solve_rounding(features: np.ndarray, delta: np.ndarray) -> Tolerance:
 # --- an independent route: sequential quadratic programming on the factors ---
 
 
-def least_factors(features, changes, rank: int, starts) -> list[LoRA]:
+def least_factors(features: Array, changes: Array, rank: int, starts: Sequence[Array]) -> list[LoRA]:
     """Minimise |A|_F^2 + |B|_F^2 subject to A B^T Phi = T with scipy's SLSQP; the runs that converged."""
     (count, size), answers = features.shape, changes.shape[1]
     cut = answers * rank
     identity = np.eye(answers)
 
-    def factors(x):
+    def square(x: Array) -> tuple[float, Array]:
+        return float(x @ x), 2 * x
+
+    def factors(x: Array) -> tuple[Array, Array]:
         return x[:cut].reshape(answers, rank), x[cut:].reshape(size, rank)
 
-    def residual(x):
+    def residual(x: Array) -> Array:
         write, read = factors(x)
         return ((features @ read) @ write.T - changes).ravel()
 
-    def slopes(x):
+    def slopes(x: Array) -> Array:
         write, read = factors(x)
         by_write = np.einsum("nr,ef->nefr", features @ read, identity).reshape(count * answers, -1)
         by_read = np.einsum("nf,er->nefr", features, write).reshape(count * answers, -1)
         return np.hstack([by_write, by_read])
 
+    equality: Any = {"type": "eq", "fun": residual, "jac": slopes}  # scipy's stubs have no name for it
     found = []
     for start in starts:
         result = optimize.minimize(
-            lambda x: (x @ x, 2 * x),
+            square,
             start,
             jac=True,
             method="SLSQP",
-            constraints={"type": "eq", "fun": residual, "jac": slopes},
+            constraints=equality,
             options={"ftol": 1e-15, "maxiter": 500},
         )
         if result.success:
@@ -95,14 +102,14 @@ def least_factors(features, changes, rank: int, starts) -> list[LoRA]:
     return found
 
 
-def _starts(run: Run, features, changes, rank: int, count: int = 3) -> list[np.ndarray]:
+def _starts(run: Run, features: Array, changes: Array, rank: int, count: int = 3) -> list[np.ndarray]:
     """Random starts, each with its mirror image (A, B) -> (-A, -B)."""
     size = rank * (features.shape[1] + changes.shape[1])
     normal = np.random.default_rng([run.seed, rank]).standard_normal((count, size))
     return [sign * start for start in normal for sign in (1, -1)]
 
 
-def _certificate(penalty: float, excess: float) -> Tolerance:
+def _certificate(penalty: Number, excess: float) -> Tolerance:
     """How far from the minimiser D* a feasible D can be whose penalty exceeds the least, P, by `excess`.
 
     D = D* + N with D* N^T = 0, so D D^T = D* D*^T + N N^T and, the square root being operator concave,
@@ -183,7 +190,7 @@ def proposition_1(run: Run) -> Iterator[Row]:
     )
 
 
-def _feasible(rng: np.random.Generator, features, changes, rank: int) -> LoRA:
+def _feasible(rng: np.random.Generator, features: Array, changes: Array, rank: int) -> LoRA:
     """Random factors with A B^T v = w: any B near v with B^T v != 0, A solved for, then balanced in size."""
     read = rng.standard_normal((1, rank)) * features.T + 10.0 ** rng.uniform(-4, 0) * rng.standard_normal(
         (features.shape[1], rank)
@@ -315,8 +322,8 @@ def not_a_sum(run: Run) -> Iterator[Row]:
     )
     for count in (2, 10, 100):
         asked = [*(Prompt(f"y{i}", ("R2",)) for i in range(count)), Prompt("x", ("R1", "R2"))]
-        *features, question = FullLimit().features(asked).values
-        features, changes = np.array(features), _changes(count)
+        values = FullLimit().features(asked).values
+        features, question, changes = values[:-1], values[-1], _changes(count)
         edit = closed_form(features, changes)
         summed = sum(closed_form(f[None], c[None]).delta() for f, c in zip(features, changes, strict=True))
         yield close(
@@ -399,7 +406,7 @@ def rank_needed(run: Run) -> Iterator[Row]:
     )
 
 
-def _alternate(run: Run, features, changes, rank: int = 2, rounds: int = 200) -> LoRA:
+def _alternate(run: Run, features: Array, changes: Array, rank: int = 2, rounds: int = 200) -> LoRA:
     """Least |A B^T Phi - T|_F by solving for A and B in turn; for these T the error falls by 9/16 a round."""
     read = np.random.default_rng(run.seed).standard_normal((features.shape[1], rank))
     for _ in range(rounds):

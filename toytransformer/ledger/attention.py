@@ -124,8 +124,8 @@ def _rms_error(dimension: int, count: int, networks: int) -> float:
 def _weaker_weight(spread: float) -> tuple[float, float]:
     """Mean and variance of 1/(1 + exp|D|) for D ~ N(0, spread^2), by quadrature."""
 
-    def moment(power):
-        def integrand(x):
+    def moment(power: int) -> float:
+        def integrand(x: float) -> float:
             return math.exp(-((x / spread) ** 2) / 2) * (1 + math.exp(x)) ** -power
 
         return 2 * integrate.quad(integrand, 0, 40)[0] / (math.sqrt(2 * math.pi) * spread)

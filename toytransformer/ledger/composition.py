@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -18,6 +20,7 @@ from toytransformer.ledger.pair import (
     FAR,
     LIMIT,
     SHARED,
+    dense,
     is_top,
     outcome,
     overlap,
@@ -96,14 +99,14 @@ def theorem_two(run: Run) -> Iterator[Row]:
 
 def _deviation(network: OneLayerTransformer, labels: np.ndarray, count: int) -> tuple[float, list[float]]:
     """How far the merged network is from the mixture with c_j = v_j.phi / |v_j|^2, and the c_j."""
-    composition = single(labels, count)
+    composition = single(labels.tolist(), count)
     world, prompts = composition.world, composition.prompts
     network.fit_readout(prompts, base_output(world, prompts))
     phi = np.asarray(network.features(prompts), float)
     rows = dict(zip(prompts, phi, strict=True))
     trained = [train(adapter, world, rows) for adapter in composition.adapters]
-    delta = merging.merge(trained, composition.merge).delta()
-    output = np.asarray(network(prompts[2:], delta), float)[0, 1:]
+    delta = dense(merging.merge(trained, composition.merge))
+    output = np.asarray(network(prompts[2:], jnp.asarray(delta)), float)[0, 1:]
     c1, c2 = (float(key @ phi[2] / (key @ key)) for key in phi[:2])
     return float(np.abs(output - mixtures(labels[None], c1, c2, count)).max()), [c1, c2]
 
@@ -273,7 +276,8 @@ def leaks(run: Run) -> Iterator[Row]:
             _, added = parts(composition, regime)
             for hop, (answer, (inner, expected)) in enumerate(zip(("y1", "z1"), each, strict=True)):
                 measured = float(added[hop, 0, composition.world.entities.index(answer)])
-                error = float(kernel.overlap_standard_error(*np.array([2.0, inner, 1.5]), width))
+                entries = np.array(2.0), np.array(inner), np.array(1.5)
+                error = float(kernel.overlap_standard_error(*entries, width))
                 tolerance = algebraic() if regime is LIMIT else statistical(error)
                 text = "limit" if regime is LIMIT else f"finite m={width}, d infinite"
                 yield close(
@@ -342,7 +346,7 @@ def symmetric_is_dense(run: Run) -> Iterator[Row]:
         worst = 0.0
         for known in (True, False):
             found, dense = (
-                symmetry.predict(lambda k, known=known: pair(k, known), n),
+                symmetry.predict(partial(pair, known=known), n),
                 predict(pair(n, known), LIMIT),
             )
             names = dense.composition.world.entities

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 from flax import nnx
+from numpy.typing import ArrayLike
 from scipy import integrate
 
 from toytransformer import hidden, kernel
@@ -41,10 +42,10 @@ def overlaps(gram: np.ndarray) -> np.ndarray:
 
 def width_errors(states_gram: np.ndarray, width: int) -> np.ndarray:
     """Derived standard errors of (c1, c2) at m = `width`, hidden states held fixed."""
-    entries = (
+    keys, inner = (
         np.array([states_gram[i, j] for i, j in rows]) for rows in ([(0, 0), (1, 1)], [(0, 2), (1, 2)])
     )
-    return kernel.overlap_standard_error(*entries, states_gram[2, 2], width)
+    return kernel.overlap_standard_error(keys, inner, states_gram[2, 2], width)
 
 
 def dimension_errors(dimension: int, mask: str = "strict") -> np.ndarray:
@@ -205,10 +206,10 @@ def _moment_by_quadrature(p: int, q: int, angle: float) -> tuple[float, float]:
     """E[relu(a)^p relu(b)^q] for b = a cos t + g sin t in Cartesian (a, g), and its error bound."""
     sine, cosine, edge = math.sin(angle), math.cos(angle), 10.0  # exp(-edge^2/2) is below 2e-22
 
-    def integrand(g, a):
+    def integrand(g: float, a: float) -> float:
         return a**p * (a * cosine + g * sine) ** q * math.exp(-(a * a + g * g) / 2) / (2 * math.pi)
 
-    def lower(a):
+    def lower(a: float) -> float:
         return min(max(-a * cosine / sine, -edge), edge)
 
     value, bound = integrate.dblquad(integrand, 0, edge, lower, edge, epsabs=1e-12, epsrel=1e-12)
@@ -267,10 +268,10 @@ def convergence(run: Run) -> Iterator[Row]:
     limit, gram = overlaps(FullLimit().gram(PROMPTS)), FullLimit().hidden_gram(PROMPTS)
     draws = 4000 if run.thorough else 400
 
-    def by_width(width):
+    def by_width(width: int) -> np.ndarray:
         return overlaps(_width_draws(_key(run, 2, width), gram, width, draws))
 
-    def by_dimension(dimension):
+    def by_dimension(dimension: int) -> np.ndarray:
         return _mixed(_token_draws(_key(run, 3, dimension), 4, dimension, draws), "strict")
 
     for name, sizes, draw, label in (
@@ -291,7 +292,7 @@ def convergence(run: Run) -> Iterator[Row]:
             )
 
 
-def fitted_slope(sizes, values, log_error: float) -> tuple[float, float]:
+def fitted_slope(sizes: Sequence[int], values: ArrayLike, log_error: float) -> tuple[float, float]:
     """Least-squares slope of log values in log sizes, and its standard error from that of each log value."""
     x = np.log(sizes) - np.mean(np.log(sizes))
     return float(x @ np.log(values) / (x @ x)), log_error / math.sqrt(x @ x)
@@ -301,7 +302,7 @@ def _width_draws(rng: jax.Array, states_gram: np.ndarray, width: int, draws: int
     """Feature Gram matrices of PROMPTS, each from its own `width` neurons, (draw, prompt, prompt)."""
     states = np.linalg.cholesky(states_gram)
 
-    def one(key):
+    def one(key: jax.Array) -> jax.Array:
         return hidden.sample_feature_gram(key, states, width=width)
 
     return np.asarray(jax.lax.map(one, jax.random.split(rng, draws), batch_size=50))
@@ -311,7 +312,7 @@ def _token_draws(rng: jax.Array, tokens: int, dimension: int, draws: int) -> np.
     """Gram matrices of e_1 .. e_T, V e_1 .. V e_T, each with its own embeddings and V, (draw, 2T, 2T)."""
     alone = np.eye(2 * tokens)
 
-    def one(key):
+    def one(key: jax.Array) -> jax.Array:
         states = hidden.sample_states(key, alone[:, :tokens], alone[:, tokens:], dimension=dimension)
         return states @ states.T
 
@@ -352,7 +353,7 @@ def constants(run: Run) -> Iterator[Row]:
         "leak, relation shared": both(0, 3),
         "leak, entity shared": both(0, 4),
     }
-    named["1/c2"] = tuple(1 / value for value in named["c2"])
+    named["1/c2"] = (1 / named["c2"][0], 1 / named["c2"][1])
     quoted = {
         "c1": (0.4122323, printed(7)),
         "c2": (0.5730357, printed(7)),

@@ -11,7 +11,7 @@ import numpy as np
 from toytransformer import merging as rules
 from toytransformer import symmetry
 from toytransformer.compositions import Merge, Prompt, question
-from toytransformer.ledger.pair import C1, C2, LIMIT, Drawn, is_top, outcome, pair, parts
+from toytransformer.ledger.pair import C1, C2, LIMIT, Drawn, dense, is_top, outcome, pair, parts
 from toytransformer.ledger.registry import Row, Run, algebraic, claim, close, same, statistical
 from toytransformer.prediction import Prediction, base_output, predict, train, wanted_shift
 from toytransformer.regimes import Finite, Regime
@@ -119,7 +119,7 @@ def efficacy_locality(run: Run) -> Iterator[Row]:
     note = f"z right under {right.sum()} of {len(output)} pairs of weights, u unharmed under {kept.sum()}"
     yield same("CAT: pairs of weights that do both", 0, int((right & kept).sum()), regime="limit", note=note)
 
-    def does_both(merge: Merge, gauge: str, regime=LIMIT) -> bool:
+    def does_both(merge: Merge, gauge: str, regime: Regime = LIMIT) -> bool:
         hop1, hop2 = both.adapters
         spec = replace(both, adapters=(hop1, replace(hop2, gauge=gauge)), merge=merge)
         return predict(spec, regime).strict_accuracy == 1
@@ -339,7 +339,7 @@ def self_merge(run: Run) -> Iterator[Row]:
     multiples = {"sum": 1.0, "linear-peft": 2.0, "linear": 1.0, "ties": 0.5, "dare-ties": 0.5, "knots": 0.5}
     for name, expected in multiples.items():
         options = {"density": 1} if "density" in rules.resolve(name).options else {}
-        merged = rules.merge((adapter, adapter), Merge(name, (0.5, 0.5), options)).delta()
+        merged = dense(rules.merge((adapter, adapter), Merge(name, (0.5, 0.5), options)))
         multiple = float(np.sum(merged * delta) / np.sum(delta**2))
         off = float(np.abs(merged - multiple * delta).max() / np.abs(delta).max())
         text = f"{name}{', density 1' if options else ''}: multiple of the adapter"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 
 from toytransformer import kernel
 from toytransformer.compositions import Composition, Merge, Prompt, catalogue
+from toytransformer.merging import Merged, StaticMerge
 from toytransformer.prediction import Prediction, predict
 from toytransformer.regimes import Features, Finite, FullLimit, Regime
 from toytransformer.symmetry import SymmetricPrediction
@@ -39,8 +41,13 @@ C1, C2 = overlap(2, 1 / 2, 3 / 2), overlap(2, 1, 3 / 2)
 LEAK, SHARED, FAR = overlap(2, 0, 2), overlap(2, 1, 2), overlap(2, 0, 3 / 2)
 
 
-def pair(facts: int, known: bool = True, name: str = "two-hop", **arguments) -> Composition:
+def pair(facts: int, known: bool = True, name: str = "two-hop", **arguments: Any) -> Composition:
     return catalogue.build(name, facts=facts, known=known, **arguments)
+
+
+def dense(merged: Merged) -> np.ndarray:
+    """The dense update of a merge that has one for all prompts."""
+    return cast(StaticMerge, merged).delta()
 
 
 def outcome(prediction: Prediction | SymmetricPrediction) -> str:

@@ -14,7 +14,12 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
+
 EPS = 2.0**-52
+
+#: A number of Python or of NumPy.
+Number = float | np.floating
 
 #: The three kinds of tolerance of this project, and exact comparison.
 KINDS = ("exact", "algebraic", "statistical", "asymptotic")
@@ -35,10 +40,10 @@ class Tolerance:
             )
 
 
-def algebraic(scale: float = 1.0, operations: float = 1e4) -> Tolerance:
+def algebraic(scale: Number = 1.0, operations: float = 1e4) -> Tolerance:
     """Rounding: eps * operations * scale, for a float64 result of about that many dependent operations."""
     return Tolerance(
-        EPS * operations * abs(scale),
+        EPS * operations * abs(float(scale)),
         "algebraic",
         f"eps x {operations:.0e} operations x scale {abs(scale):.3g}",
     )
@@ -51,21 +56,23 @@ def printed(digits: int) -> Tolerance:
     )
 
 
-def solver(size: float, reason: str) -> Tolerance:
+def solver(size: Number, reason: str) -> Tolerance:
     """What an iterative solver leaves: the accuracy it was asked for, carried to the quantity compared."""
-    return Tolerance(size, "algebraic", reason)
+    return Tolerance(float(size), "algebraic", reason)
 
 
-def statistical(standard_error: float, sigmas: float = 5.0) -> Tolerance:
+def statistical(standard_error: Number, sigmas: float = 5.0) -> Tolerance:
     """Five derived standard errors (never estimated from the very deviation that is being judged)."""
     return Tolerance(
-        sigmas * standard_error, "statistical", f"{sigmas:g} derived standard errors of {standard_error:.2e}"
+        float(sigmas * standard_error),
+        "statistical",
+        f"{sigmas:g} derived standard errors of {standard_error:.2e}",
     )
 
 
-def asymptotic(size: float, reason: str) -> Tolerance:
+def asymptotic(size: Number, reason: str) -> Tolerance:
     """Room around a fitted slope or a limit that is approached, with the reason for its size."""
-    return Tolerance(size, "asymptotic", reason)
+    return Tolerance(float(size), "asymptotic", reason)
 
 
 EXACT = Tolerance(0.0, "exact", "counts and categories are compared exactly")
@@ -127,26 +134,26 @@ def claim(name: str, *, source: str, proof: str = "") -> Callable:
 
 
 def close(
-    claim: str, expected: float, measured: float, tolerance: Tolerance, *, regime: str, note: str = ""
+    claim: str, expected: Number, measured: Number, tolerance: Tolerance, *, regime: str, note: str = ""
 ) -> Row:
     """|measured - expected| <= tolerance."""
-    holds = math.isfinite(measured) and abs(measured - expected) <= tolerance.size
+    holds = math.isfinite(measured) and abs(float(measured) - float(expected)) <= tolerance.size
     return _row(claim, float(expected), float(measured), tolerance, holds, regime, note)
 
 
 def at_most(
-    claim: str, bound: float, measured: float, tolerance: Tolerance, *, regime: str, note: str = ""
+    claim: str, bound: Number, measured: Number, tolerance: Tolerance, *, regime: str, note: str = ""
 ) -> Row:
     """measured <= bound + tolerance; `expected` is printed as the bound."""
-    holds = math.isfinite(measured) and measured <= bound + tolerance.size
+    holds = math.isfinite(measured) and float(measured) <= float(bound) + tolerance.size
     return _row(claim, f"<= {bound:.6g}", float(measured), tolerance, holds, regime, note)
 
 
 def at_least(
-    claim: str, bound: float, measured: float, tolerance: Tolerance, *, regime: str, note: str = ""
+    claim: str, bound: Number, measured: Number, tolerance: Tolerance, *, regime: str, note: str = ""
 ) -> Row:
     """measured >= bound - tolerance; `expected` is printed as the bound."""
-    holds = math.isfinite(measured) and measured >= bound - tolerance.size
+    holds = math.isfinite(measured) and float(measured) >= float(bound) - tolerance.size
     return _row(claim, f">= {bound:.6g}", float(measured), tolerance, holds, regime, note)
 
 
@@ -155,7 +162,15 @@ def same(claim: str, expected: object, measured: object, *, regime: str, note: s
     return _row(claim, str(expected), str(measured), EXACT, expected == measured, regime, note)
 
 
-def _row(claim, expected, measured, tolerance, holds, regime, note) -> Row:
+def _row(
+    claim: str,
+    expected: float | str,
+    measured: float | str,
+    tolerance: Tolerance,
+    holds: bool,
+    regime: str,
+    note: str,
+) -> Row:
     verdict = "holds" if holds else "fails"
     return Row(
         claim,

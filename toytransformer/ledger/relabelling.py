@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from toytransformer import merging
 from toytransformer.compositions import Composition, Merge
@@ -29,12 +30,16 @@ def small(run: Run) -> tuple[Regime, ...]:
     return tuple(Drawn(dimension=16, width=64, attention=kind, seed=run.seed) for kind in ATTENTIONS)
 
 
-def relabelled(sigma: tuple[int, ...], *, facts: int, known: bool, merge: Merge, **arguments) -> Composition:
+def relabelled(
+    sigma: tuple[int, ...], *, facts: int, known: bool, merge: Merge, **arguments: Any
+) -> Composition:
     """x_i R1 -> y_sigma(i), y_i R2 -> z_i."""
     return pair(facts, known, sigma=sigma, merge=merge, **arguments)
 
 
-def results(run: Run, merge: Merge, build: Callable = relabelled, **arguments) -> Iterator[RelabellingResult]:
+def results(
+    run: Run, merge: Merge, build: Callable = relabelled, **arguments: Any
+) -> Iterator[RelabellingResult]:
     """Every n, known and fresh, either attention; all n! relabellings each."""
     for n, known, regime in itertools.product(counts(run), (True, False), small(run)):
         yield average(partial(build, facts=n, known=known, merge=merge, **arguments), n, regime)
@@ -74,7 +79,7 @@ def bound(run: Run) -> Iterator[Row]:
     )
 
 
-def told(sigma: tuple[int, ...], **arguments) -> Composition:
+def told(sigma: tuple[int, ...], **arguments: Any) -> Composition:
     """Gauge "facts", adapter 2's columns in the order sigma: its column j reads what column j of 1 writes."""
     composition = relabelled(sigma, gauge="facts", **arguments)
     hop1, hop2 = composition.adapters
@@ -89,7 +94,7 @@ def told(sigma: tuple[int, ...], **arguments) -> Composition:
 def outside(run: Run) -> Iterator[Row]:
     linear, n = Merge("linear", (1.5, 2.0)), 3
 
-    def mean_accuracy(build: Callable, **arguments) -> float:
+    def mean_accuracy(build: Callable, **arguments: Any) -> float:
         return average(partial(build, facts=n, **arguments), n, LIMIT).accuracy
 
     text = f"accuracy over all relabellings, n = {n}: "
@@ -121,5 +126,5 @@ def outside(run: Run) -> Iterator[Row]:
             )
 
 
-def shown_others(sigma: tuple[int, ...], **arguments) -> Composition:
+def shown_others(sigma: tuple[int, ...], **arguments: Any) -> Composition:
     return relabelled(sigma, examples=2, **arguments)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -11,8 +12,11 @@ from toytransformer.compositions import Merge
 from toytransformer.ledger.pair import LEAK, LIMIT, SHARED, Drawn, outcome, pair, parts, threshold
 from toytransformer.ledger.registry import Row, Run, algebraic, claim, close, same
 from toytransformer.prediction import Prediction, predict
+from toytransformer.regimes import Regime
 
 SOURCE = "theory.md section 6"
+#: The weights of both adapters, by that of the one that holds the hop.
+Weights = Callable[[float], tuple[float, float]]
 
 
 def leak(n: int) -> float:
@@ -29,6 +33,11 @@ def edge(n: int, known: bool, other: float) -> float:
     return max(1 / 2, abs(other) * leak(n)) if known else max(0.0, other * leak(n))
 
 
+def beside(other: float, own: float) -> tuple[float, float]:
+    """The weights of both adapters, `own` that of the one that holds the hop."""
+    return own, other
+
+
 def one_hop(n: int, known: bool, merge: Merge) -> Prediction:
     """x_i R1 and y_i R2 asked of the merged pair."""
     return predict(pair(n, known, "one-hop", merge=merge), LIMIT)
@@ -42,16 +51,15 @@ def one_hop(n: int, known: bool, merge: Merge) -> Prediction:
 def edges(run: Run) -> Iterator[Row]:
     for n, known in itertools.product((1, 10), (True, False)):
         spill = leak(n)
-        cases = {
+        cases: dict[str, tuple[Weights, float]] = {
             "weights (a, 1 - a)": (lambda a: (a, 1 - a), max(known / 2, spill / (1 + spill))),
             **{
-                f"weights (a, {b:g})": (lambda a, b=b: (a, b), edge(n, known, b))
-                for b in (1.0, 4.0, -1.0, -4.0)
+                f"weights (a, {b:g})": (partial(beside, b), edge(n, known, b)) for b in (1.0, 4.0, -1.0, -4.0)
             },
         }
         for text, (weights, expected) in cases.items():
 
-            def survives(a: float, n: int = n, known: bool = known, weights=weights) -> bool:
+            def survives(a: float, n: int = n, known: bool = known, weights: Weights = weights) -> bool:
                 found = one_hop(n, known, Merge("sum", weights(a)))
                 return all(found.distributions[i].get(f"y{i + 1}", 0) == 1 for i in range(n))
 
@@ -85,7 +93,8 @@ def one_hop_outputs(run: Run) -> Iterator[Row]:
 )
 def uniform(run: Run) -> Iterator[Row]:
     finite = Drawn(dimension=256, width=4096, seed=run.seed)
-    for known, regime in itertools.product((True, False), (LIMIT, finite)):
+    regimes: tuple[Regime, ...] = (LIMIT, finite)
+    for known, regime in itertools.product((True, False), regimes):
         facts = "known facts" if known else "fresh facts"
         label = "limit" if regime is LIMIT else "finite d=256 m=4096"
         composition = pair(10, known, "one-hop")
@@ -117,7 +126,11 @@ def uniform(run: Run) -> Iterator[Row]:
 def two_steps(run: Run) -> Iterator[Row]:
     finite = Drawn(dimension=256, width=4096, seed=run.seed)
     expected = {("sum", True): 1.0, ("sum", False): 1.0, ("mean", True): 0.25, ("mean", False): 1.0}
-    cases = ((1, LIMIT, "limit"), (10, LIMIT, "limit"), (10, finite, "finite d=256 m=4096"))
+    cases: tuple[tuple[int, Regime, str], ...] = (
+        (1, LIMIT, "limit"),
+        (10, LIMIT, "limit"),
+        (10, finite, "finite d=256 m=4096"),
+    )
     for ((rule, known), accuracy), (n, regime, label) in itertools.product(expected.items(), cases):
         found = predict(pair(n, known, "chain-of-thought", merge=Merge(rule)), regime)
         note = (

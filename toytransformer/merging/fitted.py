@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import differential_evolution, lsq_linear, nnls
+from scipy.optimize import Bounds, differential_evolution, lsq_linear, nnls
 
 from toytransformer.adapters import LoRA
 from toytransformer.arrays import NumpyArray as Array
@@ -211,9 +211,12 @@ def lorahub(
         shift = np.tensordot(w, seen, 1) @ np.tensordot(w, write, 1).T
         return float(np.sum((shift - targets) ** 2)) / len(features)
 
+    def objective(w: Array) -> float:
+        return loss(w) + penalty * float(np.mean(np.abs(w)))
+
     search = differential_evolution(
-        lambda w: loss(w) + penalty * float(np.mean(np.abs(w))),
-        [(-bound, bound)] * len(adapters),
+        objective,
+        Bounds([-bound] * len(adapters), [bound] * len(adapters)),
         rng=np.random.default_rng(seed),
         tol=1e-10,
         maxiter=2000,
