@@ -562,7 +562,7 @@ def test_truncation_loses_the_tail_of_the_spectrum(seed):
 
 def test_a_cut_between_equal_singular_values_is_reported():
     cut = merge(axes(1, 1), Merge("sum-truncated")).details
-    assert cut["cut_gap"] == 0 and "singular values 1 and 2 of the sum agree" in cut["warning"]
+    assert cut["cut_gap"] == 0 and "singular values 1 and 2 of the sum are equal" in cut["warning"]
     whole = merge(axes(1, 1), Merge("sum-truncated", options={"rank": 2})).details
     assert whole["cut_gap"] == 1 and "warning" not in whole
     stack = merge(axes(1, 1), Merge("knots")).details
