@@ -118,9 +118,10 @@ links: notebooks  ## follow the links of the documentation to other sites
 	$(PY) -m sphinx -q -b linkcheck -c docs -d out/doctrees . out/links
 	@rm -rf out/doctrees out/jupyter_execute
 
-lint: setup  ## check style and formatting
+lint: setup  ## check style, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 # In an environment of its own: its dependencies are none of ours.
 audit: setup  ## ask PyPI for known vulnerabilities of the versions in constraints.txt (needs the network)
