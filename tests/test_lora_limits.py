@@ -101,7 +101,7 @@ LLM = {"torch", "transformers", "peft", "safetensors", "tokenizers", "polars", "
         (["experiments"], LLM, "llm"),
         (["run", "quick"], LLM, "llm"),
         (["check", "somewhere"], LLM, "llm"),
-        (["results"], {"jinja2", "polars"}, "results"),
+        (["table", "somewhere"], {"filelock"}, "llm"),
         (["figures", "survival"], {"matplotlib"}, "figures"),
         (["figures", "all"], {"matplotlib"}, "figures"),
         (["report", "--ledger", __file__], {"matplotlib", "jinja2"}, "figures"),

@@ -24,7 +24,7 @@ DATA = Path(__file__).parents[1] / "data"
     show_default=True,
 )
 @click.option("--compare/--no-compare", default=True, help="Paired tests on the same questions.")
-@needs_extra("results")
+@needs_extra("llm")
 def table(source: Path, experiment: str | None, form: str, compare: bool) -> None:
     """Print tables of measured rows.
 
@@ -56,7 +56,7 @@ def table(source: Path, experiment: str | None, form: str, compare: bool) -> Non
 @click.argument("folder", type=FOLDER)
 @click.argument("name")
 @click.option("--out", type=FOLDER, default=DATA, help="Where to [data/ here].")
-@needs_extra("results")
+@needs_extra("llm")
 def keep(folder: Path, name: str, out: Path) -> None:
     """Keep the rows of a run beside the code.
 
@@ -75,7 +75,7 @@ def keep(folder: Path, name: str, out: Path) -> None:
 @click.option(
     "--links", type=RegularFile(), help="JSON: the adapters of each cell, where OLD is no run's folder."
 )
-@needs_extra("results")
+@needs_extra("llm")
 def migrate(old: Path, new: Path, world: Path | None, links: Path | None) -> None:
     """Write rows of earlier code as today's.
 
@@ -107,7 +107,7 @@ def _links(path: Path) -> dict[str, tuple[str, ...]]:
 @click.option(
     "--world", type=FOLDER, help="world.json of a base whose facts are known [the embedded model's]."
 )
-@needs_extra("results")
+@needs_extra("llm")
 def rescore(names: tuple[str, ...], data: Path, world: Path | None) -> None:
     """Read kept answers anew.
 
@@ -128,7 +128,7 @@ def rescore(names: tuple[str, ...], data: Path, world: Path | None) -> None:
 
 
 @click.command()
-@needs_extra("results")
+@needs_extra("llm")
 def results() -> None:
     """Write the pages whose numbers are read off the kept rows."""
     from llm_experiments.pages import PAGES, render
