@@ -31,7 +31,17 @@ SECTIONS = {
             "experiments": "list",
             **{
                 name: name
-                for name in ("run", "status", "table", "keep", "migrate", "results", "export", "pretrain")
+                for name in (
+                    "run",
+                    "status",
+                    "table",
+                    "keep",
+                    "migrate",
+                    "rescore",
+                    "results",
+                    "export",
+                    "pretrain",
+                )
             },
         },
     ),

@@ -14,7 +14,7 @@ from sphinx.util.logging import getLogger
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("toytransformer", "results", "llm_experiments", "figures")
 #: The page of the command line.
-COMMANDS = """# lora-limits
+COMMANDS = """# The command line
 
 `python -m toytransformer`, `python -m llm_experiments` and `python -m figures` take the commands of one
 package each; `lora-limits experiments` is `python -m llm_experiments list` there.

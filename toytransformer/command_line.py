@@ -75,6 +75,7 @@ class RegularFile(click.ParamType):
     name = "file"
 
     def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path, if a regular file is there; a usage error if not."""
         path = Path(value)
         try:
             if path.is_file():
