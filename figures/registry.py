@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -37,6 +37,17 @@ class Data:
     edits: Sequence[Row] = ()
 
 
+def one_draw(cells: Iterable[Cell]) -> list[Cell]:
+    """Of cells that differ in the draw of names, the split or the precision alone, the first.
+
+    A place in a drawing is one cell; every one stands in the tables of the report.
+    """
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        first.setdefault(cell.key("names", "items", "split", "dtype"), cell)
+    return list(first.values())
+
+
 T = TypeVar("T")
 
 
@@ -49,7 +60,7 @@ class Needs(Generic[T]):
 
 
 THEORY: Needs[Row] = Needs(lambda data, name: data.theory.get(name, ()), measured=False)
-CELLS: Needs[Cell] = Needs(lambda data, _: data.cells)
+CELLS: Needs[Cell] = Needs(lambda data, _: one_draw(data.cells))
 EDITS: Needs[Row] = Needs(lambda data, _: data.edits)
 
 

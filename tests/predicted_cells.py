@@ -29,6 +29,7 @@ def answered(
     library: tuple[str, ...] | None = None,
     control: str | None = None,
     own_task: float = 1.0,
+    names: int = 0,
     **variant: str | int,
 ) -> Measurements:
     """What a model leaves that answers as the toy does, two wordings a question, two seeds."""
@@ -48,7 +49,7 @@ def answered(
     ]
     found = Measurements(specs={composition.spec_hash: json.loads(composition.to_json())})
     for seed in seeds:
-        names = composition_library(composition) if library is None else library
+        adapters = composition_library(composition) if library is None else library
         info = CellInfo(
             domain="two-hop",
             task=composition.name,
@@ -56,19 +57,19 @@ def answered(
             spec_hash=composition.spec_hash,
             items=items_hash(items),
             dataset="R" if known else "F",
-            names=0,
+            names=names,
             base=base,
             digest=base,
             dtype="float32",
-            library=names,
+            library=adapters,
             rule=composition.merge.rule,
-            weights=composition.merge.weights if names else None,
+            weights=composition.merge.weights if adapters else None,
             options=composition.merge.option_dict,
             layers="mlp",
             seed=seed,
             variant=variant,
             control=control,
-            adapters=tuple(f"adapter-{base}-{name}-{own_task}" for name in names),
+            adapters=tuple(f"adapter-{base}-{name}-{own_task}" for name in adapters),
             provenance={"git": "abc", "packages": {}},
         )
         found.cells[info.key] = info

@@ -144,6 +144,14 @@ def test_a_run_adds_the_cells_that_are_not_there_yet_whatever_its_model_is_calle
     assert len(both.rows) == 2 * len(kept.rows)
 
 
+def test_of_several_draws_of_names_the_first_is_drawn(joined):
+    more = cells(together(experiments(names=1)))
+    both = [*joined, *more]
+    assert registry.one_draw(both) == list(joined) and registry.one_draw(more) == list(more)
+    with style.look():
+        assert written(drawn("first-look", both)) == written(drawn("first-look", joined))
+
+
 # --- what is committed --------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from figures import predictions as kept_predictions
 from figures import reading, store
+from figures.registry import one_draw
 from figures.report import case_by_case, ledger, opening, rerun, sources, tables
 from figures.report import drawings as pictures
 from figures.report.rerun import Rerun
@@ -76,10 +77,11 @@ class Content:
 
     @property
     def cells(self) -> list[Cell]:
-        """The committed cells, and those of runs on other models."""
+        """The committed cells, and those of runs on other models; of several draws of names the first."""
         cells = sources.all_cells(self.committed)
         digests = {cell.info.digest for cell in cells}
-        return cells + [cell for cell in sources.all_cells(self.runs) if cell.info.digest not in digests]
+        others = [cell for cell in sources.all_cells(self.runs) if cell.info.digest not in digests]
+        return one_draw([*cells, *others])
 
 
 def gather(

@@ -39,7 +39,8 @@ def _group(cell: Cell) -> str:
     info = cell.info
     layers = f", {info.layers}" if info.layers not in (None, "mlp") else ""
     data = f" on {info.dataset}" if info.dataset else ""
-    return f"{info.task}{data}{layers}: {_varied(cell)}"
+    names = f", draw {info.names} of names" if info.names else ""
+    return f"{info.task}{data}{names}{layers}: {_varied(cell)}"
 
 
 def _varied(cell: Cell) -> str:
