@@ -12,16 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
 
 from results import statistics
 from results.rows import BASE, RANDOM, CellInfo, Item, canonical
-
-if TYPE_CHECKING:
-    from results.frame import Frame
 
 #: Adapters below this on their own task leave open whether a merge took away what they never had.
 OWN_TASK = 0.95
@@ -32,6 +29,27 @@ DAGGER_NOTE = f"{DAGGER} an adapter is under {OWN_TASK:.0%} right on its own tas
 RIGHT = "correct"
 
 Seed = int | None
+
+
+class Rows(Protocol):
+    """What a cell needs of the rows that it is a part of; results.frame.Frame has it."""
+
+    @property
+    def rows(self) -> pl.DataFrame: ...
+
+    @property
+    def columns(self) -> Mapping[str, list[Any]]: ...
+
+    @property
+    def items(self) -> Mapping[tuple[str, str], Item]: ...
+
+    @property
+    def outcomes(self) -> tuple[str, ...]: ...
+
+    @property
+    def marks(self) -> tuple[str, ...]: ...
+
+    def own_task(self, info: CellInfo) -> float | None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +63,7 @@ class Cell:
     infos: tuple[CellInfo, ...]
     group: str
     ask: str
-    frame: Frame = field(repr=False)
+    frame: Rows = field(repr=False)
     index: np.ndarray = field(repr=False)
     prediction: Mapping[str, Any] | None = field(default=None, repr=False)
 
@@ -266,6 +284,8 @@ class Cell:
 
     def mark(self, name: str) -> float | None:
         """Mean of a mark over the rows of which it can be said, None where there are none."""
+        if name not in self.frame.marks:
+            return None
         known = [float(value) for value in self.column(f"marks.{name}") if value is not None]
         return _mean(known) if known else None
 
