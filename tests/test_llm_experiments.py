@@ -283,8 +283,11 @@ def test_relabellings_retrain_adapter_1_alone():
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_a_temperature_is_chosen_on_a_library_of_the_same_recipe_on_other_names(name):
-    """By single hops in development wordings: no question of the test, no entity, no composed answer."""
+def test_a_temperature_is_chosen_on_plain_adapters_of_other_names(name):
+    """By single hops in development wordings: no question of the test, no entity, no composed answer, and no
+    bridge, so that every setup is routed at the same temperature.
+    """
+    routed = {}
     plan = plan_of(name)
     for step in wanted(name, Ask):
         if step.sweep is None:
@@ -293,7 +296,12 @@ def test_a_temperature_is_chosen_on_a_library_of_the_same_recipe_on_other_names(
         assert list(sweep.library) == list(step.library) and sweep.merge == step.merge
         for ours, theirs in zip(step.library.values(), sweep.library.values(), strict=True):
             ours, theirs = plan.steps[ours], plan.steps[theirs]
-            assert ours.training == theirs.training and ours.examples != theirs.examples
+            recipe = replace(TINY.training, layers=ours.training.layers)
+            assert replace(theirs.training, steps=recipe.steps) == recipe
+            assert ours.examples != theirs.examples
+        same = (step.about.dataset, tuple(step.library), step.merge, step.layers)
+        if step.about.task.startswith("setup"):
+            assert routed.setdefault(same, step.sweep) == step.sweep
         chosen_on, asked = (read_items(plan, reading.items) for reading in (sweep.reading, step.reading))
         assert {item.extra["template"] for item in chosen_on} == set(SIZE.dev)
         assert set(SIZE.dev).isdisjoint({*SIZE.test, *SIZE.train})

@@ -95,7 +95,7 @@ class TwoHop(Study):
                 examples=examples,
             )
             self._scenes[key] = self._scene(
-                composition, dataset, bridge, lambda other: other.setup(number, dataset, library)
+                composition, dataset, bridge, lambda other: other.setup(0, dataset, library)
             )
         return self._scenes[key]
 
@@ -204,10 +204,15 @@ class TwoHop(Study):
             yield self.answers(library, rule, seed, layers=layers, **variant)
 
     def _temperature(self, library: Library, merge: Merge) -> Address:
-        """A temperature for this merge, chosen on a library of the same recipe on other names."""
+        """A temperature for this merge, chosen on plain adapters of the same names that hold other people.
+
+        The router's scale is a property of the model and of the layers adapted. So one choice serves every
+        bridge, training and seed: no setup is tuned for itself, and a full-size run trains few adapters more.
+        """
         scene = library.scene.elsewhere(self.other)
-        twin = self.other.library(scene, self.other.seeds[0], **library.changes)
-        return self.other.sweep(scene.task, twin.adapters, merge, **library.changes)
+        layers = {name: value for name, value in library.changes.items() if name == "layers"}
+        twin = self.other.library(scene, self.other.seeds[0], **layers)
+        return self.other.sweep(scene.task, twin.adapters, merge, **layers)
 
     def _known(self, dataset: str) -> bool:
         """Whether the base has old answers: it is known to only where the project made its world."""
