@@ -22,6 +22,8 @@ ALONE = {
     "oracle": "oracle: the questions",
     "joint": "joint: all of these",
 }
+#: Facts by whether they overwrite answers that the base was taught. It has an answer to fresh ones too.
+FACTS = {True: "Known facts: the base knew others", False: "Fresh facts: new to the base"}
 INTERVALS = "Bars: 95% Wilson intervals over the questions of one seed"
 
 
@@ -69,7 +71,7 @@ def models(given: Iterable[Cell]) -> list[str]:
 
 
 def known(cell: Cell) -> bool:
-    """Whether the base has old answers to the tested facts."""
+    """Whether the base knew other answers to the tested facts; to fresh ones too it says something."""
     return bool(cell.info.setting.get("known"))
 
 

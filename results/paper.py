@@ -12,16 +12,8 @@ from typing import Any
 
 from results.cells import Cell
 from results.rows import BASE, RANDOM
+from toytransformer.merging import RULES
 
-#: What the paper calls our rules. "Uniform" and "Arrow" are families: both forms stand beside its number.
-RULES = {
-    "linear": "uniform",
-    "mean": "uniform",
-    "arrow-factors": "arrow",
-    "arrow-products": "arrow",
-    "ties": "ties",
-    "cat-fitted": "cat",
-}
 #: What it calls the forms of adapters that are no plain LoRA's.
 FORMS = {"cat": "concat", "linear": "linear"}
 LIBRARIES = {
@@ -60,6 +52,14 @@ def tables() -> dict[str, dict[str, Any]]:
     }
 
 
+def called(rule: str) -> str | None:
+    """What the paper calls a rule of the registry, None where it has none.
+
+    "Uniform" and "Arrow" are families: both forms stand beside its number.
+    """
+    return RULES[rule].paper if rule in RULES else None
+
+
 def as_printed(cell: Cell) -> dict[str, Any] | None:
     """The cell in the words of paper_tables.toml; None for what the paper has no number for.
 
@@ -71,7 +71,7 @@ def as_printed(cell: Cell) -> dict[str, Any] | None:
     if set(UNPRINTED) & info.variant.keys():
         return None
     adapters = str(info.variant.get("adapters", "LoRA"))
-    rule = RULES.get(info.rule) if adapters == "LoRA" else FORMS.get(str(info.variant.get("form")))
+    rule = called(info.rule) if adapters == "LoRA" else FORMS.get(str(info.variant.get("form")))
     if info.task.startswith("library-"):
         several = len(info.library) > 1 and rule
         return {"rule": rule, "composition": info.task} if several else None

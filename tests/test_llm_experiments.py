@@ -32,7 +32,8 @@ from llm_experiments.steps.adapters import RandomAdapter, TrainAdapter, read_lib
 from llm_experiments.steps.asking import Ask, best_temperature, with_temperature
 from results.rows import CellInfo, Row
 from tests.tiny_models import tiny_qwen2
-from toytransformer.compositions import Composition, SpecError
+from toytransformer.compositions import Composition, Merge, SpecError
+from toytransformer.merging import RULES
 from toytransformer.prediction import predict
 from toytransformer.regimes import FullLimit
 
@@ -254,7 +255,18 @@ def test_table1_has_every_setup_under_both_forms_of_both_routings():
     datasets = {step.about.task: step.about.dataset for step in asked}
     assert datasets.pop("setup-1") == "F" and set(datasets.values()) == {"R"}
     for step in asked:
-        assert (step.sweep is not None) == (step.merge.rule in ARROW)
+        assert (step.sweep is not None) == RULES[step.merge.rule].tempered
+
+
+def test_every_rule_with_a_temperature_gets_a_sweep_and_no_other():
+    plan = Plan()
+    study = TwoHop(BASE, TINY, (0,), 0, plan)
+    library = study.library(study.setup(0, "R"), 0)
+    for name, rule in RULES.items():
+        step = study.answers(library, name, 0)
+        assert (step.sweep is not None) == rule.tempered, name
+        if rule.tempered:  # but one that is set is not chosen
+            assert study.answers(library, Merge(name, options={"temperature": 0.5}), 0).sweep is None
 
 
 def test_contrast_changes_one_thing_at_a_time():
@@ -334,7 +346,7 @@ def test_rows_say_what_was_merged_how_and_on_what(finished, tiny):
         assert info.rule == step.merge.rule and info.base == tiny.id and info.digest == tiny.digest
         assert info.library == tuple(step.library) and info.adapters == tuple(step.library.values())
         assert (info.domain, info.names, info.dataset) == ("two-hop", 0, "R")
-        assert ("temperature" in info.chosen) == (step.merge.rule in ARROW)
+        assert ("temperature" in info.chosen) == RULES[step.merge.rule].tempered
         if step.sweep is not None:
             sweep = line_of(store, step.sweep, "sweeps.jsonl")
             assert info.chosen["temperature"] == sweep["chosen"] == best_temperature(sweep["sweep"])

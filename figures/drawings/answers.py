@@ -138,7 +138,7 @@ def _head(axes: Axes, model: str, data: Mapping[bool, str | None]) -> None:
     for known in (True, False):
         first, last = (_left(number) for number, (k, _) in enumerate(BLOCKS) if k == known)
         right = last + TOY + 0.03 + MODEL
-        kind = "Known facts: the base has old answers" if known else "Fresh facts: the base has none"
+        kind = notes.FACTS[known]
         text = f"{kind} ({data[known]})" if data[known] else f"{kind}\n(not measured)"
         axes.text((first + right) / 2, 0.16, text, ha="center", va="center", fontweight="bold")
         axes.plot([first, right], [0.29] * 2, color="black", linewidth=0.8)

@@ -62,7 +62,7 @@ def draw(given: Sequence[Cell]) -> Figure:
             own = [c for c in cells if c.info.base == model and notes.known(c) == known]
             _panel(axes, own)
             data = ", ".join(sorted({cell.info.dataset or "" for cell in own}))
-            kind = "Known facts: the base has old answers" if known else "Fresh facts: the base has none"
+            kind = notes.FACTS[known]
             axes.set_title(f"{kind} ({data})" if own else f"{kind} (not measured)")
         line[0].set_ylabel(f"{model}:\nshare answered rightly")
     for axes in panels[-1]:

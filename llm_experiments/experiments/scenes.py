@@ -1,4 +1,4 @@
-"""What the experiments on two-hop compositions plan with: scenes, libraries, controls, Arrow's temperature.
+"""What the experiments on two-hop compositions plan with: scenes, libraries, controls, temperatures.
 
 The compositions are those the toy model predicts, so that measured rows have the spec hash of predicted ones.
 """
@@ -21,10 +21,13 @@ from llm_experiments.steps.asking import Ask
 from results.rows import Scalar
 from toytransformer.compositions import Composition, Merge, catalogue
 from toytransformer.compositions.setups import setup
+from toytransformer.merging import RULES, resolve
 
 #: The paper's two routings, each in the form its text defines (factor-wise) and as PEFT has it (products).
-UNIFORM = ("linear", "mean")
-ARROW = ("arrow-factors", "arrow-products")
+UNIFORM, ARROW = (
+    tuple(sorted(name for name, rule in RULES.items() if rule.paper == family))
+    for family in ("uniform", "arrow")
+)
 PAIR = ("hop1", "hop2")
 TRIPLE = ("hop1", "hop2", "oracle")
 #: Adapters asked on their own beside a library.
@@ -147,10 +150,10 @@ class TwoHop(Study):
         gauge: str | None = None,
         **variant: Scalar,
     ) -> Ask:
-        """The library's scene asked under a merge of it; Arrow's temperature is chosen beforehand."""
+        """The library's scene asked under a merge of it; a temperature is chosen beforehand."""
         merge = Merge(rule) if isinstance(rule, str) else rule
         scene, sweep = library.scene, None
-        if merge.rule in ARROW and "temperature" not in merge.option_dict:
+        if resolve(merge.rule).tempered and "temperature" not in merge.option_dict:
             sweep = self._temperature(library, merge)
         return self.ask(
             scene.task,
