@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import sys
 import threading
 import time
@@ -16,18 +16,16 @@ Result = TypeVar("Result")
 
 #: Seconds beyond which the time is said before the work begins.
 LONG = 5.0
-#: Exit status after Ctrl-C.
-INTERRUPTED = 130
-#: How often the main thread looks for Ctrl-C and moves the bar, in seconds.
+#: How often the main thread moves the bar, in seconds.
 TICK = 0.1
 
 
 def working(work: Callable[[], Result], title: str, seconds: float, said: str) -> Result:
-    """What `work` returns or raises, done in a thread of its own.
+    """What `work` returns or raises, done in a thread of its own while a bar moves, on a terminal.
 
-    seconds: how long it should take, in words `said`; beyond LONG seconds this is printed before. A bar shows
-    where stderr is a terminal. A thread, because Python hears of Ctrl-C between two of its own steps only,
-    and one step here may be a minute of linear algebra; the main thread has none of these.
+    seconds: how long it should take, in words `said`; beyond LONG seconds this is printed before. Ctrl-C ends
+    the process as the system does, without Python: LAPACK as SciPy calls it lets no other Python run, no
+    handler of a signal either, and one such call may last a minute. The work holds nothing but memory.
     """
     result: list[Result] = []
     errors: list[BaseException] = []
@@ -43,17 +41,20 @@ def working(work: Callable[[], Result], title: str, seconds: float, said: str) -
         print(f"{title}: {said}; Ctrl-C ends it", file=sys.stderr, flush=True)
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     thread = threading.Thread(target=call, daemon=True)
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:  # a job in the background ignores Ctrl-C: it goes on doing so
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            console.show_cursor(True)  # the bar hides it, and nobody would bring it back after Ctrl-C
             bar = progress.add_task(title, total=max(seconds, LONG))
             begin = time.monotonic()
             thread.start()
             while thread.is_alive():
                 thread.join(TICK)
                 progress.update(bar, completed=min(time.monotonic() - begin, 0.99 * max(seconds, LONG)))
-    except KeyboardInterrupt:
-        sys.stderr.flush()
-        os._exit(INTERRUPTED)  # a regular end would wait for the thread; it holds nothing but memory
+    finally:
+        signal.signal(signal.SIGINT, handler)
     if errors:
         raise errors[0]
     return result[0]
