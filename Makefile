@@ -6,21 +6,30 @@ READY := .venv/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup values reproduce test proofs coq-packages bench figures notebooks docs lint audit format clean
+.PHONY: help setup values reproduce test proofs coq-packages bench figures notebooks docs lint audit lock format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## create .venv and install everything, torch included
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt requirements.lock
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo "No '$(PYTHON)' found. Install Python 3.11 or newer, or name one: make setup PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another: make setup PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --no-deps --require-hashes -r requirements.lock
 	$(PY) -m pip install -c constraints.txt -e '.[figures,llm,notebooks,docs,test,dev]'
 	@touch $@
+
+# pip takes no hashes beside an editable install, so the lock is a file of its own. Torch is not in it: which build
+# is right differs from machine to machine.
+lock:  ## write requirements.lock, the hashes of every release that constraints.txt names (needs the network)
+	$(PYTHON) -m venv out/lock
+	out/lock/bin/python -m pip install -q hashin
+	sed -E '/^(#|$$|torch==)/d' constraints.txt > requirements.lock
+	out/lock/bin/hashin -r requirements.lock $$(cat requirements.lock)
 
 # What `make reproduce` measures; PROFILE alone may be empty. The values are data: make does not expand what is in
 # them ($(value)), recipes read them from the environment, and `values` refuses what such names never have.

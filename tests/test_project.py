@@ -149,6 +149,14 @@ def test_every_requirement_has_a_tested_pin_within_its_range():
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
 
 
+def test_the_lock_has_hashes_of_every_pin_but_torch():
+    text = (ROOT / "requirements.lock").read_text()
+    locked = {release.split()[0]: release.count("--hash=sha256:") for release in re.split(r"\n(?=\S)", text)}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = {line.replace("_", "-") for line in lines if re.match(r"(?!torch==)\w", line)}
+    assert locked.keys() == pins and all(locked.values())
+
+
 def test_no_tracked_file_names_a_machines_folder():
     pattern = re.compile(r"(?<![\w.\-/])/(?:work|root|tmp|home)/\w")
     found = []
@@ -244,7 +252,7 @@ echo >> calls
 @pytest.fixture
 def reproduce(tmp_path):
     """`make reproduce` with a stand-in for Python that only notes its arguments: (process, calls)."""
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "requirements.lock"):
         shutil.copyfile(ROOT / name, tmp_path / name)
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     python = tmp_path / ".venv" / "bin" / "python"
