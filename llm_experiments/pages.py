@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_experiments.domains.two_hop import names
+from llm_experiments.domains.two_hop.pages import TwoHopRows
 from llm_experiments.experiments.registry import EXPERIMENTS, Work
 from llm_experiments.experiments.sizes import PROFILES
 from llm_experiments.experiments.study import Base
@@ -45,4 +46,4 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {"invented": invented, "work": wor
 
 def render(template: Path) -> str:
     """A page of the project as Markdown. Errors: as results.pages.render."""
-    return pages.render(template, DATA, FUNCTIONS)
+    return pages.render(template, DATA, FUNCTIONS, TwoHopRows)

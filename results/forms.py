@@ -16,7 +16,7 @@ from rich.table import Table
 
 from results.cells import DAGGER, DAGGER_NOTE, percent
 from results.statistics import Shuffled
-from results.tables import KINDS, Comparison, Entry, by_model
+from results.tables import Comparison, Entry, by_model
 
 #: Columns of rows that are no records, by their kind; of other kinds, all scalars.
 CHOSEN = {
@@ -43,11 +43,10 @@ def grids(entries: Sequence[Entry], compared: Sequence[Comparison] = ()) -> list
     found = []
     for (model, digest), own in by_model(entries).items():
         kinds = dict.fromkeys(entry.kind for entry in own)
-        for kind in sorted(kinds, key=lambda kind: kind not in KINDS.values()):
+        for kind in kinds:
             asked = [entry for entry in own if entry.kind == kind]
             found.append(_accuracy(f"{model} ({digest}), {kind}: right answers in %", asked))
-            if kind in KINDS.values():
-                found.append(_outcomes(f"{model}, {kind}: outcomes in %", asked))
+            found.append(_outcomes(f"{model}, {kind}: outcomes in %", asked))
             scored = [(entry, entry.shuffled) for entry in asked if entry.shuffled]
             if scored:
                 found.append(_shuffled(f"{model}, {kind}: log p of right answers", scored))

@@ -1,7 +1,7 @@
 """What measured rows say: accuracy with intervals, outcomes, paired comparisons, the paper's number beside.
 
 A *line* is a task, a library and a merge; a *column* a dataset and the layers that are adapted; a *kind* what
-was asked (two hops directly or step by step, each hop alone). `cells` counts.
+was asked (a group of questions, and the way they were asked). `cells` counts.
 """
 
 from __future__ import annotations
@@ -14,13 +14,6 @@ from results import paper, statistics
 from results.cells import Cell
 from results.rows import BASE, RANDOM
 
-#: What tables call the questions that a domain is about; other questions go by their group.
-KINDS = {
-    ("two-hop", "steps"): "two hops, step by step",
-    ("two-hop", "direct"): "two hops, directly",
-}
-#: Groups whose cells are compared with each other.
-COMPARED = ("two-hop",)
 #: Fields shown in a line's name only where two lines would else be called the same.
 QUIET = ("digest", "names", "split", "dtype")
 LAST = ("spec_hash", "items")
@@ -106,14 +99,13 @@ class Comparison:
 
 def kind(cell: Cell) -> str:
     """What was asked, in words."""
-    plain = cell.group + ("" if cell.ask == "direct" else ", step by step")
-    return KINDS.get((cell.group, cell.ask), plain)
+    return cell.group + ("" if cell.ask == "direct" else ", step by step")
 
 
 def column(cell: Cell) -> str:
-    """The dataset, and the layers that are adapted unless they are the MLPs, as in most of the paper."""
+    """The dataset, or the domain where it has none, and the adapted layers unless they are the MLPs."""
     layers = cell.info.layers
-    return f"{cell.info.dataset}" + (f", {layers}" if layers not in (None, "mlp") else "")
+    return (cell.info.dataset or cell.info.domain) + (f", {layers}" if layers not in (None, "mlp") else "")
 
 
 def line(cell: Cell) -> str:
@@ -195,9 +187,7 @@ def comparisons(cells: Sequence[Cell]) -> list[Comparison]:
     Left out where the two cells do not have the same items and training seeds.
     """
     asked = [
-        (cell, name)
-        for cell, name in zip(cells, lines(cells), strict=True)
-        if cell.group in COMPARED and cell.info.control is None
+        (cell, name) for cell, name in zip(cells, lines(cells), strict=True) if cell.info.control is None
     ]
     follows = ("options", "setting", *LAST)
     compared: dict[tuple[str, ...], Comparison] = {}

@@ -189,8 +189,17 @@ def test_its_rows_stand_in_tables(measured):
     cells = frame.read(store.folder).groups()
     entries = tables.entries(cells)
     assert {entry.prediction for entry in cells} == {None}
-    markdown = forms.markdown(forms.grids(entries, tables.comparisons(cells)))
-    for shown in ("three", "arrow-products", "ties"):
+    compared = tables.comparisons(cells)
+    rules = {test.second for test in compared if test.kind == "sums"}
+    assert any("arrow-products" in rule for rule in rules), rules
+    markdown = forms.markdown(forms.grids(entries, compared))
+    for shown in (
+        "three",
+        "arrow-products",
+        "ties",
+        "sums: outcomes in %",
+        "compared on the same questions",
+    ):
         assert shown in markdown
 
 

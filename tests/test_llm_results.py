@@ -3,12 +3,13 @@
 import pytest
 
 from llm_experiments.adapters.recipe import Training
+from llm_experiments.domains.two_hop.pages import TwoHopRows as Rows
 from llm_experiments.experiments.registry import EXPERIMENTS
 from llm_experiments.experiments.sizes import PROFILES
 from llm_experiments.experiments.study import Base
 from llm_experiments.pages import DATA, PAGES, render
 from results import files, pages
-from results.pages import ResultsError, Rows, as_before, claim, span
+from results.pages import ResultsError, as_before, claim, span
 from results.paper import printed
 
 KEPT = sorted(folder for folder in DATA.iterdir() if folder.is_dir())

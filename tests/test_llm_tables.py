@@ -28,7 +28,7 @@ def test_an_entry_says_what_its_cell_says():
         {"correct": 0.6, "bridge": 0.2, "old": 0.1, "edited": 0.1, "other": 0}
     )
     assert (told["exact"], told["contains"]) == pytest.approx((0.6, 0.8))
-    assert entry.line == "setup-2: hop1+hop2 mean" and entry.kind == "two hops, step by step"
+    assert entry.line == "setup-2: hop1+hop2 mean" and entry.kind == "two-hop, step by step"
     assert told["cluster_low"] <= told["share"] <= told["cluster_high"]
 
 
@@ -63,9 +63,9 @@ def test_datasets_and_layers_are_columns_and_questions_are_kinds():
     given = [{"dataset": "F"}, {"layers": "both"}, {"ask": "direct"}, {"group": "hop1", "ask": "direct"}]
     listed = entries(cells(*(measured("1b", **variant) for variant in given)))
     assert [(e.column, e.kind) for e in listed] == [
-        ("F", "two hops, step by step"),
-        ("R, both", "two hops, step by step"),
-        ("R", "two hops, directly"),
+        ("F", "two-hop, step by step"),
+        ("R, both", "two-hop, step by step"),
+        ("R", "two-hop"),
         ("R", "hop1"),
     ]
     assert len({entry.line for entry in listed}) == 1
@@ -131,7 +131,7 @@ def test_p_values_are_adjusted_within_a_model_and_kind():
         )
     )
     adjusted = {(c.kind, c.second): c.holm for c in listed}
-    steps, direct = "two hops, step by step", "two hops, directly"
+    steps, direct = "two-hop, step by step", "two-hop"
     assert adjusted == {
         (steps, "setup-2: hop1+hop2 ties"): pytest.approx(2 * 0.5**4),
         (steps, "setup-2: hop1+hop2 knots"): pytest.approx(2 * 2 * 0.5**8),

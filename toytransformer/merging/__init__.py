@@ -1,6 +1,8 @@
 """Merging and routing of adapters: `merge(adapters, spec, context)`, and the registry `RULES` behind it."""
 
-from toytransformer.merging import fitted, pruning, routing, static  # each module registers its rules
+import importlib
+import pkgutil
+
 from toytransformer.merging.merged import Merged, Routed, RoutedMerge, Static, StaticMerge
 from toytransformer.merging.registry import (
     RULES,
@@ -14,6 +16,9 @@ from toytransformer.merging.registry import (
     resolve,
 )
 
+for _module in pkgutil.iter_modules(__path__):  # each module of this folder may enter rules
+    importlib.import_module(f"{__name__}.{_module.name}")
+
 __all__ = [
     "RULES",
     "MergeContext",
@@ -26,11 +31,7 @@ __all__ = [
     "Static",
     "StaticMerge",
     "check",
-    "fitted",
     "merge",
     "merge_rule",
-    "pruning",
     "resolve",
-    "routing",
-    "static",
 ]

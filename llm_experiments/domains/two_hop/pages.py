@@ -1,0 +1,66 @@
+"""What the project's pages call the cells of the two-hop experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from results.cells import Cell
+from results.frame import select
+from results.pages import Rows
+from results.rows import BASE
+
+#: What a page calls a group of questions and the way they are asked.
+ASKED = {
+    "steps": {"group": "two-hop", "ask": "steps"},
+    "direct": {"group": "two-hop", "ask": "direct"},
+    "hop1": {"group": "hop1", "ask": "direct"},
+    "hop2": {"group": "hop2", "ask": "direct"},
+}
+
+
+class TwoHopRows(Rows):
+    """The measurements of one model, by setup, rule and question."""
+
+    def cell(
+        self,
+        number: int | str,
+        rule: str,
+        asked: str = "steps",
+        dataset: str = "R",
+        library: Iterable[str] | None = ("hop1", "hop2"),
+        control: str | None = None,
+        weights: Sequence[float] | None = None,
+        layers: str = "mlp",
+        **variant: Any,
+    ) -> Cell:
+        """The cell of setup `number`, or of a task by name with any library where that is None.
+
+        variant: what tells the library or its training from the plain one; a cell has none of it unless it is
+        asked for. Errors: ResultsError unless there is exactly one.
+        """
+        wanted = {
+            "task": number if isinstance(number, str) else f"setup-{number}",
+            "rule": rule,
+            "dataset": dataset,
+            **({} if library is None else {"library": tuple(library)}),
+            "control": control,
+            "weights": None if weights is None else tuple(weights),
+            "layers": layers,
+            "variant": variant,
+        }
+        return self.one(**ASKED[asked], **wanted)
+
+    def base(self, asked: str = "steps", dataset: str = "R") -> Cell:
+        """What the base model answers."""
+        return self.one(**ASKED[asked], control=BASE, task="setup-0", dataset=dataset)
+
+    def alone(self, name: str, asked: str = "steps", dataset: str = "R") -> Cell:
+        """One adapter of setup 0 on its own."""
+        return self.cell(0, "sum", asked, dataset, library=(name,), control=name)
+
+    def merged(self, asked: str, dataset: str, library: Iterable[str]) -> list[Cell]:
+        """Every cell in which this library is merged, by any rule, setup, training, and weights but zero."""
+        about = {"dataset": dataset, "library": tuple(library), "control": None}
+        cells = select(self.cells, **ASKED[asked], **about)
+        return [cell for cell in cells if all(cell.info.weights or (1,))]
