@@ -122,7 +122,6 @@ def records(draw) -> Record:
         composition=composition.name,
         setting=dict(composition.setting),
         spec_hash=composition.spec_hash,
-        source=draw(names),
         adapters=tuple(adapter.name for adapter in composition.adapters),
         rule=composition.merge.rule,
         weights=composition.merge.weights,
@@ -138,8 +137,6 @@ def records(draw) -> Record:
         shares=shares,
         mixture=draw(numbers),
         spectral_gap=draw(st.none() | finite),
-        text=draw(st.none() | st.text()),
-        logprobs=draw(st.none() | numbers),
         provenance={"git": draw(names), "packages": {"numpy": draw(names)}},
     )
 

@@ -502,7 +502,7 @@ def test_what_the_catalogue_refuses(arguments, message):
 def record(**changes) -> Record:
     answered = composed().questions[0]
     fields = {
-        **{"composition": "two-hop", "setting": {}, "spec_hash": "0" * 16, "source": "toy", "regime": {}},
+        **{"composition": "two-hop", "setting": {}, "spec_hash": "0" * 16, "regime": {}},
         **{"adapters": ("hop1",), "rule": "sum", "weights": None, "options": {}},
         **{name: getattr(answered, name) for name in ("group", "decode", "correct", "bridge", "old")},
         **{"prompt": str(answered.prompt), "answer": "y", "shares": {"bridge": 1.0}},
@@ -555,7 +555,7 @@ def test_a_corrupt_row_is_named_by_file_and_line(tmp_path, row):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": ""}, "source ''"),
+        ({"rule": ""}, "rule ''"),
         ({"decode": "beam"}, "decode 'beam'"),
         ({"shares": {"right": 1.0}}, "outcome 'right'"),
         ({"shares": {"correct": 0.5}}, "sum to 1"),
@@ -563,7 +563,6 @@ def test_a_corrupt_row_is_named_by_file_and_line(tmp_path, row):
         ({"shares": {"correct": 1.5, "old": -0.5}}, "must be >= 0"),
         ({"shares": {"correct": math.nan}}, "must be >= 0"),
         ({"mixture": {"z1": math.inf}}, "mixture of 'z1'"),
-        ({"logprobs": {"z1": math.nan}}, "logprobs of 'z1'"),
         ({"spectral_gap": math.nan}, "spectral_gap"),
     ],
 )

@@ -154,7 +154,6 @@ def toy_record(
         composition=composition.name,
         setting=dict(composition.setting),
         spec_hash=composition.spec_hash,
-        source="toy",
         adapters=tuple(adapter.name for adapter in composition.adapters),
         rule=composition.merge.rule,
         weights=composition.merge.weights,

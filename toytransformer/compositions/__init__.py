@@ -1,7 +1,6 @@
 """Compositions and records as pure data; needs no array library.
 
-A Composition says what is trained, merged and asked; a Record says what was answered, by the toy model or by
-a language model.
+A Composition says what is trained, merged and asked; a Record says what the toy model answers.
 """
 
 from toytransformer.compositions import catalogue, setups

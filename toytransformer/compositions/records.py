@@ -1,4 +1,4 @@
-"""Records: one row for each question put to a merged model, predicted or measured, with its provenance.
+"""Records: one row for each question put to the merged toy model, with its provenance.
 
 A file of records is JSON lines: UTF-8, one object a line.
 """
@@ -18,9 +18,9 @@ from toytransformer.compositions.worlds import SpecError, check_name
 
 @dataclass(frozen=True)
 class Record:
-    """What one merged model answered to one question.
+    """What the merged toy model answers to one question.
 
-    composition, setting, spec_hash: which Composition. source: "toy" or the id of a language model.
+    composition, setting, spec_hash: which Composition.
     adapters, rule, weights, options: what was merged and how.
     regime: the scalars that say in which limit or at which size and seed; infinity is kept as "inf".
     group, prompt, decode, correct, bridge, old: the question, as in Question.
@@ -29,16 +29,12 @@ class Record:
     spectral_gap: of a routing rule's prototypes, None for the other rules.
     undetermined: why answer, shares and mixture are arbitrary, as where singular values tie; None elsewhere,
     and then no key of to_json().
-    question, text, logprobs: what a language model was asked and wrote, in words, and its log probabilities
-    of candidate answers. exact, contains: whether the text is the expected one, and whether it names the
-    right entity.
     Errors: SpecError on shares that are not a distribution over OUTCOMES and on numbers that are not finite.
     """
 
     composition: str
     setting: Mapping[str, Any]
     spec_hash: str
-    source: str
     adapters: tuple[str, ...]
     rule: str
     weights: tuple[float, ...] | None
@@ -54,16 +50,11 @@ class Record:
     shares: Mapping[str, float]
     mixture: Mapping[str, float] = field(default_factory=dict)
     spectral_gap: float | None = None
-    question: str | None = None
-    text: str | None = None
-    exact: bool | None = None
-    contains: bool | None = None
-    logprobs: Mapping[str, float] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     undetermined: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("composition", "spec_hash", "source", "rule", "group", "prompt"):
+        for name in ("composition", "spec_hash", "rule", "group", "prompt"):
             check_name(getattr(self, name), name)
         if self.decode not in DECODES:
             raise SpecError(f"decode {self.decode!r} is unknown: use one of {', '.join(DECODES)}")
@@ -72,10 +63,9 @@ class Record:
         shares = self.shares.values()
         if not all(share >= 0 for share in shares) or not math.isclose(math.fsum(shares), 1, abs_tol=1e-9):
             raise SpecError(f"shares {dict(self.shares)} on '{self.prompt}' must be >= 0 and sum to 1")
-        for name in ("mixture", "logprobs"):
-            for entity, number in (getattr(self, name) or {}).items():
-                if not math.isfinite(number):
-                    raise SpecError(f"{name} of {entity!r} on '{self.prompt}' is {number}: keep finite ones")
+        for entity, number in self.mixture.items():
+            if not math.isfinite(number):
+                raise SpecError(f"mixture of {entity!r} on '{self.prompt}' is {number}: keep finite ones")
         if self.spectral_gap is not None and not math.isfinite(self.spectral_gap):
             raise SpecError(
                 f"spectral_gap on '{self.prompt}' is {self.spectral_gap}: use None when there is none"
