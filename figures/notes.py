@@ -48,7 +48,9 @@ def measured(given: Sequence[Cell]) -> str:
         own = [cell for cell in given if cell.info.base == model]
         sizes = sorted({(cell.items, cell.clusters) for cell in own})
         counts = " or ".join(f"{items} ({chains} chains)" for items, chains in sizes)
-        texts.append(f"{model}: n\xa0=\xa0{counts}, {seeds(own)}")
+        names = max(len(cell.names) for cell in own)
+        drawn = f", {names} draws of names" if names > 1 else ""
+        texts.append(f"{model}: n\xa0=\xa0{counts}{drawn}, {seeds(own)}")
     return "; ".join(texts)
 
 

@@ -38,13 +38,13 @@ class Data:
 
 
 def one_draw(cells: Iterable[Cell]) -> list[Cell]:
-    """Of cells that differ in the draw of names, the split or the precision alone, the first.
+    """Of cells that differ in the split or the precision alone, the first; draws of names are one cell.
 
     A place in a drawing is one cell; every one stands in the tables of the report.
     """
     first: dict[str, Cell] = {}
     for cell in cells:
-        first.setdefault(cell.key("names", "items", "split", "dtype"), cell)
+        first.setdefault(cell.key("items", "split", "dtype"), cell)
     return list(first.values())
 
 

@@ -1,7 +1,8 @@
 """A cell: the answers of one library under one merge to one group of questions, asked in one way.
 
 It is what tables, pages and figures count. Its numbers are over items, with training seeds kept apart: a
-share is the mean over seeds of the share over items, its interval that of one seed's items.
+share is the mean over seeds of the share over items, its interval that of one seed's items. Another draw of
+names asks about others: its items and clusters are further ones.
 """
 
 from __future__ import annotations
@@ -56,8 +57,9 @@ class Rows(Protocol):
 class Cell:
     """Rows of one frame.
 
-    infos: what is constant, one for each training seed. index: numbers of its rows in the frame. prediction:
-    what the toy says of the same questions (a mapping with "shares", "margin", ..), None where there is none.
+    infos: what is constant, one for each training seed and draw of names. index: numbers of its rows in the
+    frame. prediction: what the toy says of the same questions (a mapping with "shares", "margin", ..), None
+    where there is none.
     """
 
     infos: tuple[CellInfo, ...]
@@ -78,6 +80,11 @@ class Cell:
     def asked(self) -> str:
         """Group and way of asking: "two-hop/steps"."""
         return f"{self.group}/{self.ask}"
+
+    @property
+    def names(self) -> tuple[int, ...]:
+        """The draws of names that it is over."""
+        return tuple(dict.fromkeys(info.names for info in self.infos if info.names is not None))
 
     @property
     def trained(self) -> bool:
@@ -129,14 +136,22 @@ class Cell:
         return self.frame.rows[self.index]
 
     def column(self, name: str) -> list[Any]:
-        """One column of its rows."""
+        """One column of its rows. Items and clusters of a draw of names but the first, 0, have its number."""
+        values = self._raw(name)
+        draws = {info.key: info.names for info in self.infos}
+        if name not in ("item", "cluster") or not any(draws.values()):
+            return values
+        numbers = (draws[key] for key in self._raw("cell"))
+        return [f"{value}, names {n}" if n else value for value, n in zip(values, numbers, strict=True)]
+
+    def _raw(self, name: str) -> list[Any]:
         values = self.frame.columns[name]
         return [values[number] for number in self.index]
 
     @cached_property
     def questions(self) -> list[Item]:
         """The item of each row."""
-        pairs = zip(self.column("items"), self.column("item"), strict=True)
+        pairs = zip(self._raw("items"), self._raw("item"), strict=True)
         return [self.frame.items[pair] for pair in pairs]
 
     def texts(self) -> dict[tuple[Seed, str], str | None]:

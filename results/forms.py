@@ -66,6 +66,8 @@ def _accuracy(title: str, entries: Sequence[Entry]) -> Grid:
     notes = ["95% Wilson intervals over questions, of the mean over training seeds; seeds: least to most"]
     if tables := sorted({entry.paper.table for entry in entries if entry.paper}):
         notes.append(f"paper: {', '.join(tables)}, its own models (least to most)")
+    if any(len(entry.cell.names) > 1 for entry in entries):
+        notes.append("n counts the questions of all draws of names")
     ways = {str(way): None for entry in entries for way in entry.cell.chosen.get("chosen_by", ())}
     if ways:
         notes.append(f"temperatures are chosen on development items, by right answers to: {', '.join(ways)}")
@@ -231,6 +233,7 @@ def _flat(entry: Entry, outcomes: Sequence[str]) -> dict[str, Any]:
     shares, printed = row.pop("outcomes"), row.pop("paper") or {}
     shuffled = row.pop("shuffled") or {}
     row["adapters"] = "+".join(row["adapters"])
+    row["names"] = " ".join(map(str, row["names"]))
     row["temperatures"] = " ".join(f"{t:g}" for t in row["temperatures"])
     row["chosen_by"] = " ".join(row["chosen_by"])
     row["seeds"] = json.dumps(row["seeds"])

@@ -5,7 +5,7 @@
     frame.cells, .items, .specs      CellInfo by key; Item by (task, id); specs by hash
     frame.wide()                     the rows with the fields of their cells beside them
     frame.groups()                   list[Cell]: one library under one merge, asked one group of questions
-                                     in one way, over training seeds; groups(pooled=False): each seed alone
+                                     in one way, over training seeds and draws of names; pooled=False: apart
     select(cells, task="setup-0", rule="mean", ask="steps", ..)    those whose fields are these
     predicted(cells, predictions)    the same cells with what the toy says of them, joined by spec hash
 
@@ -30,11 +30,11 @@ import polars as pl
 from results import files
 from results.cells import Cell
 from results.files import Line
-from results.rows import VERSION, CellInfo, Item, RowsError
+from results.rows import VERSION, CellInfo, Item, RowsError, content_hash
 
 #: Columns of a frame, beside one "shares.<outcome>" for each outcome and one "marks.<mark>" for each mark.
 #: items: hash of the task's items. logprobs: JSON. place: number of what cells have in common but for their
-#: training seed.
+#: training seed and their draw of names.
 COLUMNS = ("cell", "item", "items", "cluster", "group", "ask", "seed", "place", "answer", "text", "logprobs")
 
 #: What the toy says of a composition: by "group/ask" any mapping with "shares".
@@ -73,7 +73,7 @@ class Frame:
         return self.rows.join(cells, on="cell", how="left", maintain_order="left")
 
     def groups(self, *, pooled: bool = True) -> list[Cell]:
-        """The cells in the order of their first rows; pooled: over training seeds."""
+        """The cells in the order of their first rows; pooled: over training seeds and draws of names."""
         by = ["place", "group", "ask"] if pooled else ["cell", "group", "ask"]
         rows = self._numbers.with_columns(key=pl.col("cell"), where=pl.col("place"))
         parts = rows.group_by(by, maintain_order=True).agg("number", "key")
@@ -167,13 +167,12 @@ def _frame(found: files.Measurements, rows: pl.DataFrame) -> Frame:
         elif name in rows.columns:
             rows = rows.drop(name)
     strings = [pl.col(name).cast(pl.String) for name in ("answer", "text", "logprobs")]
-    places: dict[tuple[Any, ...], int] = {}
     cells = pl.DataFrame(
         {
             "cell": list(found.cells),
             "items": [info.items for info in found.cells.values()],
             "seed": [info.seed for info in found.cells.values()],
-            "place": [places.setdefault(place(info), len(places)) for info in found.cells.values()],
+            "place": list(places(found.cells, found.items).values()),
         },
         schema={"cell": pl.String, "items": pl.String, "seed": pl.Int64, "place": pl.Int64},
     )
@@ -216,9 +215,28 @@ def _check(rows: pl.DataFrame) -> None:
         raise RowsError("the shares of a row do not sum to 1")
 
 
-def place(info: CellInfo) -> tuple[Any, ...]:
-    """What cells of several training seeds have in common, as something that can be a key."""
-    return tuple((name, _key(value)) for name, value in info.identity().items() if name != "seed")
+def places(cells: Mapping[str, CellInfo], items: Mapping[str, Iterable[Item]]) -> dict[str, int]:
+    """A number for each cell; cells that differ in training seed or draw of names alone have the same.
+
+    items: of each task. Draws of names ask the same items, by their ids, in other texts; of one draw the
+    texts have to be the same too.
+    """
+    ids = {task: content_hash([item.id for item in asked]) for task, asked in items.items()}
+    numbers: dict[tuple[Any, ...], int] = {}
+    texts: dict[tuple[Any, ...], str] = {}
+    found = {}
+    for key, info in cells.items():
+        where = (ids[info.items], *_place(info))
+        if texts.setdefault((where, info.names), info.items) != info.items:
+            where = (info.items, *where)
+        found[key] = numbers.setdefault(where, len(numbers))
+    return found
+
+
+def _place(info: CellInfo) -> tuple[Any, ...]:
+    """What cells of several training seeds and draws of names have in common, as something to be a key."""
+    own = ("seed", "names", "items")
+    return tuple((name, _key(value)) for name, value in info.identity().items() if name not in own)
 
 
 def _key(value: Any) -> Any:
@@ -244,15 +262,18 @@ def joined(frames: Sequence[Frame]) -> Frame:
                 )
         parts.append(frame.rows.filter(~pl.col("cell").is_in(again)))
         cells |= {key: info for key, info in frame.cells.items() if key not in cells}
-    places: dict[tuple[Any, ...], int] = {}
-    numbers = {key: places.setdefault(place(info), len(places)) for key, info in cells.items()}
+    items = {key: item for frame in frames for key, item in frame.items.items()}
+    tasks: dict[str, list[Item]] = {}
+    for (task, _), item in items.items():
+        tasks.setdefault(task, []).append(item)
+    numbers = places(cells, tasks)
     rows = pl.concat(parts, how="diagonal").with_columns(
         pl.col("cell").replace_strict(numbers).alias("place")
     )
     return Frame(
         rows,
         cells,
-        {key: item for frame in frames for key, item in frame.items.items()},
+        items,
         {key: spec for frame in frames for key, spec in frame.specs.items()},
         {key: line for frame in frames for key, line in frame.adapters.items()},
         {key: line for frame in frames for key, line in frame.sweeps.items()},

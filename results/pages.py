@@ -54,6 +54,11 @@ class Rows:
         return sorted({info.seed for info in self.frame.cells.values() if info.seed is not None})
 
     @property
+    def draws(self) -> list[int]:
+        """The draws of names."""
+        return sorted({info.names for info in self.frame.cells.values() if info.names is not None})
+
+    @property
     def layers(self) -> list[str]:
         """Which layers were adapted in any of the rows."""
         return sorted({info.layers for info in self.frame.cells.values() if info.layers})
@@ -66,7 +71,8 @@ class Rows:
 def as_before(cell: Cell, base: Cell) -> float:
     """Share of a cell's answers that are what the base says, word by word."""
     said = {item: text for (_, item), text in base.texts().items()}
-    return cell.share_of(lambda row: said[row["item"]] == row["text"])
+    texts = cell.texts()
+    return sum(said[item] == text for (_, item), text in texts.items()) / len(texts)
 
 
 def span(values: Sequence[float]) -> str:

@@ -55,6 +55,7 @@ class Entry:
             "cluster_high": high,
             "items": cell.items,
             "clusters": cell.clusters,
+            "names": list(cell.names),
             "seeds": {str(seed): share for seed, share in cell.seeds.items()},
             "outcomes": dict(cell.outcomes),
             "exact": cell.mark("exact"),

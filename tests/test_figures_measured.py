@@ -144,12 +144,12 @@ def test_a_run_adds_the_cells_that_are_not_there_yet_whatever_its_model_is_calle
     assert len(both.rows) == 2 * len(kept.rows)
 
 
-def test_of_several_draws_of_names_the_first_is_drawn(joined):
-    more = cells(together(experiments(names=1)))
-    both = [*joined, *more]
-    assert registry.one_draw(both) == list(joined) and registry.one_draw(more) == list(more)
+def test_several_draws_of_names_are_one_drawn_cell_and_the_note_says_so(joined):
+    both = cells(together([*experiments(), *experiments(names=1)]))
+    assert len(both) == len(joined) and {cell.names for cell in both} == {(0, 1)}
+    assert registry.one_draw(both) == both
     with style.look():
-        assert written(drawn("first-look", both)) == written(drawn("first-look", joined))
+        assert "2 draws of names" in written(drawn("first-look", both))
 
 
 # --- what is committed --------------------------------------------------------------------------------------

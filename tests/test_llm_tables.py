@@ -49,7 +49,6 @@ def test_cells_that_differ_are_never_called_the_same():
         {"split": "dev"},
         {"dtype": "bfloat16"},
         {"digest": "4567"},
-        {"names": 1},
         {"setting": {"facts": 9}},
         {"spec_hash": "another"},
     ]

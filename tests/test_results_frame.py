@@ -11,7 +11,7 @@ from measured_cells import cells, measured, together
 
 from results import files, frame
 from results.frame import predicted, select
-from results.rows import RowsError
+from results.rows import RowsError, items_hash
 from results.statistics import StatisticsError, wilson
 
 DATA = Path(__file__).parents[1] / "llm_experiments" / "data"
@@ -39,6 +39,36 @@ def test_marks_that_cannot_be_said_are_left_out_of_their_mean_and_none_of_all_ro
         cell.values("nothing")
 
 
+def test_draws_of_names_are_one_cell_whose_chains_are_all_of_theirs():
+    """Chain 1 of another draw is another chain: twice as many, in a count, an interval and a test."""
+    (cell,) = cells(measured("11.."), measured("1...", names=1), measured("11..", seed=1))
+    assert (cell.names, cell.items, cell.clusters) == ((0, 1), 8, 8)
+    assert dict(cell.seeds) == {0: 3 / 8, 1: 1 / 2} and len(cell.infos) == 3
+    assert (cell.low, cell.high) == pytest.approx(wilson(8 * cell.share, 8))
+    worse, better = cells(
+        *(measured("....", names=names) for names in range(3)),
+        *(measured("11..", names=names, rule="sum") for names in range(3)),
+    )
+    test = better.against(worse)
+    assert (test.clusters, test.first, test.p) == (12, 6, pytest.approx(2 * 0.5**6))
+    (first,), (other,) = cells(measured("11..")), cells(measured("11..", names=1))
+    with pytest.raises(StatisticsError, match="compare the same questions"):
+        first.against(other)
+    apart = cells(measured("11.."), measured("1...", names=1), pooled=False)
+    assert [cell.names for cell in apart] == [(0,), (1,)]
+
+
+def test_of_one_draw_other_texts_under_the_same_ids_are_another_cell():
+    first, second = measured("11.."), measured("1...", seed=1)
+    (asked,) = second.items.values()
+    reworded = tuple(replace(item, question=item.question + "?") for item in asked)
+    (info,) = second.cells.values()
+    other = replace(info, items=items_hash(reworded))
+    rows = [replace(row, cell=other.key) for row in second.rows]
+    changed = files.Measurements({other.key: other}, {other.items: reworded}, rows)
+    assert [len(cell.infos) for cell in cells(first, changed)] == [1, 1]
+
+
 def test_seeds_are_pooled_or_not_and_nothing_else_is():
     given = [measured("1b"), measured("1b", seed=1), measured("1b", rule="sum"), measured("1b", ask="direct")]
     assert [len(cell.infos) for cell in cells(*given)] == [2, 1, 1]
@@ -57,7 +87,6 @@ def test_seeds_are_pooled_or_not_and_nothing_else_is():
         {"split": "dev"},
         {"dtype": "bfloat16"},
         {"digest": "4567"},
-        {"names": 1},
         {"setting": {"facts": 9}},
         {"spec_hash": "other"},
         {"dataset": "F"},

@@ -77,7 +77,7 @@ class Content:
 
     @property
     def cells(self) -> list[Cell]:
-        """The committed cells, and those of runs on other models; of several draws of names the first."""
+        """The committed cells, and those of runs on other models; of several splits the first."""
         cells = sources.all_cells(self.committed)
         digests = {cell.info.digest for cell in cells}
         others = [cell for cell in sources.all_cells(self.runs) if cell.info.digest not in digests]

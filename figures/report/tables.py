@@ -39,7 +39,8 @@ def _group(cell: Cell) -> str:
     info = cell.info
     layers = f", {info.layers}" if info.layers not in (None, "mlp") else ""
     data = f" on {info.dataset}" if info.dataset else ""
-    names = f", draw {info.names} of names" if info.names else ""
+    draws = f"draw {info.names} of names" if len(cell.names) == 1 else f"{len(cell.names)} draws of names"
+    names = f", {draws}" if any(cell.names) else ""
     return f"{info.task}{data}{names}{layers}: {_varied(cell)}"
 
 
