@@ -59,7 +59,7 @@ def nothing_lasts(monkeypatch, tmp_path):
         raise sources.ModelError("the hub is not asked in this test: give another")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sources, "_snapshot", no_hub)
+    monkeypatch.setattr(sources, "snapshot", no_hub)
     monkeypatch.setattr(local, "run", lambda plan, *_, **__: local.Summary())
     monkeypatch.setattr(pretrain, "main", lambda out, **_: out)
     monkeypatch.setattr(pages, "PAGES", {})

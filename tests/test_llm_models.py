@@ -412,7 +412,7 @@ def test_a_cached_hub_model_loads_offline_with_its_commit_and_the_digest_of_its_
 def test_large_files_of_the_hubs_cache_are_not_hashed_again(shelf, tmp_path, monkeypatch):
     snapshot = hub_cache(tmp_path, shelf / "qwen2", "a/b")
     hashed = []
-    monkeypatch.setattr(sources, "_sha256", lambda path, *state: hashed.append(path.name) or "0" * 64)
+    monkeypatch.setattr(sources, "content_sha256", lambda path, *state: hashed.append(path.name) or "0" * 64)
     sources.find("a/b", cache=tmp_path)
     assert hashed and (snapshot / "model.safetensors").resolve().name not in hashed
 

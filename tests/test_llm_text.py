@@ -156,7 +156,7 @@ def test_names_follow_from_the_seed_alone(kind):
     found = []
     for state in (1, 2):
         random.seed(state)
-        name_lists._shuffled.cache_clear()
+        name_lists.shuffled.cache_clear()
         found.append(pool(kind, 0))
     assert found[0] == found[1]
 
@@ -168,7 +168,7 @@ def test_invented_names_are_the_same_on_every_machine():
 
 @pytest.mark.parametrize("kind", ["invented people", "invented places"])
 def test_invented_names_can_be_said_and_are_nobodys(kind):
-    taken = name_lists._real_words()
+    taken = name_lists.real_words()
     assert {"mary", "smith", "london", "spouse", "market"} <= taken
     for name in pool(kind, 0):
         assert re.fullmatch("[A-Z][a-z]{4,6}", name)
@@ -185,14 +185,14 @@ def test_invented_people_and_places_end_differently():
 def test_real_people_share_no_first_and_no_last_name(seed):
     firsts, lasts = zip(*(name.split() for name in pool("real people", seed)), strict=True)
     assert len({*firsts, *lasts}) == 2 * len(firsts)
-    male, female = (name_lists._census(f"first:{gender}") for gender in ("male", "female"))
+    male, female = (name_lists.census(f"first:{gender}") for gender in ("male", "female"))
     assert len(set(firsts) & set(male)) == len(set(firsts) & set(female)) == len(firsts) / 2
-    assert set(lasts) <= set(name_lists._census("last"))
+    assert set(lasts) <= set(name_lists.census("last"))
 
 
 def test_real_cities_are_large_and_real():
     size = {}
-    for city in name_lists._cities():
+    for city in name_lists.known_cities():
         size[city["name"]] = max(city["population"], size.get(city["name"], 0))
     sizes = [size[name] for name in real_cities()]
     assert sizes == sorted(sizes, reverse=True)

@@ -15,7 +15,7 @@ from toytransformer.compositions import Merge, Prompt, catalogue
 from toytransformer.memory import NotEnoughMemoryError
 from toytransformer.network import OneLayerTransformer
 from toytransformer.regimes import Finite, RegimeError
-from toytransformer.sampling import _grams, overlap_draws
+from toytransformer.sampling import gram_matrices, overlap_draws
 
 EPS = np.finfo(float).eps
 TOKENS = ("x", "R1", "R2", "y1")
@@ -140,7 +140,7 @@ def test_finite_regime_has_the_law_of_the_network(mask, attention):
 
 def usable_draws(regime):
     """Coefficients over draws in which every fact is seen by some neuron; the others are skipped singly."""
-    grams = np.asarray(_grams(np.arange(DRAWS, dtype=np.uint32), regime=regime, prompts=ASKED))
+    grams = np.asarray(gram_matrices(np.arange(DRAWS, dtype=np.uint32), regime=regime, prompts=ASKED))
     own = np.diagonal(grams, axis1=1, axis2=2)[:, :2]
     seen = np.all(own > 0, axis=1)
     return grams[seen, :2, 2] / own[seen]

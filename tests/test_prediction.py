@@ -266,7 +266,7 @@ def test_exact_tie_of_two_shares_evenly():
     composition = catalogue.build("two-hop", known=False, merge=Merge("sum", (1 / C1, 1 / C2)))
     q = composition.questions[0]
     output = np.array([1.0, 1.0 - 1e-15, 0.0])
-    assert prediction._spread(output, ("y1", "z1", "x1"), 1e-14) == {"y1": 0.5, "z1": 0.5}
+    assert prediction.spread_over_ties(output, ("y1", "z1", "x1"), 1e-14) == {"y1": 0.5, "z1": 0.5}
     assert q.shares({"y1": 0.5, "z1": 0.5}) == dict.fromkeys(OUTCOMES, 0.0) | {"bridge": 0.5, "correct": 0.5}
 
 

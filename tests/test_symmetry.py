@@ -45,14 +45,14 @@ def agree(name, facts, known, merge, mask="strict"):
     build = builder(name, known=known, merge=merge, gauge="facts")
     regime = FullLimit(mask=mask)
     ours, dense = symmetry.predict(build, facts, regime), prediction.predict(build(facts), regime)
-    questions = [q for q in dense.composition.questions if symmetry._chain(q.prompt.entity) == 1]
+    questions = [q for q in dense.composition.questions if symmetry.chain_of(q.prompt.entity) == 1]
     assert [q.prompt for q in ours.questions] == [q.prompt for q in questions]
     for row, q in enumerate(questions):
         at = dense.composition.questions.index(q)
         for column, entity in enumerate(ours.entities):
             assert abs(ours.own[row, column] - dense.coefficient(at, entity)) <= TOL
             if facts > 1:
-                other = symmetry._swap(build(2))[entity]
+                other = symmetry.chains_swapped(build(2))[entity]
                 assert abs(ours.other[row, column] - dense.coefficient(at, other)) <= TOL
     assert ours.shares == pytest.approx(dense.shares, abs=TOL)
     assert ours.accuracy == ours.shares["correct"]

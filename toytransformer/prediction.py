@@ -323,7 +323,7 @@ def _decode(
     """The output at the last step (averaged over tied paths) and the distribution of the final answer."""
     if question.decode == "direct":
         output = outputs[question.prompt]
-        return output, _spread(output, entities, tie)
+        return output, spread_over_ties(output, entities, tie)
     answers: dict[str | None, float] = {question.prompt.entity: 1.0}
     last = np.zeros(len(entities))
     for relation in question.prompt.relations:
@@ -331,7 +331,7 @@ def _decode(
         last = np.zeros(len(entities))
         for entity, probability in answers.items():
             step = outputs.get(Prompt(entity, (relation,))) if entity is not None else None
-            spread = {None: 1.0} if step is None else _spread(step, entities, tie)
+            spread = {None: 1.0} if step is None else spread_over_ties(step, entities, tie)
             if step is not None:
                 last = last + probability * step
             for answer, share in spread.items():
@@ -340,7 +340,7 @@ def _decode(
     return last, answers
 
 
-def _spread(output: Array, entities: Sequence[str], tie: float) -> dict[str | None, float]:
+def spread_over_ties(output: Array, entities: Sequence[str], tie: float) -> dict[str | None, float]:
     """Uniform over the entities whose output ties for the largest."""
     top = np.flatnonzero(output >= output.max() - tie)
     return {entities[i]: 1.0 / len(top) for i in top.tolist()}

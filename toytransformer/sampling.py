@@ -50,7 +50,7 @@ def overlap_draws(
         f"{draws} draws of {len(prompts)} prompts at d = {regime.dimension}",
     )
     seeds = np.arange(regime.seed, regime.seed + draws, dtype=np.uint32)
-    gram = np.asarray(_grams(seeds, regime=replace(regime, seed=0), prompts=prompts), float)
+    gram = np.asarray(gram_matrices(seeds, regime=replace(regime, seed=0), prompts=prompts), float)
     if not isinstance(regime, Finite):
         gram = kernel.relu_gram(gram)
     rows = [prompts.index(key) for key in keys]
@@ -64,7 +64,7 @@ def overlap_draws(
 
 
 @functools.partial(jax.jit, static_argnames=("regime", "prompts"))
-def _grams(seeds: jax.Array, *, regime: Finite | WidthLimit, prompts: tuple[Prompt, ...]) -> jax.Array:
+def gram_matrices(seeds: jax.Array, *, regime: Finite | WidthLimit, prompts: tuple[Prompt, ...]) -> jax.Array:
     """For each seed the Gram matrix of the features, or of the hidden states in the width limit."""
 
     def network(seed: jax.Array) -> jax.Array:

@@ -65,7 +65,7 @@ class SymmetricPrediction:
     @property
     def questions(self) -> tuple[Question, ...]:
         """The representatives: the questions about chain 1."""
-        return tuple(q for q in self.composition.questions if _chain(q.prompt.entity) == 1)
+        return tuple(q for q in self.composition.questions if chain_of(q.prompt.entity) == 1)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -80,7 +80,7 @@ class SymmetricPrediction:
 
     def records(self) -> tuple[Record, ...]:
         """One record per type of question; chain 2's entities stand for those of every other chain."""
-        swap, origin = _swap(self.composition), provenance()
+        swap, origin = chains_swapped(self.composition), provenance()
         records = []
         for row, question in enumerate(self.questions):
             top = self._top(row)
@@ -108,7 +108,7 @@ class SymmetricPrediction:
     def _top(self, row: int) -> list[tuple[str, int]]:
         """The entities whose output ties for the largest, and how many chains have one each."""
         best = self.own[row].max() if self.facts == 1 else max(self.own[row].max(), self.other[row].max())
-        swap = _swap(self.composition)
+        swap = chains_swapped(self.composition)
         top = [
             (name, 1) for name, v in zip(self.entities, self.own[row], strict=True) if v >= best - self.tie
         ]
@@ -152,9 +152,9 @@ def predict(
         )
     _check_symmetric(pair, 2)
     _check_symmetric(build(PROBE), PROBE)
-    swap = _swap(pair)
+    swap = chains_swapped(pair)
 
-    prompts = tuple(dict.fromkeys(prompt for prompt in pair.prompts if _chain(prompt.entity) == 1))
+    prompts = tuple(dict.fromkeys(prompt for prompt in pair.prompts if chain_of(prompt.entity) == 1))
     partners = tuple(Prompt(swap[prompt.entity], prompt.relations) for prompt in prompts)
     gram = regime.gram((*prompts, *partners))
     k = len(prompts)
@@ -167,7 +167,7 @@ def predict(
     gauge = "plain" if rule.gauge_invariant else "facts"
     trained = {name: _adapters(pair, rows[name], gauge) for name in sectors}
 
-    questions = tuple(q for q in pair.questions if _chain(q.prompt.entity) == 1)
+    questions = tuple(q for q in pair.questions if chain_of(q.prompt.entity) == 1)
     outputs = {
         name: merging.merge(trained[name], pair.merge).shift(
             np.stack([rows[name][q.prompt] for q in questions])
@@ -176,7 +176,7 @@ def predict(
     }
     mean = outputs["mean"] - outputs.get("deviation", 0.0)
     base = base_output(pair.world, [q.prompt for q in questions])
-    chained = [i for i, name in enumerate(pair.world.entities) if _chain(name) == 1]
+    chained = [i for i, name in enumerate(pair.world.entities) if chain_of(name) == 1]
     own = (base + outputs.get("deviation", 0.0) + mean / facts)[:, chained]
     others = (mean / facts)[:, chained]
     tie = tie_tolerance(np.stack(list(rows["mean"].values())), np.hstack([own, others]), trained["mean"])
@@ -195,23 +195,24 @@ def predict(
 def _adapters(pair: Composition, rows: Mapping[Prompt, np.ndarray], gauge: str) -> tuple[lora.LoRA, ...]:
     trained = []
     for adapter in pair.adapters:
-        facts = [fact for fact in adapter.facts if _chain(fact.prompt.entity) == 1]
+        facts = [fact for fact in adapter.facts if chain_of(fact.prompt.entity) == 1]
         features = np.stack([rows[fact.prompt] for fact in facts])
         trained.append(lora.closed_form(features, wanted_shift(pair.world, facts), gauge=gauge))
     return tuple(trained)
 
 
-def _chain(entity: str) -> int | None:
+def chain_of(entity: str) -> int | None:
+    """The number of the chain that an entity stands in, the 12 of y12; None if it has none."""
     found = _NUMBER.search(entity)
     return int(found.group()) if found else None
 
 
-def _swap(pair: Composition) -> dict[str, str]:
+def chains_swapped(pair: Composition) -> dict[str, str]:
     """The exchange of chains 1 and 2, entity by entity."""
     other = {1: "2", 2: "1"}
 
     def swapped(name: str) -> str:
-        chain = _chain(name)
+        chain = chain_of(name)
         return _NUMBER.sub(other[chain], name, count=1) if chain in (1, 2) else name
 
     return {name: swapped(name) for name in pair.world.entities}
@@ -224,7 +225,7 @@ def _check_symmetric(composition: Composition, chains: int) -> None:
         found: dict[int | None, set] = {chain: set() for chain in range(1, chains + 1)}
         for fact in facts:
             ends = fact.prompt.entity, fact.answer
-            chain = _chain(ends[0]) if _chain(ends[0]) == _chain(ends[1]) else None
+            chain = chain_of(ends[0]) if chain_of(ends[0]) == chain_of(ends[1]) else None
             start, end = (_NUMBER.sub("", name, count=1) for name in ends)
             found.setdefault(chain, set()).add((start, fact.prompt.relations, end))
         return found

