@@ -1,4 +1,4 @@
-"""Who imports whom, read off the sources: one arrow between packages, no circles, and nobody's private names."""
+"""Who imports whom, read off the sources: one arrow between packages, no circles, no private names."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -76,7 +76,7 @@ def test_theory_and_results_import_no_library_of_language_models():
 
 
 def private_names(tree):
-    """Names with an underscore that a file takes from modules of ours, by import, attribute or monkeypatch."""
+    """Names with an underscore that a file takes from modules of ours: by import, attribute, monkeypatch."""
     aliases = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in PACKAGES:
