@@ -169,7 +169,9 @@ def test_run_then_status_then_table(run, tmp_path):
     assert (
         status == 0 and "measured on toy/model (0123456789abcdef)" in out and "4 of 4 steps finished" in out
     )
-    assert "profile paper, seeds 0, 1" in out
+    assert "profile paper, seeds 0, 1: " in out
+    assert run("run", "measured", "--seeds", "0", "--names", "0,2", "--out", "drawn")[0] == 0
+    assert "profile paper, seeds 0, names 0, 2: " in run("status", "drawn")[1]
 
     status, out, err = run("table", "here")
     assert (

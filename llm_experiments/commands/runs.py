@@ -162,8 +162,10 @@ def status(folder: Path) -> int:
         total = len(listed)
         about = f"{entry.get('model')} ({entry.get('digest')}), profile {entry.get('profile')}"
         seeds = ", ".join(map(str, entry.get("seeds", ())))
+        draws = ", ".join(map(str, entry.get("names", ())))
         console.print(
-            f"[bold]{_plain(entry['experiment'])}[/bold] on {_plain(about)}, seeds {seeds}: "
+            f"[bold]{_plain(entry['experiment'])}[/bold] on {_plain(about)}, seeds {seeds}"
+            f"{f', names {draws}' if draws else ''}: "
             f"{total - len(missing)} of {total} steps finished"
         )
         if missing:
