@@ -13,13 +13,11 @@ from figures.registry import CELLS, NothingToDrawError
 from figures.style import OUTCOME
 from results.cells import DAGGER, Cell
 from results.statistics import wilson
+from toytransformer.merging import RULES
 
 #: Inches: the labels' column; a bar of the toy and of the model; between blocks; a line and a bar in it.
 LABEL, TOY, MODEL, GAP, HEIGHT, BAR = 1.62, 0.46, 0.76, 0.1, 0.205, 0.165
 BLOCKS = [(known, decode) for known in (True, False) for decode in ("direct", "steps")]
-
-#: Rules that come first in their group, the others as they are measured.
-RULES = ("sum", "mean", "linear", "linear-peft", "arrow-products", "arrow-factors")
 
 Line = tuple[str, str]
 """Heading of a group of lines, and the line's own label."""
@@ -100,14 +98,16 @@ def _line(cell: Cell) -> Line:
 
 
 def _ordered(lines: Iterable[Line]) -> list[Line]:
-    """Groups as in `notes`, controls last."""
+    """Groups as in `notes`, controls last; rules in the order of their registry, fitted ones last."""
     first = [f"{library}, merged by" for library in notes.LIBRARIES.values()] + [
         "One adapter alone, trained on"
     ]
 
+    rules = sorted(RULES, key=lambda name: RULES[name].needs_data)
+
     def place(line: Line) -> tuple[int, int]:
         group = first.index(line[0]) if line[0] in first else len(first)
-        return group, RULES.index(line[1]) if line[1] in RULES else len(RULES)
+        return group, rules.index(line[1]) if line[1] in rules else len(rules)
 
     return sorted(lines, key=place)
 
