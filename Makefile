@@ -46,7 +46,7 @@ export MODEL EXPERIMENTS SEEDS PROFILE
 values:
 	@LC_ALL=C; export LC_ALL; \
 	refuse() { printf "error: %s is '%s': give %s\n" $$1 "$$(printf %s "$$2" | tr -cd '[:print:]')" "$$3" >&2; exit 2; }; \
-	case "$$MODEL" in ''|[!A-Za-z0-9_./~]*|*[!A-Za-z0-9_./~@+=-]*) \
+	case "$$MODEL" in ''|.|..|[!A-Za-z0-9_./~]*|*[!A-Za-z0-9_./~@+=-]*) \
 		refuse MODEL "$$MODEL" "one hub id, folder or .gguf file, of letters, digits and _ . / ~ @ + = -";; esac; \
 	case "$$EXPERIMENTS" in *[!A-Za-z0-9_./\ -]*) \
 		refuse EXPERIMENTS "$$EXPERIMENTS" "names of experiments, by space, such as quick survival";; esac; \

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -217,3 +218,20 @@ def test_a_tolerance_is_a_finite_size_of_a_known_kind(size):
 def test_printed_digits_allow_half_a_unit_of_the_last():
     assert close("c", 0.9019, 0.90194, printed(4), regime="r").verdict == "holds"
     assert close("c", 0.9019, 0.90196, printed(4), regime="r").verdict == "fails"
+
+
+@pytest.mark.slow
+def test_what_is_printed_is_the_same_with_one_thread_and_with_two():
+    """Rounding differs; no number, verdict or note that is shown does."""
+    command = [sys.executable, "-m", "toytransformer", "verify"]
+    one, two = (
+        subprocess.run(
+            command,
+            env=os.environ | {"OPENBLAS_NUM_THREADS": count, "OMP_NUM_THREADS": count},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+        for count in ("1", "2")
+    )
+    assert len(one) > 400 and [pair for pair in zip(one, two, strict=True) if len(set(pair)) > 1] == []

@@ -334,3 +334,10 @@ def test_make_variables_never_reach_the_shell(reproduce, tmp_path, name, value):
         assert re.match(f"error: {name} is '.*': give .*\nmake: ", done.stderr), done.stderr
         assert "\x1b" not in done.stderr
         assert not (tmp_path / "hit").exists()
+
+
+@pytest.mark.parametrize("value", [".", ".."])
+def test_a_model_is_no_folder_above_its_results(reproduce, value):
+    """out/reproduce/.. would be out itself."""
+    done, calls = reproduce(f"MODEL={value}")
+    assert done.returncode == 2 and calls == [] and "error: MODEL is" in done.stderr

@@ -277,9 +277,9 @@ def gauge_table(run: Run) -> Iterator[Row]:
         # Rounding of a few SVDs on factors of condition 4, against changes of order one.
         room = algebraic(1.0, 1e6).size
         measured = "invariant" if max(moved) <= room else "moves"
-        note = (
-            f"relative change {moved[0]:.1e} under a general gauge of adapter 2, {moved[1]:.1e} under a sign"
-        )
+        # How much of rounding is left depends on the number of threads; it is nobody's measurement.
+        general, sign = ("only rounding" if change <= room else f"{change:.1e}" for change in moved)
+        note = f"relative change under a general gauge of adapter 2: {general}, under a sign: {sign}"
         yield same(
             name,
             "invariant" if rule.gauge_invariant else "moves",
