@@ -8,7 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 
 import pytest
@@ -147,6 +147,28 @@ def test_every_requirement_has_a_tested_pin_within_its_range():
         if requirement.name == PROJECT["name"]:  # one extra within another
             continue
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+
+
+def test_whatever_the_requirements_bring_in_is_pinned():
+    """Followed through what is installed, as pip does; torch brings in what its build needs."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = {canonicalize_name(line.partition("==")[0]) for line in lines if re.match(r"\w", line)}
+    extras = f"[{','.join(PROJECT['optional-dependencies'])}]"
+    pending, seen = [Requirement(PROJECT["name"] + extras)], set()
+    while pending:
+        requirement = pending.pop()
+        name = canonicalize_name(requirement.name)
+        key = (name, frozenset(requirement.extras))
+        if key in seen or name == "torch":
+            continue
+        seen.add(key)
+        for line in distribution(name).requires or ():
+            needed = Requirement(line)
+            environments = [{"extra": extra} for extra in (*requirement.extras, "")]
+            if needed.marker is None or any(map(needed.marker.evaluate, environments)):
+                pending.append(needed)
+    brought = {name for name, _ in seen} - {canonicalize_name(PROJECT["name"])}
+    assert len(brought) > 100 and brought <= pins
 
 
 def test_the_lock_has_hashes_of_every_pin_but_torch():
