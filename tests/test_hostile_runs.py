@@ -11,13 +11,15 @@ import lora_limits
 
 pytest.importorskip("torch", reason="the extra 'llm' is not installed")
 
+import test_llm_command_lines
+
 from llm_experiments import pages
 from llm_experiments.commands import rows
 from llm_experiments.embedded import pretrain
 from llm_experiments.engine import local
 from llm_experiments.models import sources
 
-RUNS = ("run", "status", "table", "keep", "migrate", "results", "experiments", "pretrain")
+RUNS = ("run", "status", "table", "keep", "migrate", "rescore", "results", "experiments", "pretrain")
 FIGURES = ("figures", "report")
 
 
@@ -63,8 +65,9 @@ def nothing_lasts(monkeypatch, tmp_path):
     monkeypatch.setattr(local, "run", lambda plan, *_, **__: local.Summary())
     monkeypatch.setattr(pretrain, "main", lambda out, **_: out)
     monkeypatch.setattr(pages, "PAGES", {})
-    (out,) = (parameter for parameter in rows.keep.params if parameter.name == "out")
-    monkeypatch.setattr(out, "default", tmp_path / "kept")
+    for command, name in ((rows.keep, "out"), (rows.rescore, "data")):
+        (place,) = (parameter for parameter in command.params if parameter.name == name)
+        monkeypatch.setattr(place, "default", tmp_path / "kept")
 
 
 def thrown(count, seed, folder, names):
@@ -74,6 +77,12 @@ def thrown(count, seed, folder, names):
     outcomes = (call(lora_limits.main, line, seconds=120) for line in itertools.islice(lines, count))
     found = [(fault(outcome), outcome) for outcome in outcomes]
     return [f"{what}: {repr(o.arguments)[:1000]}\n{o.err[-1000:]}" for what, o in found if what]
+
+
+def test_every_command_of_a_group_is_thrown_at():
+    """What one file leaves out, because it lasts or writes beside the code, this one has."""
+    assert set(test_llm_command_lines.SKIP) <= set(RUNS)
+    assert set(RUNS) | set(FIGURES) <= set(lora_limits.cli.list_commands(click.Context(lora_limits.cli)))
 
 
 def test_a_sample_of_command_lines(nothing_lasts, tmp_path):

@@ -16,7 +16,7 @@ from toytransformer.adapters import LoRA
 from toytransformer.merging import RULES
 
 #: What trains for minutes, or writes beside the code where it is not told another place.
-SKIP = ("run", "pretrain", "keep", "migrate", "results")
+SKIP = ("run", "pretrain", "keep", "migrate", "rescore", "results")
 LAYERS = ("model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj")
 CONFIG = "adapter_config.json"
 

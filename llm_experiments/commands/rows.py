@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -9,9 +10,13 @@ from rich.console import Console
 
 from llm_experiments.commands.options import FOLDER
 from toytransformer.command_line import RegularFile, needs_extra
+from toytransformer.cost import in_words
+from toytransformer.working import working
 
 #: The kept rows, beside the code.
 DATA = Path(__file__).parents[1] / "data"
+#: How many kept answers are read anew in a second.
+ANSWERS_A_SECOND = 5000
 
 
 @click.command()
@@ -105,7 +110,7 @@ def _links(path: Path) -> dict[str, tuple[str, ...]]:
 @click.argument("names", nargs=-1)
 @click.option("--data", type=FOLDER, default=DATA, help="Where the kept rows are [data/ here].")
 @click.option(
-    "--world", type=FOLDER, help="world.json of a base whose facts are known [the embedded model's]."
+    "--world", type=RegularFile(), help="world.json of a base whose facts are known [the embedded model's]."
 )
 @needs_extra("llm")
 def rescore(names: tuple[str, ...], data: Path, world: Path | None) -> None:
@@ -122,8 +127,10 @@ def rescore(names: tuple[str, ...], data: Path, world: Path | None) -> None:
     known = BaseWorld.read(world or EMBEDDED / "world.json")
     folders = [data / name for name in names] or sorted(f for f in data.iterdir() if f.is_dir())
     for folder in folders:
-        found = files.read(folder)
-        files.write(folder, reading.rescored(found, known))
+        kept = files.read(folder)
+        seconds = len(kept.rows) / ANSWERS_A_SECOND
+        scored = working(partial(reading.rescored, kept, known), folder.name, seconds, in_words(seconds))
+        files.write(folder, scored)
         click.echo(folder.name)
 
 
