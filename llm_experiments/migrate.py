@@ -68,17 +68,17 @@ def carried_over(
     where nobody knows. Errors: RowsError on a row that is none, on one whose composition or question cannot
     be built again, and where rows contradict each other.
     """
-    found, names = Measurements(), _Names(world)
+    measurements, names = Measurements(), _Names(world)
     for identity_, several in _cells(rows):
-        _add_cell(found, several, (links or {}).get(identity_, ()), names)
+        _add_cell(measurements, several, (links or {}).get(identity_, ()), names)
     for line in beside:
         line = dict(line)
         kind, address = line.pop("kind"), line.pop("cell")
-        kept = found.adapters if kind == "adapter" else found.sweeps
+        kept = measurements.adapters if kind == "adapter" else measurements.sweeps
         kept[address] = {"address": address, **line}
-    found.edits = list(edits)
-    found.check()
-    return found
+    measurements.edits = list(edits)
+    measurements.check()
+    return measurements
 
 
 def identity(row: OldRow) -> str:
@@ -99,21 +99,23 @@ def _cells(rows: Iterable[OldRow]) -> Iterator[tuple[str, list[OldRow]]]:
     yield from cells.items()
 
 
-def _add_cell(found: Measurements, rows: list[OldRow], adapters: tuple[str, ...], names: _Names) -> None:
+def _add_cell(
+    measurements: Measurements, rows: list[OldRow], adapters: tuple[str, ...], names: _Names
+) -> None:
     first = rows[0]
     spec = composition(first)
     words = names.of(spec, first["regime"]["dataset"], first["regime"]["names_seed"])
     items = tuple(_item(row, spec, words) for row in rows)
     task = items_hash(items)
     info = _info(first, task, adapters)
-    if info.key in found.cells:
+    if info.key in measurements.cells:
         raise RowsError(
             f"a cell of {info.task} by {info.rule} is there twice ({info.key}), made by other code"
         )
-    found.cells[info.key] = info
-    found.items[task] = items
-    found.specs[spec.spec_hash] = json.loads(spec.to_json())
-    found.rows += (_row(row, item, info) for row, item in zip(rows, items, strict=True))
+    measurements.cells[info.key] = info
+    measurements.items[task] = items
+    measurements.specs[spec.spec_hash] = json.loads(spec.to_json())
+    measurements.rows += (_row(row, item, info) for row, item in zip(rows, items, strict=True))
 
 
 def _info(row: OldRow, items: str, adapters: tuple[str, ...]) -> CellInfo:

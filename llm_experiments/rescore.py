@@ -37,24 +37,24 @@ class _Said:
         return name
 
 
-def rescored(found: Measurements, world: BaseWorld) -> Measurements:
+def rescored(measurements: Measurements, world: BaseWorld) -> Measurements:
     """The same texts, read anew. world: what those bases know of which a cell says that they know facts.
 
     Errors: RowsError where a cell has no spec, its items cannot be asked again as they were, or its base was
     not asked the same items.
     """
-    new = replace(found, cells={}, items={}, rows=[])
+    new = replace(measurements, cells={}, items={}, rows=[])
     rows: dict[str, list[Row]] = {}
-    for row in found.rows:
+    for row in measurements.rows:
         rows.setdefault(row.cell, []).append(row)
     scorers: dict[tuple[str, ...], Kept] = {}
     said: dict[tuple[object, ...], _Said] = {}
-    knowing = {info.digest for info in found.cells.values() if info.setting.get("known")}
-    order = sorted(found.cells.values(), key=lambda info: info.control != BASE)  # bases first
+    knowing = {info.digest for info in measurements.cells.values() if info.setting.get("known")}
+    order = sorted(measurements.cells.values(), key=lambda info: info.control != BASE)  # bases first
     done: dict[str, tuple[CellInfo, list[Row]]] = {}
     for info in order:
-        kept = _kept(found, info, world if info.digest in knowing else None, scorers)
-        items = {item.id: kept.item(item) for item in found.items[info.items]}
+        kept = _kept(measurements, info, world if info.digest in knowing else None, scorers)
+        items = {item.id: kept.item(item) for item in measurements.items[info.items]}
         task = items_hash(items.values())
         new.items[task] = tuple(items.values())
         cell = replace(info, items=task)
@@ -72,7 +72,7 @@ def rescored(found: Measurements, world: BaseWorld) -> Measurements:
                 answer = None if scored.answer is None else kept.scorer.name(scored.answer)
                 base.answers.setdefault(item.id, (item.question, answer))
             done[info.key][1].append(scored)
-    for key in found.cells:  # in the order there was
+    for key in measurements.cells:  # in the order there was
         cell, scored_rows = done[key]
         new.cells[cell.key] = cell
         new.rows += scored_rows
@@ -81,9 +81,9 @@ def rescored(found: Measurements, world: BaseWorld) -> Measurements:
 
 
 def _kept(
-    found: Measurements, info: CellInfo, world: BaseWorld | None, scorers: dict[tuple[str, ...], Kept]
+    measurements: Measurements, info: CellInfo, world: BaseWorld | None, scorers: dict[tuple[str, ...], Kept]
 ) -> Kept:
-    spec = found.specs.get(info.spec_hash or "")
+    spec = measurements.specs.get(info.spec_hash or "")
     if spec is None or info.domain != "two-hop":
         raise RowsError(f"cell {info.key} of '{info.task}' has no spec: its answers cannot be read anew")
     key = (str(info.spec_hash), str(info.dataset), str(info.names))

@@ -122,28 +122,28 @@ def read(source: Source, files: Sequence[str] = FILES) -> Measurements:
             f"'{source}' holds no measurements: give a run's folder, or one of kept rows; what earlier code "
             "wrote is carried over by `python -m llm_experiments migrate`"
         )
-    found = Measurements()
+    measurements = Measurements()
     for file in files:
         if file == "items":
-            found.items = _items(source)
+            measurements.items = _items(source)
             continue
         for number, line in _lines(source, file):
             if file == "cells":
                 info = _parsed(source, file, number, CellInfo.from_json, line)
-                found.cells[info.key] = info
+                measurements.cells[info.key] = info
             elif file == "rows":
-                found.rows.append(_parsed(source, file, number, Row.from_json, line))
+                measurements.rows.append(_parsed(source, file, number, Row.from_json, line))
             else:
                 row = _parsed(source, file, number, _object, line)
                 if file == "edits":
-                    found.edits.append(row)
+                    measurements.edits.append(row)
                 elif file == "specs":
-                    found.specs[row["spec_hash"]] = row["spec"]
+                    measurements.specs[row["spec_hash"]] = row["spec"]
                 else:
-                    getattr(found, file)[row["address"]] = row
+                    getattr(measurements, file)[row["address"]] = row
     if {"cells", "rows", "items"} <= set(files):
-        found.check()
-    return found
+        measurements.check()
+    return measurements
 
 
 def _items(source: Source) -> dict[str, tuple[Item, ...]]:
@@ -163,17 +163,17 @@ def _items(source: Source) -> dict[str, tuple[Item, ...]]:
     return {task: tuple(items.values()) for task, items in tasks.items()}
 
 
-def write(folder: Path, found: Measurements) -> list[Path]:
+def write(folder: Path, measurements: Measurements) -> list[Path]:
     """Write the files that have lines, each all or nothing; others are removed. Equal content, equal bytes.
 
     Errors: RowsError on what Measurements.check() refuses.
     """
-    found.check()
+    measurements.check()
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for file in FILES:
         path = folder / f"{file}{ENDING}"
-        text = "".join(found.lines(file))
+        text = "".join(measurements.lines(file))
         if not text:
             path.unlink(missing_ok=True)
             continue

@@ -133,17 +133,17 @@ def read(*folders: files.Source) -> Frame:
     return frames[0] if len(frames) == 1 else joined(frames)
 
 
-def of(found: files.Measurements) -> Frame:
+def of(measurements: files.Measurements) -> Frame:
     """Measurements as a frame. Errors: as Measurements.check()."""
-    found.check()
-    text = "".join(found.lines("rows")).encode()
-    return _frame(found, _parsed(text))
+    measurements.check()
+    text = "".join(measurements.lines("rows")).encode()
+    return _frame(measurements, _parsed(text))
 
 
 def _read(source: files.Source) -> Frame:
-    found = files.read(source, [file for file in files.FILES if file != "rows"])
+    measurements = files.read(source, [file for file in files.FILES if file != "rows"])
     try:
-        return _frame(found, _parsed(files.content(source, "rows")))
+        return _frame(measurements, _parsed(files.content(source, "rows")))
     except (pl.exceptions.PolarsError, RowsError) as error:
         files.read(source)  # names the line that is wrong
         raise RowsError(f"the rows of '{source}' cannot be read: {error}") from error
@@ -157,7 +157,7 @@ def _parsed(text: bytes) -> pl.DataFrame:
     return pl.read_ndjson(text, infer_schema_length=None, schema_overrides={"logprobs": pl.String})
 
 
-def _frame(found: files.Measurements, rows: pl.DataFrame) -> Frame:
+def _frame(measurements: files.Measurements, rows: pl.DataFrame) -> Frame:
     lacking = {"version", "cell", "item", "answer", "text", "logprobs"} - set(rows.columns)
     if lacking or (rows["version"] != VERSION).any():
         raise RowsError(f"rows have no {min(lacking, default='version that this code reads')}")
@@ -169,14 +169,14 @@ def _frame(found: files.Measurements, rows: pl.DataFrame) -> Frame:
     strings = [pl.col(name).cast(pl.String) for name in ("answer", "text", "logprobs")]
     cells = pl.DataFrame(
         {
-            "cell": list(found.cells),
-            "items": [info.items for info in found.cells.values()],
-            "seed": [info.seed for info in found.cells.values()],
-            "place": list(places(found.cells, found.items).values()),
+            "cell": list(measurements.cells),
+            "items": [info.items for info in measurements.cells.values()],
+            "seed": [info.seed for info in measurements.cells.values()],
+            "place": list(places(measurements.cells, measurements.items).values()),
         },
         schema={"cell": pl.String, "items": pl.String, "seed": pl.Int64, "place": pl.Int64},
     )
-    by_id = {(task, item.id): item for task, items in found.items.items() for item in items}
+    by_id = {(task, item.id): item for task, items in measurements.items.items() for item in items}
     items = pl.DataFrame(
         {
             "items": [task for task, _ in by_id],
@@ -194,12 +194,12 @@ def _frame(found: files.Measurements, rows: pl.DataFrame) -> Frame:
     shares = [name for name in rows.columns if name.startswith(("shares.", "marks."))]
     return Frame(
         rows.select(*COLUMNS, *shares),
-        found.cells,
+        measurements.cells,
         by_id,
-        found.specs,
-        found.adapters,
-        found.sweeps,
-        found.edits,
+        measurements.specs,
+        measurements.adapters,
+        measurements.sweeps,
+        measurements.edits,
     )
 
 
@@ -224,13 +224,13 @@ def places(cells: Mapping[str, CellInfo], items: Mapping[str, Iterable[Item]]) -
     ids = {task: content_hash([item.id for item in asked]) for task, asked in items.items()}
     numbers: dict[tuple[Any, ...], int] = {}
     texts: dict[tuple[Any, ...], str] = {}
-    found = {}
+    numbered = {}
     for key, info in cells.items():
         where = (ids[info.items], *_place(info))
         if texts.setdefault((where, info.names), info.items) != info.items:
             where = (info.items, *where)
-        found[key] = numbers.setdefault(where, len(numbers))
-    return found
+        numbered[key] = numbers.setdefault(where, len(numbers))
+    return numbered
 
 
 def _place(info: CellInfo) -> tuple[Any, ...]:
@@ -298,8 +298,8 @@ def predicted(cells: Iterable[Cell], predictions: Predictions) -> list[Cell]:
 
     The toy speaks of trained adapters that are merged: base and random adapters have no prediction.
     """
-    found = []
+    paired = []
     for cell in cells:
-        told = predictions.get(cell.info.spec_hash or "", {}).get(cell.asked) if cell.trained else None
-        found.append(replace(cell, prediction=told))
-    return found
+        prediction = predictions.get(cell.info.spec_hash or "", {}).get(cell.asked) if cell.trained else None
+        paired.append(replace(cell, prediction=prediction))
+    return paired

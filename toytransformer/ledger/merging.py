@@ -31,11 +31,11 @@ def data_free() -> dict[str, Merge]:
     }
 
 
-def exact(found: Prediction) -> bool:
+def exact(predicted: Prediction) -> bool:
     """Whether some question's output is its one-hot right answer, up to rounding."""
-    names = found.composition.world.entities
-    right = np.eye(len(names))[[names.index(q.correct) for q in found.composition.questions]]
-    return bool((np.abs(found.output - right).max(1) <= found.tie).any())
+    names = predicted.composition.world.entities
+    right = np.eye(len(names))[[names.index(q.correct) for q in predicted.composition.questions]]
+    return bool((np.abs(predicted.output - right).max(1) <= predicted.tie).any())
 
 
 @claim(
@@ -48,17 +48,19 @@ def theorem_three(run: Run) -> Iterator[Row]:
     cases = data_free() | {name: Merge(name) for name in ("cat-fitted", "adaptive", "lorahub")}
     for name, merge in cases.items():
         rule = rules.resolve(merge.rule)
-        found, note = [], ""
+        predictions, note = [], ""
         for n in (1, 2, 10):
             composition = pair(n, merge=merge, examples=2 if rule.needs_data else 0)
             if rule.adapter_kind == "frozen-read":
                 # A random read of few columns leaks c_j + O(rank^-1/2), which lets z win by luck.
                 ranked = tuple(replace(adapter, rank=512) for adapter in composition.adapters)
                 composition, note = replace(composition, adapters=ranked), "rank 512"
-            found.append(predict(composition, network))
+            predictions.append(predict(composition, network))
         if rule.routed:
-            note = f"spectral gap at n = 10: {found[-1].merged.spectral_gap:.2g}"
-        measured = f"exact {any(map(exact, found))}, accuracy " + ", ".join(f"{p.accuracy:g}" for p in found)
+            note = f"spectral gap at n = 10: {predictions[-1].merged.spectral_gap:.2g}"
+        measured = f"exact {any(map(exact, predictions))}, accuracy " + ", ".join(
+            f"{p.accuracy:g}" for p in predictions
+        )
         expected = "exact False, accuracy 0, 0, 0"
         yield same(f"{name}, n = 1, 2, 10", expected, measured, regime="finite d=1024 m=2048", note=note)
 
@@ -94,9 +96,9 @@ def cat_weights(run: Run) -> Iterator[Row]:
             stated = a2 * C2 > (np.maximum(np.abs(a1) * C1, 1.0) if known else np.maximum(a1 * C1, 0.0))
             text = f"{facts}: exceptions to a2 c2 > {'max(|a1| c1, 1)' if known else 'max(a1 c1, 0)'}"
             yield same(text, 0, int((stated != right[:, 0]).sum()), regime="limit")
-    found = predict(pair(1, False, merge=Merge("sum", (0.0, 1 / C2))), LIMIT)
+    predicted = predict(pair(1, False, merge=Merge("sum", (0.0, 1 / C2))), LIMIT)
     note = "without adapter 1, the second hop's adapter alone: the theorem needs a1 != 0"
-    yield same("n = 1 fresh, weights 0, 1/c2: exactly i_z", True, exact(found), regime="limit", note=note)
+    yield same("n = 1 fresh, weights 0, 1/c2: exactly i_z", True, exact(predicted), regime="limit", note=note)
 
 
 @claim(
@@ -186,8 +188,8 @@ def failure(run: Run) -> Iterator[Row]:
     for k, weights in ((2, (1.2, 1.5)), (5, (1.2, 1.5)), (10, (1.5, 2.0)), (100, (1.5, 2.0))):
         text = f"K = {k} known facts, weights {weights[0]}, {weights[1]}: share right"
         yield same(text, expected, gauges(k, weights, LIMIT), regime="limit", note=note)
-    found = symmetry.predict(lambda k: pair(k, gauge="facts", merge=Merge("linear", (1.5, 2.0))), 10**6)
-    yield same("aligned, K = 1000000", "correct", outcome(found), regime="limit, by symmetry")
+    predicted = symmetry.predict(lambda k: pair(k, gauge="facts", merge=Merge("linear", (1.5, 2.0))), 10**6)
+    yield same("aligned, K = 1000000", "correct", outcome(predicted), regime="limit, by symmetry")
     seeds = range(run.seed, run.seed + (12 if run.thorough else 4))
     each = {gauges(2, (1.2, 1.5), Drawn(dimension=768, width=6144, seed=seed)) for seed in seeds}
     text = f"K = 2, weights 1.2, 1.5, each of {len(seeds)} seeds"
@@ -208,10 +210,10 @@ def failure(run: Run) -> Iterator[Row]:
 )
 def lorahub(run: Run) -> Iterator[Row]:
     aligned = pair(2, False, gauge="facts", examples=2, merge=Merge("lorahub"))
-    found = predict(aligned, LIMIT)
-    weights = ", ".join(f"{w:.3f}" for w in found.merged.details["weights"])
+    predicted = predict(aligned, LIMIT)
+    weights = ", ".join(f"{w:.3f}" for w in predicted.merged.details["weights"])
     note = f"2 fresh facts, fitted on 2 other chains: weights {weights}; the paper says it fails"
-    yield same("aligned columns", "correct", outcome(found), regime="limit", note=note)
+    yield same("aligned columns", "correct", outcome(predicted), regime="limit", note=note)
     # Singular values tie here, so "svd" is as arbitrary as any rotation: draw one for each adapter.
     draws = 8
     accuracy = [
@@ -245,9 +247,9 @@ def lorahub(run: Run) -> Iterator[Row]:
 def both_directions(run: Run) -> Iterator[Row]:
     note = "the paper says weights right in one direction would not generalize to both; x -> y -> x does"
     for weights, expected in (((1.8, 1.8), "correct"), ((1.0, 1.0), "old")):
-        found = predict(pair(1, name="both-directions", merge=Merge("sum", weights)), LIMIT)
+        predicted = predict(pair(1, name="both-directions", merge=Merge("sum", weights)), LIMIT)
         text = f"r1(x) = y, r2(y) = x, CAT weights {weights[0]}, {weights[1]}"
-        yield same(text, expected, outcome(found), regime="limit", note=note)
+        yield same(text, expected, outcome(predicted), regime="limit", note=note)
 
 
 # --- gauges and weights ---------------------------------------------------------------------------
@@ -269,11 +271,11 @@ def gauge_table(run: Run) -> Iterator[Row]:
     for name, merge in cases.items():
         rule = rules.resolve(merge.rule)
         examples = 2 if rule.needs_data else 0
-        found = predict(pair(2, examples=examples, merge=merge), network)
-        rank = found.adapters[1].rank
+        predicted = predict(pair(2, examples=examples, merge=merge), network)
+        rank = predicted.adapters[1].rank
         full = np.eye(rank)
         full[:2, :2] = transform
-        moved = [_moved(found, merge, network, matrix) for matrix in (full, -np.eye(rank))]
+        moved = [_moved(predicted, merge, network, matrix) for matrix in (full, -np.eye(rank))]
         # Rounding of a few SVDs on factors of condition 4, against changes of order one.
         room = algebraic(1.0, 1e6).size
         measured = "invariant" if max(moved) <= room else "moves"
@@ -289,9 +291,9 @@ def gauge_table(run: Run) -> Iterator[Row]:
         )
 
 
-def _moved(found: Prediction, merge: Merge, network: Drawn, transform: np.ndarray) -> float:
+def _moved(predicted: Prediction, merge: Merge, network: Drawn, transform: np.ndarray) -> float:
     """Relative change of the merge's shift on every prompt when adapter 2 changes gauge."""
-    composition = found.composition
+    composition = predicted.composition
     features = network.features(composition.prompts, neurons=True)
     rows = dict(zip(composition.prompts, features.values, strict=True))
     shown = composition.examples
@@ -301,7 +303,7 @@ def _moved(found: Prediction, merge: Merge, network: Drawn, transform: np.ndarra
         example_features=np.stack([rows[fact.prompt] for fact in shown]) if shown else None,
         example_targets=wanted_shift(composition.world, shown) if shown else None,
     )
-    first, second = found.adapters
+    first, second = predicted.adapters
     before, after = (
         rules.merge(adapters, merge, context).shift(features.values)
         for adapters in ((first, second), (first, second.regauge(transform)))
@@ -318,10 +320,10 @@ def sign_flip(run: Run) -> Iterator[Row]:
     for gauge, c1, c2 in (("svd", C1 + C2, C1 + C2), ("flipped", C1 - C2, C2 - C1)):
         plain = pair(1, False, merge=Merge("linear"))
         hop1, hop2 = plain.adapters
-        found = predict(replace(plain, adapters=(hop1, replace(hop2, gauge=gauge))), LIMIT)
+        predicted = predict(replace(plain, adapters=(hop1, replace(hop2, gauge=gauge))), LIMIT)
         for answer, expected in (("y1", c1 / 4), ("z1", c2 / 4)):
             text = f"{answer[0]} on x R1 R2, adapter 2 {'as it is' if gauge == 'svd' else 'negated'}"
-            measured = found.coefficient(0, answer)
+            measured = predicted.coefficient(0, answer)
             yield close(
                 text, expected, measured, algebraic(), regime="limit", note="(c1 +- c2)/4 at weights 1/2, 1/2"
             )
@@ -333,8 +335,8 @@ def sign_flip(run: Run) -> Iterator[Row]:
     proof="MergeRules.cat_is_concat, MergeRules.lin_expand",
 )
 def self_merge(run: Run) -> Iterator[Row]:
-    found = predict(pair(2), Drawn(dimension=64, width=256, seed=run.seed))
-    adapter = found.adapters[0]
+    predicted = predict(pair(2), Drawn(dimension=64, width=256, seed=run.seed))
+    adapter = predicted.adapters[0]
     delta = adapter.delta()
     multiples = {"sum": 1.0, "linear-peft": 2.0, "linear": 1.0, "ties": 0.5, "dare-ties": 0.5, "knots": 0.5}
     for name, expected in multiples.items():
@@ -370,12 +372,12 @@ def no_ripple(run: Run) -> Iterator[Row]:
     }
     for name, rule in rules.RULES.items():
         composition = pair(2, examples=2 if rule.needs_data else 0, merge=Merge(name))
-        found = predict(composition, network)
+        predicted = predict(composition, network)
         world = composition.world
         facts = [fact for adapter in composition.adapters for fact in adapter.facts]
         untouched = ~wanted_shift(world, facts).any(0)
         base = base_output(world, [q.prompt for q in composition.questions])
-        moved = float(np.abs((found.output - base)[:, untouched]).max())
+        moved = float(np.abs((predicted.output - base)[:, untouched]).max())
         if name in made:
             yield same(
                 f"{name} is an exception", True, moved > 1e-3, regime="finite d=64 m=256", note=made[name]

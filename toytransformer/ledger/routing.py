@@ -22,32 +22,32 @@ from toytransformer.regimes import Finite, Regime, WidthLimit
 SQRT = {"temperature_scaling": "sqrt-width"}
 
 
-def routing(found: Prediction, regime: Regime) -> np.ndarray:
+def routing(predicted: Prediction, regime: Regime) -> np.ndarray:
     """The adapters' weights on each question, (question, adapter)."""
-    prompts = found.composition.prompts
+    prompts = predicted.composition.prompts
     rows = dict(zip(prompts, regime.features(prompts).values, strict=True))
-    return arrow(found).routing(np.stack([rows[q.prompt] for q in found.composition.questions]))
+    return arrow(predicted).routing(np.stack([rows[q.prompt] for q in predicted.composition.questions]))
 
 
-def arrow(found: Prediction) -> ArrowMerge:
+def arrow(predicted: Prediction) -> ArrowMerge:
     """The merge by Arrow that was predicted."""
-    if not isinstance(found.merged, ArrowMerge):
-        raise TypeError(f"{found.composition.merge.rule} is no rule of Arrow's")
-    return found.merged
+    if not isinstance(predicted.merged, ArrowMerge):
+        raise TypeError(f"{predicted.composition.merge.rule} is no rule of Arrow's")
+    return predicted.merged
 
 
 @claim("Arrow's score is k(eta, xi) / sqrt(k(eta, eta))", source="proof of Theorem 3, below eq. 28 (R4)")
 def score(run: Run) -> Iterator[Row]:
-    found = predict(pair(1, merge=Merge("arrow-products", options=SQRT)), LIMIT)
-    prompts = found.composition.prompts
-    logits = np.abs(LIMIT.features(prompts).values[-1] @ arrow(found).prototypes.T)
+    predicted = predict(pair(1, merge=Merge("arrow-products", options=SQRT)), LIMIT)
+    prompts = predicted.composition.prompts
+    logits = np.abs(LIMIT.features(prompts).values[-1] @ arrow(predicted).prototypes.T)
     for hop, c in ((1, C1), (2, C2)):
         note = f"the paper says k(eta, xi)/k(eta, eta) = {c:.4f}; but the prototype has norm 1"
         text = f"adapter {hop}: k / sqrt(k), in units where k(eta, eta) = 2"
         yield close(text, c * math.sqrt(2), float(logits[hop - 1]), algebraic(), regime="limit", note=note)
     weight = 1 / (1 + math.exp(math.sqrt(2) * (C1 - C2)))
     text = "weight of adapter 2 on x R1 R2 at T = 1, logits scaled by 1/sqrt(m)"
-    yield close(text, weight, float(routing(found, LIMIT)[0, 1]), algebraic(), regime="limit")
+    yield close(text, weight, float(routing(predicted, LIMIT)[0, 1]), algebraic(), regime="limit")
 
 
 @claim("Arrow's logits grow like sqrt(m)", source="R4; merging.md fact 6")
@@ -115,18 +115,18 @@ def hardening(run: Run) -> Iterator[Row]:
             note = f"adapter 2 has weight {value:.5f} on x R1 R2"
             label = f"{name}: log odds of adapter 2{over}, {text}"
             yield close(label, odds, measured, room, regime=f"finite d={d}", note=note)
-    found = predict(pair(1, merge=Merge("arrow-products")), LIMIT)
+    predicted = predict(pair(1, merge=Merge("arrow-products")), LIMIT)
     yield close(
-        "T = 1: weight of adapter 2", 1.0, float(routing(found, LIMIT)[0, 1]), algebraic(), regime="limit"
+        "T = 1: weight of adapter 2", 1.0, float(routing(predicted, LIMIT)[0, 1]), algebraic(), regime="limit"
     )
-    yield same("T = 1: answer of one known fact", "old", outcome(found), regime="limit")
+    yield same("T = 1: answer of one known fact", "old", outcome(predicted), regime="limit")
 
 
 @claim("Arrow ignores the sign of its prototypes", source="merging.md fact 5")
 def sign(run: Run) -> Iterator[Row]:
     network = Drawn(dimension=64, width=256, seed=run.seed)
-    found = predict(pair(3, merge=Merge("arrow-products")), network)
-    features, merged = network.features(found.composition.prompts).values, arrow(found)
+    predicted = predict(pair(3, merge=Merge("arrow-products")), network)
+    features, merged = network.features(predicted.composition.prompts).values, arrow(predicted)
     negated = replace(merged, prototypes=merged.prototypes * np.array([[1.0], [-1.0]]))
     moved = float(np.abs(negated.routing(features) - merged.routing(features)).max())
     text = "largest change of a routing weight when one prototype is negated"
@@ -141,10 +141,15 @@ def sign(run: Run) -> Iterator[Row]:
 @claim("no Arrow prototype where singular values tie", source="theory.md section 7; merging.md fact 5")
 def gaps(run: Run) -> Iterator[Row]:
     for n in (1, 2, 3, 10, 100):
-        found = predict(pair(n, merge=Merge("arrow-products")), LIMIT)
+        predicted = predict(pair(n, merge=Merge("arrow-products")), LIMIT)
         expected = 1.0 if n == 1 else 1 - math.sqrt((1 - SHARED) / (1 + SHARED)) if n == 2 else 0.0
         note = "the largest singular value of Delta W comes n - 1 times" if n > 2 else ""
         text = f"spectral gap, n = {n}"
         yield close(
-            text, expected, min(arrow(found).details["spectral_gaps"]), algebraic(), regime="limit", note=note
+            text,
+            expected,
+            min(arrow(predicted).details["spectral_gaps"]),
+            algebraic(),
+            regime="limit",
+            note=note,
         )

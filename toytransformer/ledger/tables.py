@@ -77,18 +77,22 @@ def three_under_arrow(run: Run) -> Iterator[Row]:
     dimensions = (256, 1024, 4096, 16384) if run.thorough else (256, 1024, 4096)
     hard += [(f"width d={d}", WidthLimit(dimension=d, seed=run.seed)) for d in dimensions]
     for label, regime in hard:
-        found = predict(pair(FACTS, True, "with-oracle", merge=Merge("arrow-products")), regime)
-        chosen = float(routing(found, regime)[:, 2].mean())
-        if found.undetermined:
+        predicted = predict(pair(FACTS, True, "with-oracle", merge=Merge("arrow-products")), regime)
+        chosen = float(routing(predicted, regime)[:, 2].mean())
+        if predicted.undetermined:
             text, note = "accuracy - share routed to the oracle", f"{ARBITRARY}; {printed}"
-            yield close(text, 0.0, found.accuracy - chosen, algebraic(), regime=label, note=note)
+            yield close(text, 0.0, predicted.accuracy - chosen, algebraic(), regime=label, note=note)
             continue
-        note = f"hard choice, spectral gap {found.merged.spectral_gap:.1e}"
+        note = f"hard choice, spectral gap {predicted.merged.spectral_gap:.1e}"
         text = "accuracy = share routed to the oracle"
-        yield close(text, chosen, found.accuracy, algebraic(), regime=label, note=f"{note}; {printed}")
+        yield close(text, chosen, predicted.accuracy, algebraic(), regime=label, note=f"{note}; {printed}")
         text = "between the mean (0) and the sum (1)"
         yield same(
-            text, True, 0 < found.accuracy < 1, regime=label, note=f"accuracy {found.accuracy:.2f}; {note}"
+            text,
+            True,
+            0 < predicted.accuracy < 1,
+            regime=label,
+            note=f"accuracy {predicted.accuracy:.2f}; {note}",
         )
 
 
@@ -141,10 +145,10 @@ PRINTED = {
 NEAREST = (("Rel1", "Rel4"), ("Rel3", "Rel2"), ("Rel5", "Rel2"))
 
 
-def share_answering(found: Prediction, *pairs: tuple[str, str]) -> float:
+def share_answering(predicted: Prediction, *pairs: tuple[str, str]) -> float:
     """Share of answers that are what one of these trained two-hop relations gives for the same x."""
-    world, total = found.composition.world, []
-    for question, answers in zip(found.composition.questions, found.distributions, strict=True):
+    world, total = predicted.composition.world, []
+    for question, answers in zip(predicted.composition.questions, predicted.distributions, strict=True):
         wanted = {world.truth(Prompt(question.prompt.entity, relations)) for relations in pairs}
         total.append(math.fsum(share for answer, share in answers.items() if answer in wanted))
     return math.fsum(total) / len(total)
@@ -167,11 +171,11 @@ def disjoint(run: Run) -> Iterator[Row]:
             note=f"accuracy 0; {note}",
         )
         for kind, known in KINDS.items() if n == 30 else ():
-            found = predict(pair(n, known, "library-disjoint", merge=Merge(rule)), network)
+            predicted = predict(pair(n, known, "library-disjoint", merge=Merge(rule)), network)
             room = statistical(math.sqrt(paper * (1 - paper) / n))
-            both = f"{note}; the toy answers {_summary(found)}"
+            both = f"{note}; the toy answers {_summary(predicted)}"
             text = f"{rule}, {kind} facts, n = {n}: accuracy"
-            yield at_most(text, paper, found.accuracy, room, regime="finite d=1024 m=4096", note=both)
+            yield at_most(text, paper, predicted.accuracy, room, regime="finite d=1024 m=4096", note=both)
 
 
 @claim("Table 12, predicted for shared graphs", source="Table 12; A.3")
@@ -181,24 +185,24 @@ def shared(run: Run) -> Iterator[Row]:
     for (kind, known), rule in itertools.product(KINDS.items(), rules):
         composition = pair(FACTS, known, "library-shared", merge=Merge(rule), seed=run.seed)
         for regime, label in ((LIMIT, "limit"), (wide, "width d=1024")):
-            found = predict(composition, regime)
+            predicted = predict(composition, regime)
             row = printed_as(rule)
-            paper, gap = PRINTED["library-shared", row], found.merged.spectral_gap
+            paper, gap = PRINTED["library-shared", row], predicted.merged.spectral_gap
             note = f"the paper prints at most {paper:.1%} ({row})"
             text = f"{rule}, {kind} facts, n = {FACTS}: accuracy"
-            if found.undetermined:  # no accuracy to compare: a prototype, or the SVD gauge, is arbitrary
+            if predicted.undetermined:  # no accuracy to compare: a prototype, or the SVD gauge, is arbitrary
                 if gap is not None:
                     text = f"{rule}, {kind} facts, n = {FACTS}: spectral gap"
                     yield close(text, 0.0, gap, algebraic(), regime=label, note=f"no accuracy: {ARBITRARY}")
                 continue
-            note += f"; the toy answers {_summary(found)}"
+            note += f"; the toy answers {_summary(predicted)}"
             note += "" if gap is None else f"; spectral gap {gap:.1e}"
             room = EXACT if label == "limit" else statistical(math.sqrt(paper * (1 - paper) / FACTS))
-            yield at_most(text, paper, found.accuracy, room, regime=label, note=note)
+            yield at_most(text, paper, predicted.accuracy, room, regime=label, note=note)
     for (kind, known), rule in itertools.product(KINDS.items(), ("sum", "mean")):
         composition = pair(FACTS, known, "library-shared", merge=Merge(rule), seed=run.seed)
-        found = predict(composition, LIMIT)
-        measured = found.shares["old"] + share_answering(found, *NEAREST)
+        predicted = predict(composition, LIMIT)
+        measured = predicted.shares["old"] + share_answering(predicted, *NEAREST)
         note = "Rel1 Rel4, Rel3 Rel2 or Rel5 Rel2 of the same x" + (" or the old answer" if known else "")
         text = f"{rule}, {kind} facts: share answered by a trained pair that shares a relation"
         yield close(text, 1.0, measured, algebraic(), regime="limit", note=note)
@@ -209,5 +213,5 @@ def printed_as(rule: str) -> str:
     return resolve(rule).paper or "uniform"
 
 
-def _summary(found: Prediction) -> str:
-    return ", ".join(f"{name} {share:.2f}" for name, share in found.shares.items() if share)
+def _summary(predicted: Prediction) -> str:
+    return ", ".join(f"{name} {share:.2f}" for name, share in predicted.shares.items() if share)
