@@ -19,14 +19,19 @@ if TYPE_CHECKING:
     from figures.store import Row
 
 
-@needs_extra("figures")
-def _registered() -> dict[str, Drawing]:
-    """Every figure by name.
+def _one_thread() -> None:
+    """Let BLAS have one thread, unless the user says otherwise; before NumPy is imported, which reads that.
 
-    Predictions are small matrices by the hundred, over which BLAS threads wait for each other longer than
-    they work; how many threads there are is read when NumPy is imported, which the files of figures do.
+    Predictions are small matrices by the hundred, over which threads wait for each other longer than they
+    work, and where singular values tie their digits depend on how many there are.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+@needs_extra("figures")
+def _registered() -> dict[str, Drawing]:
+    """Every figure by name."""
+    _one_thread()
     from figures import registry
 
     return registry.figures()
@@ -48,6 +53,7 @@ class _Figures(click.Group):
 @click.group(cls=_Figures, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Draw the figures: one by name, or all."""
+    _one_thread()
 
 
 def _formats(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:

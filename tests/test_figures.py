@@ -1,6 +1,7 @@
 """Drawings come from rows alone, rows can be computed again, and what the drawings say holds in the rows."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -162,3 +163,24 @@ def test_rows_survive_the_file(tmp_path):
     with pytest.raises(ValueError):
         store.write(tmp_path / "rows.json", [{"limit": float("nan")}])
     assert len(store.read(tmp_path / "rows.json")) == 1
+
+
+@pytest.mark.parametrize("command", ["all", "theory", "report", "first-look"])
+def test_blas_has_one_thread_before_numpy_is_imported(command):
+    """Its number is read at the import; predictions of several threads differ where singular values tie."""
+    code = f"""
+import os, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy" and "numpy" not in sys.modules:
+            print("threads", os.environ.get("OPENBLAS_NUM_THREADS"))
+            sys.exit(0)
+sys.meta_path.insert(0, Watch())
+from figures.__main__ import main
+main(["{command}", "--format", "png", "--out", os.devnull], standalone_mode=False)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
+    if command == "report":
+        code = code.replace('"--format", "png"', f'"--ledger", {str(store.COMMITTED)!r}')
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert "threads 1" in done.stdout.splitlines(), done.stderr
