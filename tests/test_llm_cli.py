@@ -394,6 +394,17 @@ def test_merge_writes_the_merge_as_one_adapter(run, folders, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_adapters_of_one_name_are_called_by_their_folders(run, folders, tmp_path):
+    """As those are that runs train."""
+    modules = peft_files.read(folders[0]).modules
+    for place in ("a", "b"):
+        peft_files.write(tmp_path / place / "adapter", "adapter", modules, "base")
+    both = [tmp_path / place / "adapter" for place in ("a", "b")]
+    assert run("check", *both)[0] == run("merge", *both, "--out", "merged")[0] == 0
+    assert all(str(folder) in (tmp_path / "merged" / "README.md").read_text() for folder in both)
+    refused(run("merge", both[0], both[0], "--out", "new"), "are called")
+
+
 def test_export_writes_a_data_set(run, tmp_path):
     status, _, _ = run("export", "data", "--triplets", "3", "--dataset", "F")
     assert status == 0 and "manifest.json" in {path.name for path in (tmp_path / "data").iterdir()}

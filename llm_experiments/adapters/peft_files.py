@@ -185,6 +185,18 @@ def write(
         partial.unlink(missing_ok=True)
 
 
+def told_apart(adapters: Sequence[AdapterWeights], folders: Sequence[Path]) -> list[AdapterWeights]:
+    """The adapters, in which those that share a name are called by their folders, as these were given.
+
+    Every adapter of a run is called "adapter", and a checkpoint by its folder's last name.
+    """
+    names = [adapter.name for adapter in adapters]
+    return [
+        replace(adapter, name=str(folder)) if names.count(adapter.name) > 1 else adapter
+        for adapter, folder in zip(adapters, folders, strict=True)
+    ]
+
+
 def check_library(adapters: Sequence[AdapterWeights], *, equal_ranks: bool = True) -> tuple[str, ...]:
     """The modules that the adapters of a library change, in order; refuse those that cannot be merged.
 

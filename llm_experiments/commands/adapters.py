@@ -29,16 +29,15 @@ def merge(
     seed: int,
 ) -> None:
     """Merge PEFT adapters into one that plain PEFT loads."""
-    from llm_experiments.adapters.peft_files import read
+    from llm_experiments.adapters.peft_files import read, told_apart
     from llm_experiments.merges.merging import save_static
     from toytransformer.compositions import Merge
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise click.UsageError(f"--out '{out}' is there already: name a new folder")
     spec = Merge(rule, merge_weights(weights), tuple(map(merge_option, options)))
-    details = save_static(
-        [read(folder) for folder in adapters], spec, out, seed=seed, rank=rank, name=out.name
-    )
+    library = told_apart([read(folder) for folder in adapters], adapters)
+    details = save_static(library, spec, out, seed=seed, rank=rank, name=out.name)
     click.echo(f"{out}: rank {details['rank']}, relative error {details['relative_error']:.2g}")
 
 
@@ -50,11 +49,13 @@ def check(adapters: tuple[Path, ...]) -> int:
 
     Each of the ADAPTERS is a PEFT folder. Exit status 1 if one is refused.
     """
-    from llm_experiments.adapters.peft_files import check_library, read
+    from llm_experiments.adapters.peft_files import AdapterWeights, check_library, read, told_apart
     from llm_experiments.models.files import printable
     from toytransformer.adapters import AdapterError
 
-    library, refused = [], False
+    library: list[AdapterWeights] = []
+    folders: list[Path] = []
+    refused = False
     for folder in adapters:
         try:
             library.append(read(folder))
@@ -63,11 +64,12 @@ def check(adapters: tuple[Path, ...]) -> int:
             refused = True
         else:
             own = library[-1]
+            folders.append(folder)
             shape = f"rank {own.rank}, {len(own.modules)} modules, base {own.base}"
             click.echo(printable(f"fine     {folder}: {shape}"))
     if len(library) > 1:
         try:
-            check_library(library)
+            check_library(told_apart(library, folders))
         except AdapterError as error:
             click.echo(printable(f"refused  together: {' '.join(str(error).split())}"))
             refused = True
