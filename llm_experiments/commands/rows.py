@@ -10,8 +10,6 @@ from rich.console import Console
 
 from llm_experiments.commands.options import FOLDER
 from toytransformer.command_line import RegularFile, needs_extra
-from toytransformer.cost import in_words
-from toytransformer.working import working
 
 #: The kept rows, beside the code.
 DATA = Path(__file__).parents[1] / "data"
@@ -123,6 +121,8 @@ def rescore(names: tuple[str, ...], data: Path, world: Path | None) -> None:
     from llm_experiments.embedded.corpus import BaseWorld
     from llm_experiments.models.sources import EMBEDDED
     from results import files
+    from toytransformer.cost import in_words
+    from toytransformer.working import working
 
     known = BaseWorld.read(world or EMBEDDED / "world.json")
     folders = [data / name for name in names] or sorted(f for f in data.iterdir() if f.is_dir())
