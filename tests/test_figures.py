@@ -23,7 +23,7 @@ THEORY = {name: figure for name, figure in registry.figures().items() if not fig
 DRAW_ALONE = """
 import sys
 from pathlib import Path
-computing = ("jax", "toytransformer.prediction", "toytransformer.merging", "toytransformer.regimes")
+computing = ("jax", "toytransformer.prediction", "toytransformer.regimes")
 for absent in (*computing, "figures.theory"):
     sys.modules[absent] = None
 from figures import registry, store
