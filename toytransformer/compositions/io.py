@@ -50,12 +50,14 @@ def require_writable(path: str | os.PathLike) -> None:
         )
 
 
-def provenance(paths: Sequence[Path] = (HERE,), packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
+def provenance(paths: Sequence[Path] = (), packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """Where a result comes from: git commit, whether the code differs from it, Python, package versions.
 
-    paths: folders of the code that made it, in one work tree. packages: distributions whose versions matter,
-    where they are installed. git is "unknown" and modified None where git does not track the first path.
+    paths: folders of the code that made it, in one work tree; none: of this package. packages: distributions
+    whose versions matter, where they are installed. git is "unknown" and modified None where git does not
+    track the first path.
     """
+    paths = paths or (HERE,)
     inside = Path(paths[0])
     tracked = _git(inside, "ls-files", "--error-unmatch", "__init__.py") is not None
     commit = _git(inside, "rev-parse", "HEAD") if tracked else None
