@@ -46,5 +46,13 @@ PROFILES: dict[str, Profile] = {
             temperatures=(1.0, 0.1, 0.01),
             sizes={"two-hop": two_hop.SIZES["small"]},
         ),
+        Profile(
+            name="brief",
+            about="a 500M-parameter model on a CPU that multiplies no bfloat16: 24 triplets, 4 training "
+            "templates, 5 epochs",
+            training=Training(learning_rate=1e-3, batch=8, epochs=5),
+            temperatures=(1.0, 0.1, 0.01),
+            sizes={"two-hop": two_hop.SIZES["brief"]},
+        ),
     )
 }

@@ -1,7 +1,6 @@
 """How large a measurement of this domain is, by the profile's name."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llm_experiments.domains.two_hop.templates import DEV, TEST, TRAIN
 
@@ -30,7 +29,7 @@ class Size:
     edited_facts: int
 
 
-SIZES: Mapping[str, Size] = {
+SIZES: dict[str, Size] = {
     "embedded": Size(
         facts=20,
         bridge_facts=20,
@@ -71,3 +70,4 @@ SIZES: Mapping[str, Size] = {
         edited_facts=24,
     ),
 }
+SIZES["brief"] = replace(SIZES["small"], train=tuple(TRAIN[:4]))
