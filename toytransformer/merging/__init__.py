@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from toytransformer.merging.merged import Merged, Routed, RoutedMerge, Static, StaticMerge
+from toytransformer.merging.merged import Merged, Mixing, Routed, RoutedMerge, Static, StaticMerge
 from toytransformer.merging.registry import (
     RULES,
     MergeContext,
@@ -24,6 +24,7 @@ __all__ = [
     "MergeContext",
     "MergeRule",
     "Merged",
+    "Mixing",
     "Option",
     "Routed",
     "RoutedMerge",

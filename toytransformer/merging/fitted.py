@@ -22,7 +22,7 @@ from scipy.optimize import Bounds, differential_evolution, lsq_linear, nnls
 from toytransformer.adapters import LoRA
 from toytransformer.arrays import NumpyArray as Array
 from toytransformer.arrays import like
-from toytransformer.merging.merged import StaticMerge, concatenated
+from toytransformer.merging.merged import StaticMerge
 from toytransformer.merging.registry import (
     MergeContext,
     Weights,
@@ -32,7 +32,7 @@ from toytransformer.merging.registry import (
     positive,
     whole,
 )
-from toytransformer.merging.static import product_of_sums, require_equal_ranks
+from toytransformer.merging.static import merged_factors, merged_products, require_equal_ranks
 
 
 def free(design: Float[Array, "row adapter"], wanted: Float[Array, "row"]) -> Float[Array, "adapter"]:
@@ -97,7 +97,7 @@ def _fit_products(adapters: Sequence[LoRA], context: MergeContext, form: str) ->
     residual = np.einsum("i,ies->es", weights, shifts) - targets
     loss = float(np.sum(residual**2)) / len(features)
     coefficients = tuple(float(weight) for weight in weights)
-    return StaticMerge(concatenated(adapters, coefficients), details={"weights": coefficients, "loss": loss})
+    return merged_products(adapters, coefficients, details={"weights": coefficients, "loss": loss})
 
 
 FITTED: dict[str, Any] = {"label_blind": False, "weighted": False}
@@ -225,4 +225,4 @@ def lorahub(
     best = search.x if search.x.sum() >= 0 else -search.x
     w = tuple(float(value) for value in best)
     details = {"weights": w, "loss": loss(best), "seed": seed, "evaluations": int(search.nfev)}
-    return StaticMerge(product_of_sums(adapters, w, w), details=details)
+    return merged_factors(adapters, w, w, details=details)

@@ -20,6 +20,22 @@ from toytransformer.adapters import LoRA
 from toytransformer.arrays import Array, Convert, epsilon, rounding
 
 
+@dataclass(frozen=True)
+class Mixing:
+    """With which weights a merge adds up its adapters' updates, for the law of `toytransformer.mixture`.
+
+        Delta = sum_i own_i D_i + sum_{i<j} cross_ij (write_i read_j^T + write_j read_i^T)
+
+    own: (adapter,), or (prompt, adapter) where it is routed. cross: (pair,) or (prompt, pair), pairs (i, j),
+    i < j, in the order of itertools.combinations; None for a rule of products, which has no cross terms.
+    pruned: whether D_i is what the rule makes of adapter i alone at weight 1, in place of Delta_i itself.
+    """
+
+    own: tuple[float, ...] | Float[Array, "..."]
+    cross: tuple[float, ...] | Float[Array, "..."] | None = None
+    pruned: bool = False
+
+
 class Merged(Protocol):
     """What every rule returns.
 
@@ -73,11 +89,15 @@ class Routed(Merged, Protocol):
 
 @dataclass(frozen=True)
 class StaticMerge:
-    """The same update for every prompt: a LoRA where the formula keeps one, else a dense matrix."""
+    """The same update for every prompt: a LoRA where the formula keeps one, else a dense matrix.
+
+    mixing: the weights of the updates in it; None where it is no such sum (TIES, a truncation, ..).
+    """
 
     update: LoRA | Float[Array, "entity feature"]
     details: Mapping[str, Any] = field(default_factory=dict)
     spectral_gap: None = None
+    mixing: Mixing | None = None
 
     @property
     def rank(self) -> int | None:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from toytransformer.adapters import LoRA
 from toytransformer.arrays import Array, like, rounding
-from toytransformer.merging.merged import StaticMerge, concatenated, undetermined
+from toytransformer.merging.merged import Mixing, StaticMerge, concatenated, undetermined
 from toytransformer.merging.registry import (
     MergeContext,
     Weights,
@@ -174,7 +174,8 @@ def magnitude_prune(
     Default w_i = 1, no rescaling. PEFT "magnitude_prune_svd" before truncation. Gauge-invariant.
     """
     trimmed = [keep_largest(lora.delta(), density) for lora in adapters]
-    return StaticMerge(weighted_sum(ones(adapters, weights), trimmed))
+    w = ones(adapters, weights)
+    return StaticMerge(weighted_sum(w, trimmed), mixing=Mixing(tuple(w), pruned=True))
 
 
 @merge_rule(
@@ -212,7 +213,8 @@ def knots(
     details: dict[str, Any] = {"spectrum_gap": gap}
     if inner == "ties" and ladder[0] > 0:
         details |= undetermined(gap, values, "two singular values of the stack", "the basis of TIES")
-    return StaticMerge(LoRA(basis, merged.T), details=details)
+    mixing = Mixing(tuple(w)) if inner == "sum" else None
+    return StaticMerge(LoRA(basis, merged.T), details=details, mixing=mixing)
 
 
 def _shared_basis(adapters: Sequence[LoRA]) -> tuple[Array, Array, list[Array]]:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array, is_torch_array
@@ -16,7 +19,7 @@ from jaxtyping import Float
 
 from toytransformer.adapters import LoRA
 from toytransformer.arrays import Array, rounding
-from toytransformer.merging.merged import StaticMerge, concatenated, undetermined
+from toytransformer.merging.merged import Mixing, StaticMerge, concatenated, undetermined
 from toytransformer.merging.registry import (
     MergeContext,
     RuleError,
@@ -35,6 +38,27 @@ def product_of_sums(adapters: Sequence[LoRA], write: Sequence[float], read: Sequ
         weighted_sum(write, [lora.write for lora in adapters]),
         weighted_sum(read, [lora.read for lora in adapters]),
     )
+
+
+def merged_products(adapters: Sequence[LoRA], weights: Sequence[float], **more: Any) -> StaticMerge:
+    """sum_i w_i Delta_i as a merge; more: its details."""
+    return StaticMerge(concatenated(adapters, weights), mixing=Mixing(tuple(weights)), **more)
+
+
+def merged_factors(
+    adapters: Sequence[LoRA], write: Sequence[float], read: Sequence[float], **more: Any
+) -> StaticMerge:
+    """`product_of_sums` as a merge; more: its details.
+
+    The cross terms of a pair, a_i b_j write_i read_j^T + a_j b_i write_j read_i^T, are one number times their
+    sum only where a_i b_j = a_j b_i.
+    """
+    pairs = list(combinations(range(len(adapters)), 2))
+    mixing = None
+    if all(write[i] * read[j] == write[j] * read[i] for i, j in pairs):
+        cross = tuple(write[i] * read[j] for i, j in pairs)
+        mixing = Mixing(tuple(a * b for a, b in zip(write, read, strict=True)), cross)
+    return StaticMerge(product_of_sums(adapters, write, read), mixing=mixing, **more)
 
 
 def weighted_sum(weights: Sequence[float], parts: Sequence[Float[Array, "..."]]) -> Float[Array, "..."]:
@@ -67,7 +91,7 @@ def sum_of_products(adapters: Sequence[LoRA], weights: Weights, context: MergeCo
     Exact: the factors are concatenated, nothing is truncated. Gauge-invariant. At weights (1/2, 1/2), an
     adapter merged with itself is multiplied by 1.
     """
-    return StaticMerge(concatenated(adapters, ones(adapters, weights)))
+    return merged_products(adapters, ones(adapters, weights))
 
 
 @merge_rule("mean", gauge_invariant=True, weighted=False, sectorwise=True, paper="uniform")
@@ -77,7 +101,7 @@ def mean(adapters: Sequence[LoRA], weights: Weights, context: MergeContext) -> S
     Averages products: one reading of "Uniform" (`linear` is the other). PEFT "cat" with weights 1/n.
     Gauge-invariant.
     """
-    return StaticMerge(concatenated(adapters, equal_parts(adapters, None)))
+    return merged_products(adapters, equal_parts(adapters, None))
 
 
 @merge_rule("linear", gauge_invariant=False, sectorwise=True, paper="uniform")
@@ -89,7 +113,7 @@ def linear(adapters: Sequence[LoRA], weights: Weights, context: MergeContext) ->
     is multiplied by 1.
     """
     w = equal_parts(adapters, weights)
-    return StaticMerge(product_of_sums(adapters, w, w))
+    return merged_factors(adapters, w, w)
 
 
 @merge_rule("linear-peft", gauge_invariant=False, sectorwise=True)
@@ -100,7 +124,7 @@ def linear_peft(adapters: Sequence[LoRA], weights: Weights, context: MergeContex
     sqrt|w_i w_j| make it neither the sum nor eq. 27. Factor-wise: moves under a change of gauge. Needs
     equal ranks. At weights (1/2, 1/2), an adapter merged with itself is multiplied by 2.
     """
-    return StaticMerge(product_of_sums(adapters, *peft_roots(equal_parts(adapters, weights))))
+    return merged_factors(adapters, *peft_roots(equal_parts(adapters, weights)))
 
 
 def peft_roots(weights: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -176,9 +200,9 @@ def lori_dense(
     trained, with each adapter's own random read factor.
     """
     if combine == "cat":
-        return StaticMerge(concatenated(adapters, ones(adapters, weights)))
+        return merged_products(adapters, ones(adapters, weights))
     w = equal_parts(adapters, weights)
-    return StaticMerge(product_of_sums(adapters, w, w))
+    return merged_factors(adapters, w, w)
 
 
 @merge_rule("lori-s", **LORI, options={"combine": COMBINE, "density": share(0.1)})
@@ -192,4 +216,5 @@ def lori_sparse(
     gauge.
     """
     masked = [LoRA(keep_largest(lora.write, density), lora.read) for lora in adapters]
-    return lori_dense(masked, weights, context, combine=combine)
+    merged = lori_dense(masked, weights, context, combine=combine)
+    return replace(merged, mixing=merged.mixing and replace(merged.mixing, pruned=True))
