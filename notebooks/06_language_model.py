@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 import llm_experiments
+from llm_experiments.domains.two_hop import overlaps, survival
 from llm_experiments.domains.two_hop.chains import chains, unrelated
 from llm_experiments.domains.two_hop.lexicon import lexicon
-from llm_experiments.editing import edits, overlaps, survival
+from llm_experiments.editing import edits
 from llm_experiments.editing.features import observe
 from llm_experiments.models.load import load
 from notebooks import checks

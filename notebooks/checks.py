@@ -242,7 +242,7 @@ def share_right(library: tuple[str, ...]) -> float:
 
 def gap(own_minus_other: Callable[[np.ndarray], float]) -> None:
     """own_minus_other(c (edit, prompt)): mean of c[j, j] less the mean of c[i, j] over i != j."""
-    from llm_experiments.editing.overlaps import own_against_other
+    from llm_experiments.domains.two_hop.overlaps import own_against_other
 
     _written(own_minus_other)
     for n in (2, 5):

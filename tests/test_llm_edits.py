@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from tiny_models import tiny_llama, tiny_qwen2
 
 from llm_experiments.adapters import peft_files
-from llm_experiments.domains.two_hop import chains
+from llm_experiments.domains.two_hop import chains, overlaps, survival
 from llm_experiments.domains.two_hop.lexicon import lexicon
-from llm_experiments.editing import edits, features, overlaps, survival, values
+from llm_experiments.editing import edits, features, values
 from llm_experiments.editing.features import EditError, KeyCovariance
 from llm_experiments.models.load import load
 from llm_experiments.models.prompts import prompt_ids, target_ids

@@ -13,16 +13,16 @@ import torch
 from llm_experiments.adapters.peft_files import read
 from llm_experiments.asking import evaluation
 from llm_experiments.domains.task import read_items
+from llm_experiments.domains.two_hop.edit_step import REFERENCE, UNRELATED, Edit
 from llm_experiments.domains.two_hop.rendering import FIRST, SECOND, STEP_BY_STEP, THEREFORE
+from llm_experiments.domains.two_hop.scenes import ARROW, UNIFORM, TwoHop
 from llm_experiments.domains.two_hop.templates import SIGNATURES, templates
-from llm_experiments.editing.step import REFERENCE, UNRELATED, Edit
 from llm_experiments.embedded.corpus import BaseWorld
 from llm_experiments.engine.context import Context
 from llm_experiments.engine.local import run
 from llm_experiments.engine.steps import Plan, in_order
 from llm_experiments.engine.store import Store
 from llm_experiments.experiments.registry import EXPERIMENTS
-from llm_experiments.experiments.scenes import ARROW, UNIFORM, TwoHop
 from llm_experiments.experiments.sizes import PROFILES
 from llm_experiments.experiments.study import DEV_NAMES, Base
 from llm_experiments.merges import merging
@@ -39,7 +39,7 @@ from toytransformer.regimes import FullLimit
 
 BASE = Base("tiny", "0" * 16)
 SIZE = replace(
-    PROFILES["small"].sizes["two-hop"],
+    PROFILES["small"].size("two-hop"),
     facts=2,
     bridge_facts=2,
     library_facts=2,

@@ -17,9 +17,10 @@ from benchmarks import arrow
 from llm_experiments.adapters import peft_files
 from llm_experiments.adapters.peft_files import AdapterError, AdapterWeights
 from llm_experiments.adapters.training import Training
-from llm_experiments.merges import fitted, fitters, loss
+from llm_experiments.merges import fitted, loss
 from llm_experiments.merges.fitted import fit
-from llm_experiments.merges.fitters import FORMS, Fitting
+from llm_experiments.merges.fitters import Fitting, search
+from llm_experiments.merges.fitters.products import FORMS
 from llm_experiments.merges.merging import (
     apply,
     describe,
@@ -794,7 +795,7 @@ def test_lorahub_searches_without_gradients(loaded, library, taught):
 
 def test_lorahub_returns_the_twin_with_the_larger_sum(loaded, library, taught, monkeypatch):
     """L(w) = L(-w): whichever of the two a search ends at."""
-    monkeypatch.setattr(fitters, "minimize", lambda objective, *_, **__: objective(np.array([-0.9, 0.2])))
+    monkeypatch.setattr(search, "minimize", lambda objective, *_, **__: objective(np.array([-0.9, 0.2])))
     details = fit(loaded, library[:2], Merge("lorahub"), taught).details
     assert details["weights"] == (0.9, -0.2)
     twins = [loss_under(loaded, library[:2], Merge("linear", w), taught) for w in ((0.9, -0.2), (-0.9, 0.2))]

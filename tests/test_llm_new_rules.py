@@ -14,6 +14,7 @@ from llm_experiments.merges.fitted import fit
 from llm_experiments.merges.fitters import FITTERS, Fit, Fitting, fitter
 from llm_experiments.merges.merging import apply, merge_modules, save_static
 from llm_experiments.models.load import load as load_model
+from llm_experiments.registry import RegistryError
 from toytransformer.adapters import LoRA
 from toytransformer.compositions.spec import Merge
 from toytransformer.merging import RULES, RoutedMerge, RuleError, StaticMerge, merge_rule
@@ -57,11 +58,12 @@ def library(loaded):
 @pytest.fixture
 def registry():
     """Rules and fitters registered in a test are gone after it."""
-    kept = [(table, dict(table)) for table in (RULES, FITTERS)]
+    rules, fitters = set(RULES), set(FITTERS)
     yield
-    for table, before in kept:
-        for name in set(table) - set(before):
-            del table[name]
+    for name in set(RULES) - rules:
+        del RULES[name]
+    for name in set(FITTERS) - fitters:
+        FITTERS.remove(name)
 
 
 def logits(model):
@@ -274,7 +276,7 @@ def test_a_fitter_of_another_kind(loaded, library, registry):
     wanted = by_hand(loaded.model, library, lambda x, factors: 2 * factors[0].shift(x))
     with apply(loaded, library, merge):
         close(logits(loaded.model), wanted, SINGLE)
-    with pytest.raises(RuleError, match="registered already"):
+    with pytest.raises(RegistryError, match="two fitters 'first'"):
         fitter("first")(first)
 
 

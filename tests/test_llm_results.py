@@ -63,7 +63,7 @@ def test_the_work_of_seeds_adds_up():
     # trained once, whatever the seeds: the one library on which Arrow's temperature is chosen
     assert 2 * one.adapters - two.adapters == 2
     base = one.questions - (two.questions - one.questions)  # asked once, whatever the seeds
-    size = small.sizes["two-hop"]
+    size = small.size("two-hop")
     assert base == 4 * size.facts * len(size.test)  # both hops; two hops directly and step by step
 
 

@@ -3,8 +3,8 @@
     Task(items, dev, candidates, context: ref)     ref: hash of JSON lines that a run keeps beside its results
         training: {name: TrainingSet(examples, own_task: ref)}
 
-A domain is a function that builds tasks, entered by `@domain`; nothing outside its folder knows more of it
-than its tasks, its scorer's outcomes and marks.
+A domain is a folder: a function that builds tasks, entered by `@domain`, its scorers and its experiments.
+Nothing outside knows more of it than its tasks, its scorers' outcomes and marks.
 """
 
 from __future__ import annotations
@@ -159,12 +159,16 @@ def read_scorer(reading: Reading, name: str, context: Ref | None) -> Scorer:
 
 @dataclass(frozen=True)
 class Domain:
-    """A registered domain: how its tasks are built, one line about it, the options of a small one."""
+    """A registered domain: how its tasks are built, one line about it, the options of a small one.
+
+    sizes: how large a measurement is, by the name of the profile, in terms that only the domain understands.
+    """
 
     name: str
     about: str
     build: Callable[..., Task]
     small: Mapping[str, Json]
+    sizes: Mapping[str, Any] = field(default_factory=dict)
 
     def small_task(self, inputs: Inputs) -> Task:
         """A task of a few items, for tests and first looks."""
@@ -176,11 +180,20 @@ DOMAINS: Registry[Domain] = Registry("domain", "llm_experiments.domains")
 Build = TypeVar("Build", bound=Callable[..., Task])
 
 
-def domain(name: str, *, about: str, small: Mapping[str, Json] | None = None) -> Callable[[Build], Build]:
-    """Enter a function (inputs, **options) -> Task as a domain. small: options of a task of a few items."""
+def domain(
+    name: str,
+    *,
+    about: str,
+    small: Mapping[str, Json] | None = None,
+    sizes: Mapping[str, Any] | None = None,
+) -> Callable[[Build], Build]:
+    """Enter a function (inputs, **options) -> Task as a domain.
+
+    small: options of a task of a few items. sizes: by profile, see Domain.
+    """
 
     def enter(build: Build) -> Build:
-        DOMAINS.add(name, Domain(name, about, build, small or {}))
+        DOMAINS.add(name, Domain(name, about, build, small or {}, sizes or {}))
         return build
 
     return enter

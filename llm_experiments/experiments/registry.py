@@ -77,7 +77,9 @@ def _lines(plan: Plan, ref: Ref) -> int:
     return plan.inputs[ref].count(b"\n")
 
 
-EXPERIMENTS: Registry[Experiment] = Registry("experiment", "llm_experiments.experiments")
+EXPERIMENTS: Registry[Experiment] = Registry(
+    "experiment", "llm_experiments.experiments", "llm_experiments.domains"
+)
 
 
 def experiment(

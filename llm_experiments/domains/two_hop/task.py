@@ -24,6 +24,7 @@ from llm_experiments.domains.two_hop.candidates import candidates
 from llm_experiments.domains.two_hop.known import BaseWorld
 from llm_experiments.domains.two_hop.lexicon import Lexicon, lexicon
 from llm_experiments.domains.two_hop.rendering import Form, asked, render, training_examples
+from llm_experiments.domains.two_hop.sizes import SIZES
 from llm_experiments.domains.two_hop.templates import DEV, TEST, TRAIN
 from results.rows import Item
 from toytransformer.compositions import Adapter, Composition, Fact, Question, catalogue
@@ -37,6 +38,7 @@ Decode = Literal["direct", "steps"]
     "two-hop",
     about="x R1 R2 from adapters that hold x R1 -> y and y R2 -> z, in words: people and places",
     small={"composition": "setup-2", "facts": 3, "train": [0, 1], "test": [48]},
+    sizes=SIZES,
 )
 def two_hop(
     inputs: Inputs,

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from llm_experiments.editing import edits, overlaps
+from llm_experiments.domains.two_hop import overlaps
+from llm_experiments.editing import edits
 from llm_experiments.editing.features import down_projections, key_covariance, observe
 from llm_experiments.engine.addresses import Ref
 from llm_experiments.engine.context import Context

@@ -13,11 +13,11 @@ from typing import Any
 
 from llm_experiments.domains.task import keep_examples
 from llm_experiments.domains.two_hop.chains import chains, unrelated
+from llm_experiments.domains.two_hop.edit_step import REFERENCE, UNRELATED, Edit
 from llm_experiments.domains.two_hop.rendering import training_examples
-from llm_experiments.editing.step import REFERENCE, UNRELATED, Edit
+from llm_experiments.domains.two_hop.scenes import ALONE, ARROW, PAIR, TRIPLE, UNIFORM, TwoHop
 from llm_experiments.engine.steps import Step
 from llm_experiments.experiments.registry import experiment
-from llm_experiments.experiments.scenes import ALONE, ARROW, PAIR, TRIPLE, UNIFORM, TwoHop
 from toytransformer.compositions import Adapter, Merge
 
 two_hop = partial(experiment, needs=("two-hop",), study=TwoHop)

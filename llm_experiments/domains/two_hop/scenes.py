@@ -64,7 +64,7 @@ class TwoHop(Study):
     @cached_property
     def size(self) -> Size:
         """How many chains, in how many wordings."""
-        return self.profile.sizes["two-hop"]
+        return self.profile.size("two-hop")
 
     @cached_property
     def _scenes(self) -> dict[tuple, Scene]:
