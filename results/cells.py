@@ -78,7 +78,7 @@ class Cell:
 
     @property
     def asked(self) -> str:
-        """Group and way of asking: "two-hop/steps"."""
+        """Group and way of asking: "sums/steps"."""
         return f"{self.group}/{self.ask}"
 
     @property

@@ -6,7 +6,7 @@
     frame.wide()                     the rows with the fields of their cells beside them
     frame.groups()                   list[Cell]: one library under one merge, asked one group of questions
                                      in one way, over training seeds and draws of names; pooled=False: apart
-    select(cells, task="setup-0", rule="mean", ask="steps", ..)    those whose fields are these
+    select(cells, task="sums", rule="mean", ask="steps", ..)        those whose fields are these
     predicted(cells, predictions)    the same cells with what the toy says of them, joined by spec hash
 
 A `Cell` (results.cells) is what tables, pages and figures count. `cell.info` has the fields that tell it from

@@ -1,8 +1,9 @@
-"""What the paper prints: paper_tables.toml, and which of its cells stands beside a measured one."""
+"""What the paper prints (paper_tables.toml), and beside which measured cells (paper_cells.toml)."""
 
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,19 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from results.cells import Cell
-from results.rows import BASE, RANDOM
+from results.rows import BASE, RANDOM, CellInfo
 from toytransformer.merging import RULES
-
-#: What it calls the forms of adapters that are no plain LoRA's.
-FORMS = {"cat": "concat", "linear": "linear"}
-LIBRARIES = {
-    ("hop1", "hop2"): "two-hop",
-    ("hop1", "hop2", "oracle"): "with-oracle",
-    ("oracle",): "oracle-only",
-    ("mixed",): "mixed",
-}
-#: Variants that the paper has no number for.
-UNPRINTED = ("initial_a", "gauge", "relabelling")
 
 
 @dataclass(frozen=True)
@@ -60,34 +50,44 @@ def called(rule: str) -> str | None:
     return RULES[rule].paper if rule in RULES else None
 
 
+@cache
+def naming() -> dict[str, dict[str, Any]]:
+    """paper_cells.toml: by domain, what a cell of it is called in the tables."""
+    return tomllib.loads(Path(__file__).with_name("paper_cells.toml").read_text(encoding="utf-8"))
+
+
+def _task(info: CellInfo) -> tuple[Mapping[str, Any], Mapping[str, str]] | None:
+    """The entry of paper_cells.toml for a cell's task, and what the task's name says by itself."""
+    for task in naming()[info.domain]["tasks"] if info.domain in naming() else ():
+        if named := re.fullmatch(task["name"], info.task):
+            return task, named.groupdict()
+    return None
+
+
 def as_printed(cell: Cell) -> dict[str, Any] | None:
     """The cell in the words of paper_tables.toml; None for what the paper has no number for.
 
-    However it was asked: the paper's libraries were asked step by step, of single adapters it does not say.
+    However it was asked: how the paper's libraries were asked is for `beside`.
     """
-    info = cell.info
-    if cell.group != "two-hop" or info.weights or info.control in (BASE, RANDOM):
+    info, known = cell.info, _task(cell.info)
+    if known is None or info.weights or info.control in (BASE, RANDOM):
         return None
-    if set(UNPRINTED) & info.variant.keys():
+    (task, named), domain = known, naming()[info.domain]
+    if cell.group != domain["group"] or set(domain["unprinted"]) & info.variant.keys():
         return None
     adapters = str(info.variant.get("adapters", "LoRA"))
-    rule = called(info.rule) if adapters == "LoRA" else FORMS.get(str(info.variant.get("form")))
-    if info.task.startswith("library-"):
-        several = len(info.library) > 1 and rule
-        return {"rule": rule, "composition": info.task} if several else None
-    library = LIBRARIES.get(info.library)
-    number = info.task.removeprefix("setup-")
-    alone = len(info.library) == 1
-    if library is None or not number.isdecimal() or not (alone or rule):
-        return None
-    return {
+    rule = called(info.rule) if adapters == "LoRA" else domain["forms"].get(str(info.variant.get("form")))
+    libraries = {tuple(library["adapters"]): library["called"] for library in domain["libraries"]}
+    said = {
         "dataset": info.dataset,
         "layers": info.layers or "mlp",
         "adapters": adapters,
-        "setup": int(number),
-        "library": library,
-        "rule": "alone" if alone else rule,
+        "library": libraries.get(info.library),
+        "rule": task.get("single") if len(info.library) == 1 else rule,
     }
+    words = {name: int(text) if text.isdecimal() else text for name, text in named.items()}
+    words |= {name: said[name] for name in task["says"]}
+    return None if None in words.values() else words
 
 
 def is_row(printed: Mapping[str, Any], table: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
@@ -100,16 +100,21 @@ def beside(cell: Cell, experiment: str | None = None) -> Printed | None:
     """What the paper prints for such a cell, None where it has no number.
 
     Of the base itself where it is one of the paper's models, else the range over all of its models; from the
-    table that `experiment` is named after, else from the one with most models. Libraries count step by step.
+    table that `experiment` is named after, else from the one with most models. Libraries count as the paper
+    asked them.
     """
     printed = as_printed(cell)
-    if printed is None or (len(cell.info.library) > 1 and cell.ask != "steps" and "setup" in printed):
+    known = _task(cell.info)
+    if printed is None or known is None:
         return None
-    known = tables()
-    for name in sorted(known, key=lambda name: (name != experiment, -len(known[name]["models"]))):
-        for row in known[name]["rows"]:
-            if is_row(printed, known[name], row):
-                values = dict(zip(known[name]["models"], row["values"], strict=True))
+    asked = known[0].get("asked", cell.ask) if len(cell.info.library) > 1 else cell.ask
+    if cell.ask != asked:
+        return None
+    every = tables()
+    for name in sorted(every, key=lambda name: (name != experiment, -len(every[name]["models"]))):
+        for row in every[name]["rows"]:
+            if is_row(printed, every[name], row):
+                values = dict(zip(every[name]["models"], row["values"], strict=True))
                 own = cell.info.base.rpartition("/")[2]
                 chosen = {own: values[own]} if own in values else values
                 numbers = [value for value in chosen.values() if not math.isnan(value)]

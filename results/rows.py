@@ -92,10 +92,10 @@ class _Line:
 class Item(_Line):
     """One question in one wording.
 
-    id: distinct in its task, "x3 R1 R2/steps/48". cluster: what is resampled whole, such as the chain that
-    several wordings ask about. group: which questions belong together ("two-hop", "hop1", ..). ask: "direct"
-    or "steps". target: the text that is right, None where nothing is. roles: the answer of each role that is
-    there ("correct", "bridge", ..). extra: what else the domain says of it (template, prompt, ..).
+    id: distinct in its task, "3+4/steps/0". cluster: what is resampled whole, such as the problem that
+    several wordings ask about. group: which questions belong together ("sums", ..). ask: "direct" or "steps".
+    target: the text that is right, None where nothing is. roles: the answer of each role that is there
+    ("correct", "first step", ..). extra: what else the domain says of it (template, prompt, ..).
     Errors: RowsError on an empty name, an unknown `ask`, roles or extras that are no plain values.
     """
 

@@ -190,7 +190,7 @@ def shuffled_baseline(
     scored: a question's name, and log-probabilities by label, "correct:ANSWER" and "shuffled:ANSWER" among
     them; means are taken over what has one name (wordings, seeds).
     Both sides have the same answers, so what makes an answer likely whatever is asked cancels: an effect is
-    seen that changes no answer (as in the two-hop curse of Balesni et al., arXiv 2411.16353).
+    seen that changes no answer (as in Balesni et al., arXiv 2411.16353).
     p = (1 + number of dealings with as high a mean) / (1 + draws).
 
     Errors: StatisticsError where no row has "shuffled:" log-probabilities, or groups do not close.
@@ -209,7 +209,7 @@ def shuffled_baseline(
             table.setdefault(name, []).append(p)
     if not values:
         raise StatisticsError(
-            'no row has "shuffled:" log-probabilities: measure with score_hops and group >= 2'
+            'no row has "shuffled:" log-probabilities: ask items with candidates of that label'
         )
     groups: dict[frozenset[str], list[str]] = {}
     for prompt, table in values.items():
