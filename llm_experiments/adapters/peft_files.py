@@ -197,39 +197,49 @@ def told_apart(adapters: Sequence[AdapterWeights], folders: Sequence[Path]) -> l
     ]
 
 
-def check_library(adapters: Sequence[AdapterWeights], *, equal_ranks: bool = True) -> tuple[str, ...]:
+def check_library(
+    adapters: Sequence[AdapterWeights], *, equal_ranks: bool = True, same_modules: bool = True
+) -> tuple[str, ...]:
     """The modules that the adapters of a library change, in order; refuse those that cannot be merged.
 
-    One base, one set of modules, one shape per module, names that differ; with `equal_ranks` (rules that
-    add factors) one rank. Errors: AdapterError naming the adapters and what differs.
+    One base, one shape per module, names that differ; with `equal_ranks` (rules that add factors) one rank,
+    with `same_modules` one set of modules, without it those that any of them changes.
+    Errors: AdapterError naming the adapters and what differs.
     """
     if not adapters:
         raise AdapterError("a library needs at least one adapter, got none")
     names = [adapter.name for adapter in adapters]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise AdapterError(f"two adapters are called {twice[0]!r}; give them different names")
-    first = adapters[0]
-    for other in adapters[1:]:
-        pair = f"adapters {first.name!r} and {other.name!r}"
-        if first.base != other.base:
-            raise AdapterError(f"{pair} are for different bases, {first.base!r} and {other.base!r}")
-        if apart := sorted(first.modules.keys() ^ other.modules.keys()):
+    changed: dict[str, AdapterWeights] = {}
+    for other in adapters:
+        if (first := adapters[0]).base != other.base:
             raise AdapterError(
-                f"{pair} change different modules: only one has {apart[0]}; train both on the same layers"
+                f"{_pair(first, other)} are for different bases, {first.base!r} and {other.base!r}"
             )
-        for module, lora in first.modules.items():
-            ours, theirs = _shape(lora), _shape(other.modules[module])
+        if same_modules and (apart := sorted(first.modules.keys() ^ other.modules.keys())):
+            raise AdapterError(
+                f"{_pair(first, other)} change different modules: only one has {apart[0]}; train both on the "
+                "same layers"
+            )
+        for module, lora in other.modules.items():
+            before = changed.setdefault(module, other)
+            ours, theirs = _shape(before.modules[module]), _shape(lora)
             if ours[:2] != theirs[:2]:
                 raise AdapterError(
-                    f"{pair} disagree on {module}: (out, in) is {ours[:2]} and {theirs[:2]}; "
+                    f"{_pair(before, other)} disagree on {module}: (out, in) is {ours[:2]} and {theirs[:2]}; "
                     "they belong to different bases"
                 )
             if equal_ranks and ours[2] != theirs[2]:
                 raise AdapterError(
-                    f"{pair} have ranks {ours[2]} and {theirs[2]} on {module}; this rule adds their factors "
-                    "and needs one rank: train them with the same, or use a rule on products"
+                    f"{_pair(before, other)} have ranks {ours[2]} and {theirs[2]} on {module}; this rule adds"
+                    " their factors and needs one rank: train them with the same, or use a rule on products"
                 )
-    return tuple(first.modules)
+    return tuple(changed)
+
+
+def _pair(first: AdapterWeights, other: AdapterWeights) -> str:
+    return f"adapters {first.name!r} and {other.name!r}"
 
 
 def _shape(lora: LoRA) -> tuple[int, int, int]:

@@ -38,6 +38,8 @@ def merge(
     spec = Merge(rule, merge_weights(weights), tuple(map(merge_option, options)))
     library = told_apart([read(folder) for folder in adapters], adapters)
     details = save_static(library, spec, out, seed=seed, rank=rank, name=out.name)
+    for name, count in details.get("absent", {}).items():
+        click.echo(f"{name} does not change {count} of {len(details['modules'])} layers: zero there")
     click.echo(f"{out}: rank {details['rank']}, relative error {details['relative_error']:.2g}")
 
 

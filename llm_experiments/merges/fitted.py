@@ -61,7 +61,7 @@ def fit(
         raise RuleError(f"rule {rule.name!r} is fitted on examples of the target task and got none")
     if not library:
         raise RuleError(f"rule {rule.name!r} is fitted on a library of adapters and got none")
-    target_layers(loaded, library)
+    target_layers(loaded, library, same_modules=True)
     drawn = options.get("seed")
     seed = seed if drawn is None else int(drawn)
     tokens = [encoded(loaded, example) for example in examples]

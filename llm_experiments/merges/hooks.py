@@ -82,10 +82,14 @@ class Padding:
 
 
 class Tally:
-    """Sums of routing statistics: tokens, entropy, weights, first choices; kept on the device, in float64."""
+    """Sums of routing statistics: tokens, entropy, weights, first choices; kept on the device, in float64.
 
-    def __init__(self, padding: Padding):
+    places: which adapters of the library the layer routes among, None for all; the others have weight 0.
+    """
+
+    def __init__(self, padding: Padding, places: Sequence[bool] | None = None):
         self.padding = padding
+        self.places = places
         self.sums: torch.Tensor | None = None
 
     def add(self, weights: torch.Tensor, shape: Sequence[int]) -> None:
@@ -106,4 +110,12 @@ class Tally:
         parts = [value / tokens if tokens else math.nan for value in rest]
         half = len(parts) // 2
         mean_entropy = entropy / tokens if tokens else math.nan
-        return Routing(int(tokens), tuple(parts[:half]), tuple(parts[half:]), mean_entropy)
+        weights, first = self._spread(parts[:half]), self._spread(parts[half:])
+        return Routing(int(tokens), weights, first, mean_entropy)
+
+    def _spread(self, values: Sequence[float]) -> tuple[float, ...]:
+        """One value for each adapter of the library."""
+        if self.places is None:
+            return tuple(values)
+        each = iter(values)
+        return tuple(next(each) if here else 0.0 for here in self.places)

@@ -32,7 +32,7 @@ from toytransformer.adapters import LoRA
 from toytransformer.compositions import replace_file
 from toytransformer.compositions.spec import Merge
 from toytransformer.memory import require_memory
-from toytransformer.merging import MergeContext, Merged, Routed, RuleError, Static, check
+from toytransformer.merging import MergeContext, Merged, Routed, RuleError, Static, check, resolve
 from toytransformer.merging import merge as merge_factors
 
 #: Updates and prototypes are computed in this precision; shifts in the `dtype` of `apply`.
@@ -61,7 +61,8 @@ class FittedMerge:
 class AppliedMerge:
     """A merge in force.
 
-    details: rule, options, seed, adapters; `modules`, what the rule says of each layer; `warnings`; for
+    details: rule, options, seed, adapters; `modules`, what the rule says of each layer; `warnings`; `absent`,
+    in how many layers an adapter is taken as zero, where it is in any; for
     Arrow `spectral_gap` with the smallest, its layer, and the quartiles over layers and adapters.
     """
 
@@ -93,7 +94,8 @@ def apply(
     """Add the merged library to `loaded.model` for the duration of the context.
 
     Each target layer computes base(x) + shift(x), the shift in `dtype` (sum and rounding as in PEFT), Arrow's
-    routing in float32 at least. An empty library is the base. statistics: gather `AppliedMerge.routing`. The
+    routing in float32 at least. An empty library is the base. Where an adapter does not change a layer that
+    another does, see `merge_modules`. statistics: gather `AppliedMerge.routing`. The
     model is as it was afterwards, also after an exception. Errors: RuleError and AdapterError, before any
     change.
     """
@@ -113,7 +115,8 @@ def apply(
         for name, layer in layers.items():
             tally = None
             if statistics and isinstance(merged[name], Routed):
-                tally = applied._tallies[name] = Tally(padding)
+                places = [name in adapter.modules for adapter in library]
+                tally = applied._tallies[name] = Tally(padding, places)
             shift = shifter(merged[name], dtype, devices[name], tally)
             stack.callback(layer.register_forward_hook(adding(shift)).remove)
         yield applied
@@ -133,6 +136,12 @@ def merge_modules(
     of the layer. Raw activations are the features, so Arrow's logits are |p . x| / T, and temperature scaling
     "sqrt-width" divides them by sqrt(in) too. Prototypes are kept in float32 at least. Each adapter's own
     scale s is in its write factor, which factor-wise rules see where the scales of a library differ.
+
+    An adapter that does not change a layer has Delta = 0 there, with factors of zeros: a product-wise rule
+    keeps its weights (`mean` still divides by the size of the library), a factor-wise one loses its cross
+    terms, so that `linear` leaves w_i^2 Delta_i. A rule that routes has no prototype for it and routes among
+    the adapters that the layer has: alone there, one has weight 1. Rules that need data are fitted on
+    libraries whose adapters change the same layers.
     """
     if isinstance(merge, FittedMerge):
         if library and tuple(adapter.name for adapter in library) != merge.names:
@@ -149,23 +158,32 @@ def merge_modules(
                 "llm_experiments.merges.fitted.fit returns"
             )
     result: dict[str, Merged] = {}
-    names = check_library(library, equal_ranks=False)
+    names = check_library(library, equal_ranks=False, same_modules=False)
     for name in names:
         spec = merge.merges[name] if isinstance(merge, FittedMerge) else merge
         device = (devices or {}).get(name, torch.device("cpu"))
-        outcome = _merged(name, [adapter.modules[name] for adapter in library], spec, seed, device)
+        outcome = _merged(name, [adapter.modules.get(name) for adapter in library], spec, seed, device)
         if not result and outcome.rank is None:
-            _require_room(library[0], names, dtype, device, spec.rule)
+            _require_room(library, names, dtype, device, spec.rule)
         result[name] = outcome.to(casting(dtype, device), casting(gate_precision(dtype), device))
     return result
 
 
-def _merged(name: str, given: Sequence[LoRA], spec: Merge, seed: int, device: torch.device) -> Merged:
-    """The rule on one layer's factors, in PRECISION."""
+def _merged(name: str, given: Sequence[LoRA | None], spec: Merge, seed: int, device: torch.device) -> Merged:
+    """The rule on one layer's factors, in PRECISION; None for an adapter that does not change the layer."""
     drawn = spec.option_dict.get("seed")
     options = {key: value for key, value in spec.option_dict.items() if key != "seed"}
+    present = [lora for lora in given if lora is not None]
+    if len(present) < len(given):
+        if resolve(spec.rule).routed:
+            most = options.get("top_k")
+            if isinstance(most, int) and len(present) < most <= len(given):
+                options["top_k"] = len(present)
+            given = present
+        else:
+            given = [zero_like(present[0]) if lora is None else lora for lora in given]
     work = torch.device("cpu") if device.type == "mps" else device  # it has no float64
-    factors = [converted(lora, PRECISION, work) for lora in given]
+    factors = [converted(lora, PRECISION, work) for lora in given if lora is not None]
     context = MergeContext(
         rng_seed=module_seed(drawn if isinstance(drawn, int) else seed, name),
         logit_scale=1.0,
@@ -176,6 +194,11 @@ def _merged(name: str, given: Sequence[LoRA], spec: Merge, seed: int, device: to
         return merge_factors(factors, replace(spec, options=options), context)
     except RuleError as error:
         raise RuleError(f"{name}: {error}") from error
+
+
+def zero_like(lora: LoRA) -> LoRA:
+    """Factors of zeros, of the same shapes."""
+    return LoRA(torch.zeros_like(lora.write), torch.zeros_like(lora.read))
 
 
 def casting(dtype: torch.dtype, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -209,6 +232,8 @@ def describe(
         "modules": modules,
         "warnings": [f"{name}: {found['warning']}" for name, found in modules.items() if "warning" in found],
     }
+    if absent := {a.name: count for a in library if (count := sum(name not in a.modules for name in merged))}:
+        details["absent"] = absent
     if isinstance(merge, FittedMerge):
         details["fitted"] = dict(merge.details)
     if gaps:
@@ -223,11 +248,16 @@ def describe(
     return details
 
 
-def target_layers(loaded: Any, library: Sequence[AdapterWeights]) -> dict[str, torch.nn.Module]:
-    """The layers of the model that the library changes, by name; refuse a library that does not fit it."""
+def target_layers(
+    loaded: Any, library: Sequence[AdapterWeights], *, same_modules: bool = False
+) -> dict[str, torch.nn.Module]:
+    """The layers of the model that the library changes, by name; refuse a library that does not fit it.
+
+    same_modules: also one whose adapters do not all change the same layers.
+    """
     if not library:
         return {}
-    names = check_library(library, equal_ranks=False)
+    names = check_library(library, equal_ranks=False, same_modules=same_modules)
     digest, wanted = getattr(loaded, "digest", None), library[0].details.get("base_digest")
     if digest and wanted and digest != wanted:
         raise RuleError(
@@ -245,7 +275,7 @@ def target_layers(loaded: Any, library: Sequence[AdapterWeights]) -> dict[str, t
             ) from None
         if isinstance(layer, BaseTunerLayer):
             raise RuleError(f"layer {name!r} still carries PEFT's adapters; unload them from the model first")
-        lora = library[0].modules[name]
+        lora = _first(library, name)
         shape = (len(lora.write), len(lora.read))
         found = linear_shape(layer)
         if found != shape:
@@ -327,6 +357,11 @@ def converted(lora: LoRA, dtype: torch.dtype, device: torch.device | None = None
     return LoRA(*(factor.to(device=device, dtype=dtype) for factor in (lora.write, lora.read)))
 
 
+def _first(library: Sequence[AdapterWeights], name: str) -> LoRA:
+    """A layer's factors in the first adapter that changes it."""
+    return next(adapter.modules[name] for adapter in library if name in adapter.modules)
+
+
 def _device(layer: torch.nn.Module) -> torch.device:
     """Where the layer's weight lies; the CPU for weights that are moved in for each pass."""
     device = cast(torch.Tensor, layer.weight).device
@@ -334,14 +369,15 @@ def _device(layer: torch.nn.Module) -> torch.device:
 
 
 def _require_room(
-    adapter: AdapterWeights,
+    library: Sequence[AdapterWeights],
     names: Sequence[str],
     dtype: torch.dtype,
     device: torch.device,
     rule: str,
 ) -> None:
     """Entry-wise rules leave one dense matrix per layer: refuse them where these cannot fit."""
-    entries = sum(len(adapter.modules[name].write) * len(adapter.modules[name].read) for name in names)
+    shown = [_first(library, name) for name in names]
+    entries = sum(len(lora.write) * len(lora.read) for lora in shown)
     needed = entries * dtype.itemsize
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

@@ -96,7 +96,8 @@ def target_modules(model: nn.Module, layers: str = "mlp") -> tuple[str, ...]:
 def covering(model: nn.Module, names: Iterable[str]) -> str:
     """The narrowest choice that holds all these linear layers: what else to train beside a given adapter.
 
-    It says of the adapter of a choice that very choice, a half of the blocks by its numbers.
+    It says of the adapter of a choice that very choice, a half of the blocks by its numbers; of every second
+    block the range they lie in.
     ModelError for a name that is no linear layer of a block.
     """
     placed, names = places(model), list(names)
