@@ -41,6 +41,7 @@ SECTIONS = {
                     "results",
                     "export",
                     "pretrain",
+                    "features",
                 )
             },
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from llm_experiments.commands import adapters, data, rows, runs
+from llm_experiments.commands import adapters, data, features, rows, runs
 from toytransformer.command_line import run
 
 
@@ -17,7 +17,7 @@ for command in (
     *(runs.list_names, runs.run_experiments, runs.status),
     *(rows.table, rows.keep, rows.migrate, rows.rescore, rows.results),
     *(adapters.check, adapters.merge),
-    *(data.export, data.pretrain),
+    *(data.export, data.pretrain, features.features),
 ):
     cli.add_command(command)
 

@@ -186,11 +186,13 @@ def predict(composition: Composition, regime: Regime) -> Prediction:
     cost.of_prediction(composition, asked, regime).require()
     features = regime.features(prompts, neurons=rule.needs_neurons)
     rows = dict(zip(prompts, features.values, strict=True))
+    shown = features.values if features.trained is None else features.trained
+    trained_rows = dict(zip(prompts, shown, strict=True))
     trained = tuple(
         train(
             adapter,
             composition.world,
-            rows,
+            trained_rows,
             kind=rule.adapter_kind,
             gauge_matters=not rule.gauge_invariant,
             seed=(regime.seed, i),
@@ -198,7 +200,7 @@ def predict(composition: Composition, regime: Regime) -> Prediction:
         for i, adapter in enumerate(composition.adapters)
     )
     merged = merging.merge(
-        trained, composition.merge, _context(composition, regime, features.logit_scale, rows)
+        trained, composition.merge, _context(composition, regime, features.logit_scale, trained_rows)
     )
     stacked = np.stack([rows[prompt] for prompt in asked])
     output = base_output(composition.world, asked) + merged.shift(stacked)

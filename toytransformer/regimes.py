@@ -1,8 +1,9 @@
-"""The model in three regimes behind one interface: prompts in, features out.
+"""The model in four regimes behind one interface: prompts in, features out.
 
     Finite(dimension=d, width=m)   sample embeddings, values and neurons
     WidthLimit(dimension=d)        m -> infinity: the kernel of eq. 13-15 on sampled embeddings
     FullLimit()                    m, d -> infinity: inner products count shared tokens: no randomness
+    Measured(model=..)             what was read off a language model (toytransformer.model_features)
 
 `regime.features(prompts)` returns features in coordinates whose inner products are those of the regime.
 Adapters, merges and predictions only use inner products, so they cannot tell neurons from a square root of
@@ -25,6 +26,7 @@ from scipy import linalg
 from toytransformer import hidden, kernel
 from toytransformer.compositions import Prompt
 from toytransformer.memory import require_memory
+from toytransformer.model_features import FORMS, ModelFeatures, Row
 
 
 class RegimeError(ValueError):
@@ -38,12 +40,14 @@ class Features:
     logit_scale: raw <p, phi(h)> of a unit prototype p divided by the normalised one: sqrt(m / 2) times the
     spread of U's entries, so sqrt(m / (2 d)); infinite in a width limit, NaN where d is infinite at finite m
     (the two limits do not commute there).
-    neurons: whether the coordinates are single neurons.
+    neurons: whether the coordinates are single neurons. trained: features of the same prompts as adapters
+    are trained on them, in other words than they are asked in; None where the two are the same.
     """
 
     values: np.ndarray
     logit_scale: float
     neurons: bool
+    trained: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +198,88 @@ class Finite(_Regime):
         return replace(self, width=min(self.width, width))
 
 
-Regime = FullLimit | WidthLimit | Finite
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measured:
+    """A language model's own features instead of random ones: the kernel is measured.
+
+    model: what was read off it. form, wording: in which the prompts are asked ("direct" or "steps"; None: as
+    adapters are trained on them, which then hold their facts exactly). layers: groups of the file's layers
+    (None: all); the kernel is the sum of theirs, as for adapters on all of them at first order, or with
+    `alike` of kernels of equal size.
+    A prompt that is not asked in this form (a bridge's, say) has the features it is trained with, and one
+    that is not trained those it is asked with. Errors: RegimeError on a form or wording that the file lacks,
+    on a prompt it lacks altogether, and by rules that need single neurons.
+    """
+
+    model: ModelFeatures
+    form: str = "direct"
+    wording: int | None = None
+    layers: tuple[str, ...] | None = None
+    alike: bool = False
+    seed: ClassVar[int] = 0
+    name: ClassVar[str] = "measured"
+    dimension: ClassVar[float] = math.inf
+    quadrature: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        _one_of("form", self.form, FORMS[1:])
+        object.__setattr__(self, "layers", self.model.chosen(self.layers))
+        if self.wording is not None and self.wording not in self.model.wordings:
+            raise RegimeError(
+                f"wording is {self.wording!r}; {self.model.name} was asked in "
+                f"{', '.join(map(str, self.model.wordings))} (None: as adapters are trained)"
+            )
+
+    def describe(self) -> dict:
+        """The regime as plain data, for records."""
+        about = {key: self.model.about.get(key) for key in ("model", "digest", "dataset", "names")}
+        return {
+            "name": self.name,
+            **{key: value for key, value in about.items() if value is not None},
+            "form": self.form,
+            "wording": self.wording,
+            "layers": ",".join(self.layers or ()),
+            "alike": self.alike,
+        }
+
+    def gram(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        """<phi(p), phi(p')> of the prompts as they are asked, (prompt, prompt)."""
+        asked, _ = self._rows(prompts)
+        return self.model.gram(asked, self.layers, alike=self.alike)
+
+    def features(self, prompts: Sequence[Prompt], *, neurons: bool = False) -> Features:
+        """Coordinates of the features as they are asked and, beside them, as they are trained."""
+        if neurons:
+            raise RegimeError(
+                "the measured regime keeps inner products, no single neurons, so it does not predict rules "
+                "that act on entries of Delta W (TIES, DARE, pruning, ..): use the finite regime for them"
+            )
+        asked, trained = self._rows(prompts)
+        root = square_root(self.model.gram([*asked, *trained], self.layers, alike=self.alike))
+        size = self.model.size(self.layers, alike=self.alike)
+        values = root[: len(asked)]
+        return Features(values, size, False, None if asked == trained else root[len(asked) :])
+
+    def _rows(self, prompts: Sequence[Prompt]) -> tuple[list[Row], list[Row]]:
+        """Each prompt as it is asked and as adapters are trained on it."""
+        asked: list[Row] = []
+        trained: list[Row] = []
+        for prompt in prompts:
+            own: Row = (str(prompt), self.form, self.wording)
+            stored: Row = (str(prompt), "stored", None)
+            there = [row for row in (own, stored) if row in self.model]
+            if not there:
+                raise RegimeError(
+                    f"'{prompt}' was not read off {self.model.name}, neither in form {self.form!r}, wording "
+                    f"{self.wording}, nor as adapters are trained: read it by `lora-limits features`, or ask "
+                    "about its prompts"
+                )
+            asked.append(there[0])
+            trained.append(there[-1])
+        return asked, trained
+
+
+Regime = FullLimit | WidthLimit | Finite | Measured
 
 #: Largest seed and width: what JAX's 32-bit counters hold whether or not x64 is on.
 MOST = 2**31 - 1
