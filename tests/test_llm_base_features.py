@@ -5,12 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llm_experiments.domains.two_hop import prompts
+from llm_experiments.domains.two_hop import base_features, prompts
+from llm_experiments.domains.two_hop.scenes import TRIPLE, TwoHop
 from llm_experiments.domains.two_hop.sizes import Size
-from llm_experiments.editing import base_features
 from llm_experiments.editing.features import EditError, observe
 from llm_experiments.engine.steps import Plan
-from llm_experiments.experiments.scenes import TRIPLE, TwoHop
 from llm_experiments.experiments.sizes import Profile
 from llm_experiments.experiments.study import Base
 from llm_experiments.models.load import load

@@ -42,9 +42,9 @@ def features(
     Nothing is trained. What is kept: inner products of the MLPs' features on the prompts of the setups, of
     the names in the unembedding, and the base's own log-probabilities and answers.
     """
-    from llm_experiments.editing.base_features import read
+    from llm_experiments.domains.two_hop.base_features import read
+    from llm_experiments.domains.two_hop.scenes import TRIPLE, TwoHop
     from llm_experiments.engine.steps import Plan
-    from llm_experiments.experiments.scenes import TRIPLE, TwoHop
     from toytransformer.compositions.io import require_writable
 
     require_writable(out)

@@ -163,7 +163,7 @@ def _grams(
                 features[layer][number * CHUNK + place] = values[low:high].mean(axis=0)
     grams, sizes = {}, {}
     for name, group in groups.items():
-        products = sum(features[layer] @ features[layer].T for layer in group)
+        products = np.sum([features[layer] @ features[layer].T for layer in group], axis=0)
         scale = float(np.trace(products)) / len(rows)
         grams[name], sizes[name] = products / scale, math.sqrt(scale)
     return grams, sizes
