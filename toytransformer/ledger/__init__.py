@@ -1,10 +1,15 @@
 """The ledger: every claim of the theory, checked by running it (`python -m toytransformer verify`)."""
 
-from toytransformer.ledger import (  # each registers its claims
-    adapters,
+# Each registers its claims when it is imported: this is the order of the ledger.
+# isort: off
+from toytransformer.ledger import (
+    closed_form,
+    rank_and_gauge,
+    kernels,
+    spread,
+    constants,
     attention,
     composition,
-    kernels,
     merging,
     other_adapters,
     relabelling,
@@ -12,6 +17,8 @@ from toytransformer.ledger import (  # each registers its claims
     survival,
     tables,
 )
+
+# isort: on
 from toytransformer.ledger.registry import CLAIMS, Claim, Row, Run, Tolerance, verify
 
 __all__ = [
@@ -20,14 +27,17 @@ __all__ = [
     "Row",
     "Run",
     "Tolerance",
-    "adapters",
     "attention",
+    "closed_form",
     "composition",
+    "constants",
     "kernels",
     "merging",
     "other_adapters",
+    "rank_and_gauge",
     "relabelling",
     "routing",
+    "spread",
     "survival",
     "tables",
     "verify",

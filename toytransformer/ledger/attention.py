@@ -10,8 +10,8 @@ from flax import nnx
 from scipy import integrate
 
 from toytransformer.compositions import Prompt
-from toytransformer.ledger.kernels import fitted_slope
 from toytransformer.ledger.registry import Row, Run, asymptotic, claim, close, statistical
+from toytransformer.ledger.spread import fitted_slope
 from toytransformer.network import OneLayerTransformer
 
 

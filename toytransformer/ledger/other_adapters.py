@@ -10,7 +10,6 @@ from scipy import linalg
 
 from toytransformer import adapters
 from toytransformer.adapters import AdapterError, LoRA, closed_form
-from toytransformer.ledger.adapters import SMALL, largest, small_facts, solve_rounding
 from toytransformer.ledger.registry import (
     EPS,
     Row,
@@ -24,6 +23,7 @@ from toytransformer.ledger.registry import (
     same,
     solver,
 )
+from toytransformer.ledger.stored_facts import SMALL, largest, small_facts, solve_rounding
 from toytransformer.training import TrainedLoRA, one_fact_gap, train_lora
 
 #: Training that stops above this gradient norm has not converged, and says nothing about the minimiser.
