@@ -41,7 +41,17 @@ class _Figures(click.Group):
     """A group with a command for every registered figure; their files are imported once they are needed."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return sorted([*super().list_commands(context), *_registered()])
+        try:
+            drawings = list(_registered())
+        except click.UsageError:  # the extra is not installed: the help says so instead
+            drawings = []
+        return sorted([*super().list_commands(context), *drawings])
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_commands(context, formatter)
+        if set(self.list_commands(context)) == set(self.commands):
+            with formatter.section("Figures"):
+                formatter.write_text("One command each, once installed: pip install 'lora-limits[figures]'.")
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if command := super().get_command(context, name):

@@ -1,7 +1,10 @@
 """The command `lora-limits`: every package's commands under one name, and what it says of what is missing."""
 
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import click
 import pytest
@@ -116,3 +119,56 @@ def test_an_install_without_an_extra_says_which_one_is_missing(tmp_path, argumen
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and f"pip install 'lora-limits[{extra}]'" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+HELP_OF_EVERY_COMMAND = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import click, lora_limits
+from figures.__main__ import main as figures
+from llm_experiments.__main__ import cli as llm_experiments
+from toytransformer.__main__ import cli as toytransformer
+
+def show(group, path):
+    print("shown:", *path)
+    group.main([*path[1:], "--help"], prog_name=path[0], standalone_mode=False)
+
+def walk(root, command, path):
+    show(root, path)
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            walk(root, command.get_command(context, name), [*path, name])
+
+roots = {{"lora-limits": lora_limits.cli, "figures": figures}}
+for name, root in (roots | {{"llm_experiments": llm_experiments, "toytransformer": toytransformer}}).items():
+    walk(root, root, [name])
+"""
+
+
+def optional(*extras: str) -> set[str]:
+    """Modules that these extras install, and the base does not: named as their packages are, here."""
+    declared = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    wanted = [entry for extra in extras for entry in declared["optional-dependencies"][extra]]
+    return {re.split(r"[^a-z0-9_]", entry)[0] for entry in wanted if not entry.startswith("lora-limits")}
+
+
+@pytest.mark.parametrize(
+    "extras", [("figures", "results", "llm"), ("llm",), ("figures",)], ids=lambda extras: " ".join(extras)
+)
+def test_every_command_shows_its_help_without_the_extras(tmp_path, extras):
+    code = HELP_OF_EVERY_COMMAND.format(absent=sorted(optional(*extras)))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shown = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("shown:")]
+    assert [["lora-limits", name] in shown for name in commands()] == [True] * len(commands())
+    assert done.stdout.count("Usage: ") == len(shown)
+    listed = ["figures", "survival"] in shown
+    assert listed == ("figures" not in extras)
+    assert ("pip install 'lora-limits[figures]'" in done.stdout) == (not listed)
