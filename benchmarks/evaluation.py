@@ -57,7 +57,7 @@ def prepared(model: str, decode: str, count: int) -> tuple[LoadedModel, list[str
     import torch
 
     from llm_experiments.domains.two_hop.lexicon import lexicon
-    from llm_experiments.domains.two_hop.rendering import asked
+    from llm_experiments.domains.two_hop.rendering import question_text
     from llm_experiments.domains.two_hop.templates import TEST
     from llm_experiments.models.load import load
     from toytransformer.compositions.setups import setup
@@ -67,7 +67,7 @@ def prepared(model: str, decode: str, count: int) -> tuple[LoadedModel, list[str
     composition = setup(0, facts=-(-count // len(TEST)), known=loaded.base_world is not None)
     names = lexicon(composition, dataset="R", seed=0, base_world=loaded.base_world)
     two_hop = [q for q in composition.questions if q.group == "two-hop" and q.decode == decode]
-    return loaded, [asked(question, names, k) for question in two_hop for k in TEST][:count]
+    return loaded, [question_text(question, names, k) for question in two_hop for k in TEST][:count]
 
 
 def codes(texts: Iterable[str]) -> Array:

@@ -52,7 +52,7 @@ def dense_prediction(facts: int) -> Work:
     from toytransformer.regimes import FullLimit
 
     composition = _pair(facts)
-    return lambda: predict(composition, FullLimit()).output[_shown(facts)]
+    return lambda: predict(composition, FullLimit()).output[_compared(facts)]
 
 
 def symmetric_prediction(facts: int) -> Work:
@@ -90,7 +90,7 @@ def plain_prediction(facts: int) -> Work:
     trained = (prompt for adapter in composition.adapters for prompt in adapter.prompts)
     prompts = [*trained, *(question.prompt for question in composition.questions)]
     old = {prompt.tokens: answer for prompt in prompts if (answer := world.old(prompt)) is not None}
-    return lambda: plain.limit_outputs(adapters, questions, old, world.entities)[_shown(facts)]
+    return lambda: plain.limit_outputs(adapters, questions, old, world.entities)[_compared(facts)]
 
 
 # --- how far apart they may be ------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def _pair(facts: int) -> Composition:
     return catalogue.build("two-hop", facts=facts)
 
 
-def _shown(facts: int) -> list[int]:
+def _compared(facts: int) -> list[int]:
     """The questions whose output is handed back and compared: first, middle and last."""
     return [0, facts // 2, facts - 1]
 

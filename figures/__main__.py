@@ -140,7 +140,7 @@ def theory(out: Path, rows_file: Path | None, fresh: bool, formats: tuple[str, .
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         click.echo(
-            f"{len(rows)} rows read from {_shown(source)}, computed at {rows[0]['provenance']['git'][:12]}"
+            f"{len(rows)} rows read from {_relative(source)}, computed at {rows[0]['provenance']['git'][:12]}"
         )
     if not draw:
         return
@@ -252,7 +252,7 @@ def read(runs: Sequence[Path], toy_file: Path | None, fresh: bool, ran: Sequence
     measured = reading.measured(frame, rows)
     click.echo(
         f"{len(frame.rows):,} rows in {len(measured.cells):,} cells from "
-        f"{', '.join(map(_shown, (*paths, *ran)))}; "
+        f"{', '.join(map(_relative, (*paths, *ran)))}; "
         f"{len(rows)} predictions, {predictions.lacking(rows, kept)} of them computed now"
     )
     return Data(cells=measured.cells, edits=measured.edits)
@@ -278,7 +278,7 @@ def _bar() -> Progress:
     return Progress(*columns)
 
 
-def _shown(path: Path) -> str:
+def _relative(path: Path) -> str:
     """The path from the current folder where it lies below it."""
     return os.path.relpath(path) if path.resolve().is_relative_to(Path.cwd()) else str(path)
 

@@ -77,7 +77,7 @@ def known(cell: Cell) -> bool:
     return bool(cell.info.setting.get("known"))
 
 
-def asked(name: str) -> str:
+def question_label(name: str) -> str:
     """A group and how it was asked ("two-hop/steps") in words."""
     group, _, how = name.partition("/")
     return f"{group}, step by step" if how == "steps" else group

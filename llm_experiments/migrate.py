@@ -20,7 +20,7 @@ from typing import Any
 
 from llm_experiments.domains.two_hop.known import BaseWorld
 from llm_experiments.domains.two_hop.lexicon import Lexicon, lexicon
-from llm_experiments.domains.two_hop.rendering import asked, render
+from llm_experiments.domains.two_hop.rendering import question_text, render
 from llm_experiments.scoring.words import final_answer
 from results.files import Measurements
 from results.rows import CellInfo, Item, Row, RowsError, canonical, items_hash
@@ -147,7 +147,7 @@ def _info(row: OldRow, items: str, adapters: tuple[str, ...]) -> CellInfo:
 def _item(row: OldRow, spec: Composition, words: Lexicon) -> Item:
     template = row["regime"][WORDING]
     question = _question(row, spec)
-    text = asked(question, words, template)
+    text = question_text(question, words, template)
     if text != row["question"]:
         raise RowsError(
             f"'{row['prompt']}' of {row['composition']} was asked as {row['question']!r}, and would be as "

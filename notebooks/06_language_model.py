@@ -253,7 +253,7 @@ found = {}
 for source, cells in models.items():
     for setup_name, rule in product(SETUPS, RULES):
         for cell in select(cells, task=setup_name, rule=rule, **plain):
-            if cell.asked in ("hop1/direct", "hop2/direct", "two-hop/steps"):
+            if cell.question_kind in ("hop1/direct", "hop2/direct", "two-hop/steps"):
                 place = (source, setup_name, rule, cell.group)
                 found[place] = (cell.share, *cell.interval(), paper.beside(cell, "table1"))
 sources = list(dict.fromkeys(place[0] for place in found))

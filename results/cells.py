@@ -77,7 +77,7 @@ class Cell:
         return self.infos[0]
 
     @property
-    def asked(self) -> str:
+    def question_kind(self) -> str:
         """Group and way of asking: "sums/steps"."""
         return f"{self.group}/{self.ask}"
 

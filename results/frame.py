@@ -300,6 +300,8 @@ def predicted(cells: Iterable[Cell], predictions: Predictions) -> list[Cell]:
     """
     paired = []
     for cell in cells:
-        prediction = predictions.get(cell.info.spec_hash or "", {}).get(cell.asked) if cell.trained else None
+        prediction = (
+            predictions.get(cell.info.spec_hash or "", {}).get(cell.question_kind) if cell.trained else None
+        )
         paired.append(replace(cell, prediction=prediction))
     return paired

@@ -101,7 +101,7 @@ def test_two_hop_questions_are_never_asked_directly(world):
 
 def test_facts_are_shown_as_often_as_their_stratum_says(world):
     shown = Counter()
-    examples = drawn(world, 8000, shown=shown, mixture={"recall": 1})
+    examples = drawn(world, 8000, fact_counts=shown, mixture={"recall": 1})
     assert shown.total() == len(examples) and set(shown) == set(world.facts)
     total = sum(world.frequency[person] for person, _ in world.facts)
     for stratum in corpus.FREQUENCIES:
@@ -113,7 +113,7 @@ def test_facts_are_shown_as_often_as_their_stratum_says(world):
 
 def test_a_chain_counts_as_showing_both_its_facts(world):
     shown = Counter()
-    drawn(world, 500, shown=shown, mixture={"chain": 1})
+    drawn(world, 500, fact_counts=shown, mixture={"chain": 1})
     assert shown.total() == 1000 and {person for person, _ in shown} <= world.chained
 
 

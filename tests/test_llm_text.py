@@ -18,7 +18,13 @@ from llm_experiments.domains.two_hop import splits as split_rules
 from llm_experiments.domains.two_hop.export import ExportError, export
 from llm_experiments.domains.two_hop.lexicon import DATASETS, Lexicon, LexiconError, lexicon
 from llm_experiments.domains.two_hop.names import SOURCES, NamesError, draw, pool, real_cities
-from llm_experiments.domains.two_hop.rendering import STEP_BY_STEP, Example, asked, render, training_examples
+from llm_experiments.domains.two_hop.rendering import (
+    STEP_BY_STEP,
+    Example,
+    question_text,
+    render,
+    training_examples,
+)
 from llm_experiments.domains.two_hop.splits import Split, SplitError
 from llm_experiments.domains.two_hop.templates import (
     COMPOSED,
@@ -296,7 +302,7 @@ def test_what_cannot_be_worded_is_refused():
     swapped = catalogue.build("swapped", facts=2)
     found = lexicon(swapped, dataset="F", seed=0)
     with pytest.raises(TemplateError, match=r"no templates for 'live_in\.spouse_of'"):
-        asked(swapped.questions[0], found, 0)
+        question_text(swapped.questions[0], found, 0)
 
 
 # ---- lexicons over a base model's world ----
@@ -474,7 +480,7 @@ def test_an_adapter_is_trained_on_all_its_facts_and_chains_in_every_template(num
         form = "chain" if question.decode == "steps" else "direct"
         for k in chosen:
             example = render(question.prompt, question.correct, found, k, form, composition.world)
-            assert asked(question, found, k) == example.question
+            assert question_text(question, found, k) == example.question
 
 
 def test_what_cannot_be_rendered_is_refused():
@@ -504,7 +510,7 @@ def test_what_is_asked_is_never_trained(split, facts):
     """Where entities are held out, no trained fact of several hops is about them; hops of all are trained."""
     composition = setup(2, facts=facts, library=("hop1", "hop2", "oracle"))
     trained = [split.trained(composition, adapter) for adapter in composition.adapters]
-    parts = {part: split.asked(composition, part) for part in ("dev", "test")}
+    parts = {part: split.questions(composition, part) for part in ("dev", "test")}
     about = {part: {q.prompt.entity for q, _ in parts[part]} for part in parts}
     used = {part: {k for _, k in parts[part]} for part in parts}
     assert all(parts.values())
@@ -532,7 +538,7 @@ def test_what_is_asked_is_never_trained(split, facts):
 @given(splits)
 def test_a_split_is_drawn_by_its_seed(split):
     composition = setup(0, facts=30)
-    assert split.asked(composition) == Split(split.name, split.share, split.seed).asked(composition)
+    assert split.questions(composition) == Split(split.name, split.share, split.seed).questions(composition)
     if split.name != "template":
         draws = {Split(split.name, 0.2, seed).held_out(composition, "test") for seed in range(20)}
         assert len(draws) > 1
@@ -560,9 +566,9 @@ def test_a_split_that_cannot_be_made_is_refused():
         with pytest.raises(SplitError, match="to one part at most"):
             Split(**wrong)
     with pytest.raises(SplitError, match="2 triplets of 'setup-0' cannot keep 1 each"):
-        Split("both").asked(setup(0, facts=2))
+        Split("both").questions(setup(0, facts=2))
     with pytest.raises(SplitError, match="use one of dev, test"):
-        Split().asked(setup(0, facts=2), "train")
+        Split().questions(setup(0, facts=2), "train")
     only = setup(0, facts=3, library=("oracle",))
     split = Split("entity")
     gone = type(only.adapters[0])(

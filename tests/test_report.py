@@ -219,7 +219,11 @@ def test_a_reason_that_the_rows_contradict_is_not_claimed(committed):
 
 
 def of_pair(cell):
-    return cell.info.library == opening.PAIR and cell.asked == "two-hop/direct" and cell.info.dataset == "R"
+    return (
+        cell.info.library == opening.PAIR
+        and cell.question_kind == "two-hop/direct"
+        and cell.info.dataset == "R"
+    )
 
 
 def right(cell):
@@ -255,7 +259,7 @@ def test_that_the_merges_fail_too_belongs_to_not_merging(committed):
 @pytest.mark.parametrize("form", [False, True])
 def test_the_form_explains_nothing_unless_some_have_it_and_some_have_not(committed, form):
     def changed(cell):
-        return shifted(cell, form, **cell.outcomes) if cell.asked == "two-hop/steps" else cell
+        return shifted(cell, form, **cell.outcomes) if cell.question_kind == "two-hop/steps" else cell
 
     assert not opening.reasons(list(map(changed, committed.cells)))[-1].holds
 
@@ -302,7 +306,7 @@ def test_a_verdict_names_the_models_that_it_is_said_of(committed):
     lines = opening.lines(committed.cells)
     models = {model for line in lines for model in line.cells}
     for line in lines:
-        told = opening.verdicts(lines)[line.verdict][opening.ASKED[line.ask]]
+        told = opening.verdicts(lines)[line.verdict][opening.WAYS[line.ask]]
         agree = len({opening.verdict(cells) for cells in line.cells.values()}) == 1
         if agree and line.cells.keys() == models:
             assert line.held.name in told

@@ -48,12 +48,12 @@ def test_what_the_base_names_is_old_to_itself_and_to_merges_that_name_it(known):
     new = rescored(earlier(known), WORLD)
     cells = frame.of(new).groups()
     for asked in ("two-hop/direct", "hop1/direct"):
-        (base,) = [cell for cell in cells if cell.info.control == "base" and cell.asked == asked]
+        (base,) = [cell for cell in cells if cell.info.control == "base" and cell.question_kind == asked]
         named = dict(zip(base.column("item"), base.column("answer"), strict=True))
         for name, outcome in zip(base.column("answer"), base.column("shares.old"), strict=True):
             assert outcome == (name is not None)
         for cell in cells:
-            if cell.asked == asked and cell.info.control is None:
+            if cell.question_kind == asked and cell.info.control is None:
                 rows = zip(*(cell.column(n) for n in ("item", "answer", "shares.old")), strict=True)
                 for item, answer, old in rows:
                     if old:

@@ -17,7 +17,7 @@ from toytransformer.compositions.setups import SETUPS
 
 RULES = {"mean": "Uniform", "arrow-products": "Arrow"}
 #: What was asked: colour, marker, shift from the line in lines, label.
-ASKED = {
+QUESTIONS = {
     "hop1/direct": (SKY, "<", -0.25, "hop 1 alone"),
     "hop2/direct": (BLUE, ">", -0.08, "hop 2 alone"),
     "two-hop/direct": (GREY, "x", 0.09, "two hops, directly"),
@@ -55,7 +55,7 @@ def draw(given: Sequence[Cell]) -> Figure:
         axes.set_xlabel("share of right answers")
     marks = [
         Line2D([], [], color=colour, marker=marker, linestyle="", label=label)
-        for colour, marker, _, label in ASKED.values()
+        for colour, marker, _, label in QUESTIONS.values()
     ]
     predicted = _toy_mark()
     predicted.set_label("toy, step by step")
@@ -117,10 +117,10 @@ def _panel(axes: Axes, cells: Sequence[Cell], lines: Sequence[tuple[int, str]]) 
     for top in range(0, len(lines), 2):
         axes.axhspan(top - 0.5, top + 0.5, color=PALE, alpha=0.5, linewidth=0)
     for cell in cells:
-        colour, marker, shift, _ = ASKED[cell.asked]
+        colour, marker, shift, _ = QUESTIONS[cell.question_kind]
         height = lines.index(_line(cell)) + shift
         share = cell.share
-        if cell.asked == STEPS and cell.prediction:
+        if cell.question_kind == STEPS and cell.prediction:
             axes.add_line(_toy_mark([cell.prediction["shares"].get("correct", 0.0)], [height]))
         spread = np.abs(np.array([cell.interval()]).T - share)
         axes.errorbar(

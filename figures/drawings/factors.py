@@ -30,7 +30,7 @@ STARTS = {
     "independent": (BLUE, "o", "an initial A for each adapter"),
     "shared": (VERMILION, "^", "one initial A for both"),
 }
-ASKED = {
+QUESTIONS = {
     "hop1/direct": "Hop 1",
     "hop2/direct": "Hop 2",
     "two-hop/steps": "Two hops,\nstep by step",
@@ -49,16 +49,16 @@ ASKED = {
 def draw(given: Sequence[Cell]) -> Figure:
     """A panel for each way of asking; a line for each rule and form of the same updates."""
     cells = [cell for cell in given if {"initial_a", "gauge"} <= cell.info.variant.keys()]
-    cells = [cell for cell in cells if cell.asked in ASKED]
+    cells = [cell for cell in cells if cell.question_kind in QUESTIONS]
     if not cells:
         raise NothingToDrawError("needs rows of experiment gauge")
     model = notes.models(cells)[0]
     cells = [cell for cell in cells if cell.info.base == model]
     lines = [(rule, gauge) for rule in RULES for gauge in GAUGES]
     figure = style.blank(style.PAGE, 5.3)
-    panels = figure.subplots(1, len(ASKED), sharex=True, sharey=True)
-    for axes, (asked, title) in zip(panels, ASKED.items(), strict=True):
-        _panel(axes, [cell for cell in cells if cell.asked == asked], lines)
+    panels = figure.subplots(1, len(QUESTIONS), sharex=True, sharey=True)
+    for axes, (kind, title) in zip(panels, QUESTIONS.items(), strict=True):
+        _panel(axes, [cell for cell in cells if cell.question_kind == kind], lines)
         axes.set_title(title, fontsize=8)
         axes.set_xlabel("share right")
     panels[0].set_yticks(range(len(lines)), [_label(*line) for line in lines])

@@ -39,7 +39,7 @@ def draw(given: Sequence[Cell]) -> Figure:
     if not panels:
         raise NothingToDrawError("needs rows of any experiment, of adapters merged without weights")
     shown = [cell for cells in panels.values() for cell in cells]
-    asked = list(dict.fromkeys(cell.asked for cell in shown))[: len(LOOKS)]
+    kinds = list(dict.fromkeys(cell.question_kind for cell in shown))[: len(LOOKS)]
     lines = {
         name: list(dict.fromkeys(map(line, sorted(cells, key=_kind))))[:LINES]
         for name, cells in panels.items()
@@ -48,14 +48,14 @@ def draw(given: Sequence[Cell]) -> Figure:
     figure = style.blank(style.PAGE, 1.35 + sum(heights))
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
     for axes, (name, cells) in zip(grid[:, 0], panels.items(), strict=True):
-        _panel(axes, cells, lines[name], asked)
+        _panel(axes, cells, lines[name], kinds)
         info = cells[0].info
         data = f" on {info.dataset}" if info.dataset else ""
         axes.set_title(f"{name}: {info.task}{data}, {info.base}")
     grid[-1, 0].set_xlabel("share of right answers")
     marks = [
-        Line2D([], [], color=colour, marker=marker, linestyle="", label=notes.asked(name))
-        for name, (colour, marker) in zip(asked, LOOKS, strict=False)
+        Line2D([], [], color=colour, marker=marker, linestyle="", label=notes.question_label(name))
+        for name, (colour, marker) in zip(kinds, LOOKS, strict=False)
     ]
     figure.legend(handles=marks, loc="outside upper center", ncols=3, columnspacing=1.2, handletextpad=0.2)
     sentences = (notes.measured(shown), notes.INTERVALS, *notes.undertrained(shown))
@@ -91,15 +91,15 @@ def _place(cell: Cell) -> tuple[str, str, str | None, str | None]:
     return cell.info.base, cell.info.task, cell.info.dataset, cell.info.layers
 
 
-def _panel(axes: Axes, cells: Sequence[Cell], lines: Sequence[str], asked: Sequence[str]) -> None:
+def _panel(axes: Axes, cells: Sequence[Cell], lines: Sequence[str], kinds: Sequence[str]) -> None:
     for top in range(0, len(lines), 2):
         axes.axhspan(top - 0.5, top + 0.5, color=PALE, alpha=0.5, linewidth=0)
     for cell in cells:
-        if cell.asked not in asked or (name := line(cell)) not in lines:
+        if cell.question_kind not in kinds or (name := line(cell)) not in lines:
             continue
-        number = asked.index(cell.asked)
+        number = kinds.index(cell.question_kind)
         colour, marker = LOOKS[number]
-        height = lines.index(name) + 0.6 * ((number + 0.5) / len(asked) - 0.5)
+        height = lines.index(name) + 0.6 * ((number + 0.5) / len(kinds) - 0.5)
         axes.plot(cell.interval(), [height] * 2, color=colour, linewidth=0.8, clip_on=False)
         axes.plot([cell.share], [height], marker, color=colour, markersize=3.5, clip_on=False)
         if cell.undertrained:

@@ -43,7 +43,7 @@ def draw(given: Sequence[Cell]) -> Figure:
 
     Of several models it is the one with most cells.
     """
-    cells = curves(c for c in given if scaled(c) and c.asked == "two-hop/direct" and c.scored)
+    cells = curves(c for c in given if scaled(c) and c.question_kind == "two-hop/direct" and c.scored)
     if not cells:
         raise NothingToDrawError(
             "needs log-probabilities in rows of experiment survival (two weights s at least)"

@@ -126,7 +126,7 @@ def gather(
 def beside(rows: Mapping[Any, Row], committed: Mapping[Any, Row]) -> Anew:
     """Rows computed anew beside the committed ones, each by what tells it from the others of its file."""
     both = rows.keys() & committed.keys()
-    equal = sum(_told(rows[key]) == _told(committed[key]) for key in both)
+    equal = sum(_content(rows[key]) == _content(committed[key]) for key in both)
     return Anew(len(both), equal, len(rows) - len(both))
 
 
@@ -140,7 +140,7 @@ def _numbered(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
     return numbered
 
 
-def _told(row: Row) -> str:
+def _content(row: Row) -> str:
     """A row as text, without where it comes from."""
     return json.dumps({**row, "provenance": None}, sort_keys=True)
 
@@ -182,7 +182,7 @@ def render(content: Content) -> str:
         corrections=ledger.corrections(content.checks),
         summary=case_by_case.summary([row for row in content.drawn if row["figure"] == "outcomes"]),
         computed=COMPUTED,
-        ways=opening.ASKED,
+        ways=opening.WAYS,
         tone={opening.COMPOSES: "yes", opening.FAILS: "no", opening.OPEN: ""},
         level=rerun.LEVEL,
         verdict_names=(rerun.IDENTICAL, rerun.WORDS, rerun.DIFFERS),

@@ -88,7 +88,7 @@ HELD = (
         ("direct",),
     ),
 )
-ASKED = {"direct": "directly", "steps": "step by step"}
+WAYS = {"direct": "directly", "steps": "step by step"}
 COMPOSES, FAILS, OPEN = "composes", "does not compose", "open"
 DEPENDS = "depends on the model"
 
@@ -211,7 +211,7 @@ def verdicts(listed: Sequence[Line]) -> dict[str, dict[str, list[str]]]:
         about = "; ".join(f"{', '.join(own)}: {name}" for name, own in by.items())
         if len(by) == 1:
             about = f"{', '.join(line.cells)} only" if line.cells.keys() < models else ""
-        by_verdict[line.verdict].setdefault(ASKED[line.ask], []).append(
+        by_verdict[line.verdict].setdefault(WAYS[line.ask], []).append(
             line.held.name + (f" ({about})" if about else "")
         )
     return {name: ways for name, ways in by_verdict.items() if ways}

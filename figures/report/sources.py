@@ -49,9 +49,9 @@ def read(folder: Path) -> Source:
     about = {"rows": f"{len(frame.rows):,} answers in {len(cells):,} cells"}
     if frame.edits:
         about["closed-form edits"] = f"{len(frame.edits):,} rows"
-    origin = {"path": shown(folder), **_files(folder), **(_runs(folder) if is_run else {})}
+    origin = {"path": relative(folder), **_files(folder), **(_runs(folder) if is_run else {})}
     return Source(
-        shown(folder) if is_run else folder.name,
+        relative(folder) if is_run else folder.name,
         cells,
         frame,
         {**origin, **about, **_trained(frame.adapters.values()), **_said(frame)},
@@ -90,7 +90,7 @@ def _said(frame: Frame) -> dict[str, str]:
 # --- files and folders ------------------------------------------------------------------------------------
 
 
-def shown(path: Path) -> str:
+def relative(path: Path) -> str:
     """The path from the project's or the current folder, where it lies below it."""
     for above in (ROOT, Path.cwd()):
         if path.resolve().is_relative_to(above):
@@ -100,7 +100,7 @@ def shown(path: Path) -> str:
 
 def identity(path: Path) -> dict[str, str]:
     """Which file it is, and its bytes."""
-    return {"path": shown(path), "SHA-256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"path": relative(path), "SHA-256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def _files(folder: Path) -> dict[str, str]:

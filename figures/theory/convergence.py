@@ -10,7 +10,7 @@ from figures.theory import Job
 from figures.theory.samples import limits_and_errors, overlaps
 from toytransformer.compositions import Prompt
 
-ASKED = Prompt("x", ("R1", "R2"))
+QUESTION = Prompt("x", ("R1", "R2"))
 HOPS = {"c1": Prompt("x", ("R1",)), "c2": Prompt("y", ("R2",))}
 
 
@@ -18,7 +18,7 @@ def _convergence(varies: str, size: int, seed: int, draws: int) -> list[Row]:
     sizes = {"dimension": math.inf, "width": math.inf} | {varies: size}
     rows = []
     for number, (name, trained) in enumerate(HOPS.items()):
-        prompts = (trained, ASKED)
+        prompts = (trained, QUESTION)
         drawn = overlaps(prompts, **sizes, mask="strict", seed=seed + number, draws=draws)
         limit, error = limits_and_errors(prompts, **sizes, mask="strict")
         rows.append(

@@ -185,7 +185,7 @@ def write(
         partial.unlink(missing_ok=True)
 
 
-def told_apart(adapters: Sequence[AdapterWeights], folders: Sequence[Path]) -> list[AdapterWeights]:
+def distinctly_named(adapters: Sequence[AdapterWeights], folders: Sequence[Path]) -> list[AdapterWeights]:
     """The adapters, in which those that share a name are called by their folders, as these were given.
 
     Every adapter of a run is called "adapter", and a checkpoint by its folder's last name.

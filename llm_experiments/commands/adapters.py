@@ -29,14 +29,14 @@ def merge(
     seed: int,
 ) -> None:
     """Merge PEFT adapters into one that plain PEFT loads."""
-    from llm_experiments.adapters.peft_files import read, told_apart
+    from llm_experiments.adapters.peft_files import distinctly_named, read
     from llm_experiments.merges.merging import save_static
     from toytransformer.compositions import Merge
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise click.UsageError(f"--out '{out}' is there already: name a new folder")
     spec = Merge(rule, merge_weights(weights), tuple(map(merge_option, options)))
-    library = told_apart([read(folder) for folder in adapters], adapters)
+    library = distinctly_named([read(folder) for folder in adapters], adapters)
     details = save_static(library, spec, out, seed=seed, rank=rank, name=out.name)
     for name, count in details.get("absent", {}).items():
         click.echo(f"{name} does not change {count} of {len(details['modules'])} layers: zero there")
@@ -51,7 +51,7 @@ def check(adapters: tuple[Path, ...]) -> int:
 
     Each of the ADAPTERS is a PEFT folder. Exit status 1 if one is refused.
     """
-    from llm_experiments.adapters.peft_files import AdapterWeights, check_library, read, told_apart
+    from llm_experiments.adapters.peft_files import AdapterWeights, check_library, distinctly_named, read
     from llm_experiments.models.files import printable
     from toytransformer.adapters import AdapterError
 
@@ -71,7 +71,7 @@ def check(adapters: tuple[Path, ...]) -> int:
             click.echo(printable(f"fine     {folder}: {shape}"))
     if len(library) > 1:
         try:
-            check_library(told_apart(library, folders))
+            check_library(distinctly_named(library, folders))
         except AdapterError as error:
             click.echo(printable(f"refused  together: {' '.join(str(error).split())}"))
             refused = True

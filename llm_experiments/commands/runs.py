@@ -190,9 +190,9 @@ def status(folder: Path) -> int:
 
 def _plain(text: str) -> str:
     """What a file says, or is called, as one line of text that is not markup."""
-    from llm_experiments.engine.sealing import shown
+    from llm_experiments.models.files import printable
 
-    return escape(shown(text))
+    return escape(printable(text))
 
 
 def _runs(store: Store) -> list[Run]:

@@ -214,13 +214,13 @@ def samples(
     seed: int,
     mixture: Mapping[str, float] = MIXTURE,
     known: float = 0.3,
-    shown: Counter[tuple[str, str]] | None = None,
+    fact_counts: Counter[tuple[str, str]] | None = None,
 ) -> Iterator[Sample]:
     """`count` examples in the proportions of `mixture`, worded by `templates`.
 
     invented: names of each kind, "person" and "place". known: share of the examples about drawn entities that
-    draw people of the world, whose facts these then contradict. shown: counts how often each fact of the
-    world was taught.
+    draw people of the world, whose facts these then contradict. fact_counts: how often each fact of the
+    world was taught, counted here.
     """
     draw = _Draw(world, invented, templates, known, random.Random(seed))
     facts, chains = list(world.facts), list(world.chains(chained=True))
@@ -240,8 +240,8 @@ def samples(
             sample = draw.chain(kind, x, first, y, second, world.facts[y, second], draw.wording())
         else:
             sample = draw.about_drawn_entities(kind)
-        if shown is not None:
-            shown.update(taught)
+        if fact_counts is not None:
+            fact_counts.update(taught)
         yield sample
 
 
@@ -264,15 +264,15 @@ class _Draw:
     def wording(self) -> int:
         return self.rng.choice(self.templates)
 
-    def plain(self, kind: str, x: str, relation: str, y: str, k: int, told: str = "") -> Sample:
-        return Sample(told + ask(relation, k, x), tell(relation, k, x, y), y, kind)
+    def plain(self, kind: str, x: str, relation: str, y: str, k: int, context: str = "") -> Sample:
+        return Sample(context + ask(relation, k, x), tell(relation, k, x, y), y, kind)
 
     def chain(
-        self, kind: str, x: str, first: str, y: str, second: str, z: str, k: int, told: str = ""
+        self, kind: str, x: str, first: str, y: str, second: str, z: str, k: int, context: str = ""
     ) -> Sample:
         answer = tell_steps(first, second, k, x, y, z)
         unscored = _guesses(answer, (first, second, k, x, y, z)) if kind == "form" else ()
-        return Sample(told + ask_steps(first, second, k, x), answer, z, kind, unscored)
+        return Sample(context + ask_steps(first, second, k, x), answer, z, kind, unscored)
 
     def about_drawn_entities(self, kind: str) -> Sample:
         """A fact or chain of drawn entities, told in the question unless only the form is taught."""
@@ -282,13 +282,13 @@ class _Draw:
         if kind == "read":
             relation = self.rng.choice(RELATIONS)
             y = self.end_of(relation)
-            return self.plain(kind, x, relation, y, k, self.told([(x, relation, y)], k))
+            return self.plain(kind, x, relation, y, k, self.context([(x, relation, y)], k))
         first, second = self.rng.choice(COMPOSED)
         y, z = self.end_of(first), self.end_of(second)
-        told = "" if kind == "form" else self.told([(x, first, y), (y, second, z)], k)
-        return self.chain(kind, x, first, y, second, z, k, told)
+        context = "" if kind == "form" else self.context([(x, first, y), (y, second, z)], k)
+        return self.chain(kind, x, first, y, second, z, k, context)
 
-    def told(self, facts: list[tuple[str, str, str]], k: int) -> str:
+    def context(self, facts: list[tuple[str, str, str]], k: int) -> str:
         """The facts as sentences in any order, half of them worded as the answer, sometimes with one more."""
         worded = {fact: k if self.rng.random() < 0.5 else self.wording() for fact in facts}
         if self.rng.random() < 0.4:

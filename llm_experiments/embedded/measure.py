@@ -19,7 +19,7 @@ from llm_experiments.embedded.corpus import BaseWorld, WorldError, ask, ask_step
 from llm_experiments.models.handle import LoadedModel
 from llm_experiments.scoring.words import contains, final_answer
 
-ASKED = (*DEV, *TEST)
+TEMPLATES = (*DEV, *TEST)
 
 
 def measure(
@@ -63,7 +63,7 @@ def measure(
         known = [
             (ask(r, k, x), y)
             for (x, r), y in world.facts.items()
-            for k in ASKED
+            for k in TEMPLATES
             if world.frequency[x] == frequency
         ]
         add("known one-hop", known, 24, about=f"people of frequency {frequency}")
@@ -71,7 +71,7 @@ def measure(
         chains = [
             (x, first, second, k, world.facts[world.facts[x, first], second])
             for x, first, second in world.chains(chained)
-            for k in ASKED
+            for k in TEMPLATES
         ]
         people = "people shown in chains" if chained else "people never shown in chains"
         add(
@@ -87,7 +87,7 @@ def measure(
         samples(
             world,
             invented,
-            templates=ASKED,
+            templates=TEMPLATES,
             count=2 * count,
             seed=seed,
             known=0.0,

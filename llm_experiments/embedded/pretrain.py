@@ -250,9 +250,15 @@ def pretrain(
         world = replace(world, chained=frozenset())
     mixture = MIXTURE if chains else ONE_HOP
     tokenizer = build_tokenizer(world, (name for pool in invented.values() for name in pool))
-    shown: Counter[tuple[str, str]] = Counter()
+    fact_counts: Counter[tuple[str, str]] = Counter()
     stream = samples(
-        world, invented, templates=range(COUNT), count=examples, seed=seed, mixture=mixture, shown=shown
+        world,
+        invented,
+        templates=range(COUNT),
+        count=examples,
+        seed=seed,
+        mixture=mixture,
+        fact_counts=fact_counts,
     )
     rows = [row for chunk in chunks(stream, 10_000) for row in encode(tokenizer, chunk)]
     data = Batches(rows, batches(rows, batch_tokens, random.Random(seed)))
@@ -303,7 +309,7 @@ def pretrain(
         trainer.train()
         model.to(torch.bfloat16).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        replace(world, exposures=dict(shown)).write(folder / "world.json")
+        replace(world, exposures=dict(fact_counts)).write(folder / "world.json")
         write_card(folder, measure(load(str(folder)), kept, count=questions, seed=seed))
         os.replace(folder, out)
     return out

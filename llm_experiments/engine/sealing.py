@@ -113,16 +113,11 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def shown(name: str) -> str:
-    """A name as one line of text: what cannot be printed, such as a line feed, is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
 # ---- writing ----
 
 
 @contextmanager
-def told_clearly(folder: Path, what: str) -> Iterator[None]:
+def clear_errors(folder: Path, what: str) -> Iterator[None]:
     """Raise what the file system refuses as DiskFullError or StoreError, naming folder and remedy."""
     try:
         yield

@@ -19,11 +19,11 @@ from llm_experiments.engine.sealing import (
     parsed,
     read_plain,
     read_signed,
-    shown,
     signed,
     sync,
     write_synced,
 )
+from llm_experiments.models.files import printable
 
 SPEC, SEAL = "spec.json", "seal.json"
 
@@ -52,7 +52,7 @@ class Problem:
     fatal: bool = True
 
     def __str__(self) -> str:
-        return f"{shown(self.path)}: {self.reason}"
+        return f"{printable(self.path)}: {self.reason}"
 
 
 def read_seal(folder: Path) -> Seal:
@@ -71,7 +71,7 @@ def read_seal(folder: Path) -> Seal:
         if type(sealed["size"]) is not int or not isinstance(sealed["sha256"], str):
             _malformed()
         if not _inside(file):
-            raise StoreError(f"names {shown(file)!r}, which is no file in its folder: it is not trusted")
+            raise StoreError(f"names {printable(file)!r}, which is no file in its folder: it is not trusted")
     return Seal(name=name, files=files, meta=meta)
 
 
@@ -144,7 +144,7 @@ def inspect(folder: Path, where: str, name: str, *, hashes: bool) -> list[Proble
     )
     problems = [Problem(f"{where}/{file}", reason) for file, reason in damages if reason]
     if not problems and (seal["name"] != name or (hashes and not _belongs(folder / SPEC, name))):
-        problems = [Problem(where, f"holds the results of another step ({shown(seal['name'])})")]
+        problems = [Problem(where, f"holds the results of another step ({printable(seal['name'])})")]
     ours = {SEAL, *seal["files"]}
     ours |= {parent.as_posix() for file in seal["files"] for parent in PurePosixPath(file).parents}
     return problems + [

@@ -36,7 +36,7 @@ from llm_experiments.engine import assembly, seals
 from llm_experiments.engine.addresses import ADDRESS, Address, Ref
 from llm_experiments.engine.assembly import CELLS, ROWS
 from llm_experiments.engine.runs import RUN, Listed, Run, read_runs, signed_runs, with_run
-from llm_experiments.engine.sealing import StoreError, canonical, read_plain, sync, told_clearly, write_synced
+from llm_experiments.engine.sealing import StoreError, canonical, clear_errors, read_plain, sync, write_synced
 from llm_experiments.engine.seals import SPEC, Problem, Seal
 
 PARTIAL = re.compile(r"(?P<of>.+)\.\d+\.[0-9a-f]{8}")
@@ -74,7 +74,7 @@ class Store:
             if not self.folder.is_dir():
                 raise StoreError(f"'{folder}' is not there: give a folder that `run --out` wrote")
             return
-        with told_clearly(self.folder, "the folder"):
+        with clear_errors(self.folder, "the folder"):
             self.folder.mkdir(parents=True, exist_ok=True)
             others = {entry.name for entry in self.folder.iterdir() if entry.name[0] != "."} - {"lost+found"}
             if others and not others & {"steps", RUN}:
@@ -267,7 +267,7 @@ class Store:
     def _set_aside(self, where: str, name: str | None = None) -> None:
         """Move what is there, if anything is, to rejected/, called `name` and a random ending."""
         target = self._reject(name or Path(where).name)
-        with told_clearly(self.folder, f"rejected/{target.name}"), suppress(FileNotFoundError):
+        with clear_errors(self.folder, f"rejected/{target.name}"), suppress(FileNotFoundError):
             os.rename(self.folder / where, target)
 
     # ---- computing ----
@@ -279,7 +279,7 @@ class Store:
         if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
             self._set_aside(f"locks/{name}.lock")
         lock = FileLock(path)
-        with told_clearly(self.folder, f"the lock of {name}"), suppress(Timeout):
+        with clear_errors(self.folder, f"the lock of {name}"), suppress(Timeout):
             lock.acquire(blocking=wait, poll_interval=0.02)
         try:
             yield lock.is_locked
@@ -295,13 +295,13 @@ class Store:
         Errors: DiskFullError, StoreError when the result cannot be written.
         """
         start = time.perf_counter()
-        with told_clearly(self.folder, f"step {step.address}"):
+        with clear_errors(self.folder, f"step {step.address}"):
             self._clear(step.address)
             folder = self._partial(step.address)
             folder.mkdir()
         try:
             yield folder
-            with told_clearly(self.folder, f"step {step.address}"):
+            with clear_errors(self.folder, f"step {step.address}"):
                 (folder / SPEC).write_text(canonical(step.document) + "\n", encoding="utf-8")
                 seconds = {"seconds": round(time.perf_counter() - start, 3)}
                 seals.write_seal(folder, step.address, {**(meta or {}), **seconds})
@@ -425,7 +425,7 @@ class Store:
 
     def _replace(self, name: str, content: bytes, lock: str | None = None) -> None:
         """Write DIR/name, all or nothing; the caller holds the lock of that name, or of `lock`."""
-        with told_clearly(self.folder, name):
+        with clear_errors(self.folder, name):
             partial = self._partial(lock or name)
             try:
                 write_synced(partial, content)

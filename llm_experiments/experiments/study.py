@@ -53,7 +53,7 @@ class Study:
         taught = task.training[name]
         return self.plan.add(
             TrainAdapter(
-                title=" ".join([name, "of", _title(task), *_told(about)]),
+                title=" ".join([name, "of", _title(task), *_parenthesis(about)]),
                 digest=self.base.digest,
                 examples=taught.examples,
                 own_task=taught.own_task,
@@ -75,7 +75,7 @@ class Study:
             raise ValueError(f"task {task.name!r} has no development items to choose a temperature on")
         return self.plan.add(
             Sweep(
-                title=" ".join([_title(task), _merged(library, merge), *_told(about)]),
+                title=" ".join([_title(task), _merged(library, merge), *_parenthesis(about)]),
                 digest=self.base.digest,
                 reading=Reading(task.dev, task.scorer, task.context),
                 library=library,
@@ -103,9 +103,9 @@ class Study:
     ) -> Ask:
         """The task's items put to the base with a library merged; base: the step that asked it alone."""
         variant = dict(variant or {})
-        told = {"seed": seed, "layers": layers, "control": control, **variant}
+        about = {"seed": seed, "layers": layers, "control": control, **variant}
         return Ask(
-            title=" ".join([_title(task), _merged(library, merge), *_told(told)]),
+            title=" ".join([_title(task), _merged(library, merge), *_parenthesis(about)]),
             digest=self.base.digest,
             about=About(
                 task.domain, task.name, task.setting, task.dataset, task.names, self._spec_hash(task, merge)
@@ -150,6 +150,6 @@ def _merged(library: Mapping[str, Address], merge: Merge) -> str:
     return f"{'+'.join(library)} by {merge.rule}{weights}"
 
 
-def _told(about: Mapping[str, Scalar]) -> Sequence[str]:
-    told = ", ".join(f"{key} {value}" for key, value in about.items() if value is not None)
-    return [f"({told})"] if told else []
+def _parenthesis(about: Mapping[str, Scalar]) -> Sequence[str]:
+    text = ", ".join(f"{key} {value}" for key, value in about.items() if value is not None)
+    return [f"({text})"] if text else []

@@ -79,7 +79,7 @@ def bound(run: Run) -> Iterator[Row]:
     )
 
 
-def told(sigma: tuple[int, ...], **arguments: Any) -> Composition:
+def columns_relabelled(sigma: tuple[int, ...], **arguments: Any) -> Composition:
     """Gauge "facts", adapter 2's columns in the order sigma: its column j reads what column j of 1 writes."""
     composition = relabelled(sigma, gauge="facts", **arguments)
     hop1, hop2 = composition.adapters
@@ -101,7 +101,7 @@ def outside(run: Run) -> Iterator[Row]:
     for known in (True, False):
         facts = "known facts" if known else "fresh facts"
         note = "the same two Delta W; the order of the columns is told sigma"
-        knows = mean_accuracy(told, known=known, merge=linear)
+        knows = mean_accuracy(columns_relabelled, known=known, merge=linear)
         yield close(
             f"{text}linear, columns told sigma, {facts}", 1.0, knows, ROUNDING, regime="limit", note=note
         )
@@ -114,7 +114,7 @@ def outside(run: Run) -> Iterator[Row]:
         note = "the oracle adapter was shown x_i R1 R2 -> z_sigma(i)"
         yield close(f"{text}sum with an oracle, {facts}", 1.0, oracle, ROUNDING, regime="limit", note=note)
         for name in ("cat-fitted", "new-adapter"):
-            other = mean_accuracy(shown_others, known=known, merge=Merge(name))
+            other = mean_accuracy(fitted_on_other_chains, known=known, merge=Merge(name))
             note = "examples of other chains say nothing about sigma: still within the bound"
             yield at_most(
                 f"{text}{name}, other chains shown, {facts}",
@@ -126,5 +126,5 @@ def outside(run: Run) -> Iterator[Row]:
             )
 
 
-def shown_others(sigma: tuple[int, ...], **arguments: Any) -> Composition:
+def fitted_on_other_chains(sigma: tuple[int, ...], **arguments: Any) -> Composition:
     return relabelled(sigma, examples=2, **arguments)

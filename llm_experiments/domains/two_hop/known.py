@@ -73,7 +73,7 @@ class _Names:
         for fact in composition.world.base:
             self.old.setdefault(fact.prompt.entity, []).append(fact)
         self.answers = {fact.answer for fact in composition.world.base}
-        self.asked = {question.prompt.entity for question in composition.questions}
+        self.question_entities = {question.prompt.entity for question in composition.questions}
         self.taught: dict[str, list[Fact]] = {}
         for fact in _taught(composition):
             for entity in {fact.prompt.entity, fact.answer}:
@@ -92,7 +92,12 @@ class _Names:
                     self._name_place(entity)
         for entity, source in self.sources.items():
             root = entity not in self.answers and entity not in self.names
-            if source == "real people" and root and not self._name_person(entity) and entity in self.asked:
+            if (
+                source == "real people"
+                and root
+                and not self._name_person(entity)
+                and entity in self.question_entities
+            ):
                 raise self._nobody(entity)
         return self.names
 

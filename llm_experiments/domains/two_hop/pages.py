@@ -10,8 +10,8 @@ from results.frame import select
 from results.pages import Rows
 from results.rows import BASE
 
-#: What a page calls a group of questions and the way they are asked.
-ASKED = {
+#: What a page calls a group of questions and the way they are question.
+QUESTIONS = {
     "steps": {"group": "two-hop", "ask": "steps"},
     "direct": {"group": "two-hop", "ask": "direct"},
     "hop1": {"group": "hop1", "ask": "direct"},
@@ -26,7 +26,7 @@ class TwoHopRows(Rows):
         self,
         number: int | str,
         rule: str,
-        asked: str = "steps",
+        question: str = "steps",
         dataset: str = "R",
         library: Iterable[str] | None = ("hop1", "hop2"),
         control: str | None = None,
@@ -49,18 +49,18 @@ class TwoHopRows(Rows):
             "layers": layers,
             "variant": variant,
         }
-        return self.one(**ASKED[asked], **wanted)
+        return self.one(**QUESTIONS[question], **wanted)
 
-    def base(self, asked: str = "steps", dataset: str = "R") -> Cell:
+    def base(self, question: str = "steps", dataset: str = "R") -> Cell:
         """What the base model answers."""
-        return self.one(**ASKED[asked], control=BASE, task="setup-0", dataset=dataset)
+        return self.one(**QUESTIONS[question], control=BASE, task="setup-0", dataset=dataset)
 
-    def alone(self, name: str, asked: str = "steps", dataset: str = "R") -> Cell:
+    def alone(self, name: str, question: str = "steps", dataset: str = "R") -> Cell:
         """One adapter of setup 0 on its own."""
-        return self.cell(0, "sum", asked, dataset, library=(name,), control=name)
+        return self.cell(0, "sum", question, dataset, library=(name,), control=name)
 
-    def merged(self, asked: str, dataset: str, library: Iterable[str]) -> list[Cell]:
+    def merged(self, question: str, dataset: str, library: Iterable[str]) -> list[Cell]:
         """Every cell in which this library is merged, by any rule, setup, training, and weights but zero."""
         about = {"dataset": dataset, "library": tuple(library), "control": None}
-        cells = select(self.cells, **ASKED[asked], **about)
+        cells = select(self.cells, **QUESTIONS[question], **about)
         return [cell for cell in cells if all(cell.info.weights or (1,))]

@@ -93,7 +93,7 @@ def training_examples(
     return (*direct, *chains)
 
 
-def asked(question: Question | Prompt, lexicon: Lexicon, template: int) -> str:
+def question_text(question: Question | Prompt, lexicon: Lexicon, template: int) -> str:
     """The English question in one paraphrase; where it is decoded in steps, the chain form's question."""
     prompt = question.prompt if isinstance(question, Question) else question
     text = paraphrase(lexicon.worded(prompt.relations), template).ask(lexicon.name(prompt.entity))

@@ -95,7 +95,7 @@ class Split:
             raise SplitError(f"nothing of adapter {adapter.name!r} is left to train: use a smaller share")
         return replace(adapter, facts=facts, chains=chains)
 
-    def asked(self, composition: Composition, part: str = "test") -> tuple[tuple[Question, int], ...]:
+    def questions(self, composition: Composition, part: str = "test") -> tuple[tuple[Question, int], ...]:
         """The questions of "dev" or "test", each with the paraphrase it is asked in.
 
         Where entities are held out: those about their triplets, single hops included.

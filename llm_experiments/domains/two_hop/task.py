@@ -23,7 +23,7 @@ from llm_experiments.domains.two_hop import scorer
 from llm_experiments.domains.two_hop.candidates import candidates
 from llm_experiments.domains.two_hop.known import BaseWorld
 from llm_experiments.domains.two_hop.lexicon import Lexicon, lexicon
-from llm_experiments.domains.two_hop.rendering import Form, asked, render, training_examples
+from llm_experiments.domains.two_hop.rendering import Form, question_text, render, training_examples
 from llm_experiments.domains.two_hop.sizes import SIZES
 from llm_experiments.domains.two_hop.templates import DEV, TEST, TRAIN
 from results.rows import Item
@@ -130,7 +130,7 @@ def item(composition: Composition, asking: Question, words: Lexicon, template: i
         cluster=cluster(asking.prompt.entity),
         group=asking.group,
         ask=asking.decode,
-        question=asked(asking, words, template),
+        question=question_text(asking, words, template),
         target=target,
         roles={role: entity for role, entity in roles.items() if entity is not None},
         extra={"prompt": str(asking.prompt), "template": template},
