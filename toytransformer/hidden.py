@@ -9,7 +9,7 @@ its attention coefficients (on values V e_t). The mask says which positions are 
     "causal-printed"  eq. 21 as printed: the residual stands inside the average, r = 1/N, a_i = 1/N
 
 With uniform attention and d -> infinity, embeddings and values are orthonormal, so <h(p), h(p')> counts
-shared tokens.
+shared tokens, those of relations `relation_length`^2 times where relations are that many times as long.
 """
 
 from __future__ import annotations
@@ -37,11 +37,15 @@ INITS = {"standard-deviation": lambda d: d**-0.5, "variance": lambda d: d**-0.25
 
 @dataclass(frozen=True)
 class TokenCoefficients:
-    """Coefficients of n prompts on the tokens they mention, both sparse (prompt, token)."""
+    """Coefficients of n prompts on the tokens they mention, both sparse (prompt, token).
+
+    lengths: |e_t| / |e_x| of each token, (token,); the coefficients, on embeddings of one length, hold it.
+    """
 
     tokens: tuple[str, ...]
     residual: sparse.csr_array
     attention: sparse.csr_array
+    lengths: np.ndarray
 
     def full_limit_gram(self) -> np.ndarray:
         """<h(p), h(p')> for d -> infinity, (prompt, prompt): no randomness left (theory.md section 2)."""
@@ -83,12 +87,19 @@ def overlap_dimension_standard_error(
     return math.sqrt(coefficients.dimension_variance(weights) / dimension)
 
 
-def token_coefficients(prompts: Sequence[Prompt], mask: str = "strict") -> TokenCoefficients:
-    """Residual and uniform-attention coefficients; ValueError for an unknown mask or a one-token prompt."""
+def token_coefficients(
+    prompts: Sequence[Prompt], mask: str = "strict", relation_length: float = 1.0
+) -> TokenCoefficients:
+    """Residual and uniform-attention coefficients; ValueError for an unknown mask or a one-token prompt.
+
+    relation_length: |e_R| / |e_x|, the length of a relation's embedding relative to an entity's.
+    """
     if mask not in MASKS:
         raise ValueError(f"mask is {mask!r}; allowed: {', '.join(MASKS)}")
     tokens = tuple(dict.fromkeys(token for prompt in prompts for token in prompt.tokens))
     index = {token: i for i, token in enumerate(tokens)}
+    relations = {relation for prompt in prompts for relation in prompt.relations}
+    lengths = np.array([relation_length if token in relations else 1.0 for token in tokens])
     shape = (len(prompts), len(tokens))
     residual, attention = [], []
     for row, prompt in enumerate(prompts):
@@ -100,12 +111,17 @@ def token_coefficients(prompts: Sequence[Prompt], mask: str = "strict") -> Token
         seen = prompt.tokens[:-1] if mask == "strict" else prompt.tokens
         residual.append((row, index[prompt.tokens[-1]], 1 / length if mask == "causal-printed" else 1.0))
         attention += [(row, index[token], 1 / len(seen)) for token in seen]
-    return TokenCoefficients(tokens, _matrix(residual, shape), _matrix(attention, shape))
+    return TokenCoefficients(
+        tokens, _matrix(residual, shape, lengths), _matrix(attention, shape, lengths), lengths
+    )
 
 
-def _matrix(entries: list[tuple[int, int, float]], shape: tuple[int, int]) -> sparse.csr_array:
+def _matrix(
+    entries: list[tuple[int, int, float]], shape: tuple[int, int], lengths: np.ndarray
+) -> sparse.csr_array:
     rows, columns, values = zip(*entries, strict=True)
-    return sparse.csr_array(sparse.coo_array((values, (rows, columns)), shape=shape))
+    scaled = np.array(values) * lengths[list(columns)]
+    return sparse.csr_array(sparse.coo_array((scaled, (rows, columns)), shape=shape))
 
 
 @functools.partial(jax.jit, static_argnames=("dimension", "init"))
@@ -132,6 +148,7 @@ def sample_softmax_states(
     rng: jax.Array,
     token_ids: jax.Array,
     present: jax.Array,
+    lengths: jax.Array | None = None,
     *,
     tokens: int,
     dimension: int,
@@ -141,11 +158,14 @@ def sample_softmax_states(
     """One draw of the hidden states with the softmax attention of eq. 4, (prompt, dimension).
 
     token_ids (prompt, position), right-aligned so that the last column is the query; present marks real
-    positions. The logit of key token s and query token t is (K e_s).(Q e_t).
+    positions; lengths (token,), those of the embeddings, 1 where None. The logit of key token s and query
+    token t is (K e_s).(Q e_t).
     """
     scale = INITS[init](dimension)
     rng_embed, rng_key, rng_query = jax.random.split(rng, 3)
     embeddings, values = _embed(rng_embed, tokens, dimension, scale)
+    if lengths is not None:
+        embeddings, values = lengths[:, None] * embeddings, lengths[:, None] * values
     _, upper = jnp.linalg.qr(embeddings.T)
     shape = (upper.shape[0], dimension)
     keys = upper.T @ (scale * jax.random.normal(rng_key, shape, embeddings.dtype))

@@ -8,7 +8,7 @@ numbers; the regimes reach the same law with far fewer (hidden.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ class Frozen(nnx.Variable):
 class OneLayerTransformer(nnx.Module):
     """Random-features transformer of section 3.1; its readout W (entity, neuron) is 0 until `fit_readout`.
 
+    lengths: by how much the embeddings of some tokens are longer than those of the others.
     Raises RegimeError and NotEnoughMemoryError as a regime does, and ValueError for a prompt with a token
     that is not one of `tokens`.
     """
@@ -42,6 +43,7 @@ class OneLayerTransformer(nnx.Module):
         mask: str = "strict",
         attention: str = "uniform",
         init: str = "standard-deviation",
+        lengths: Mapping[str, float] | None = None,
         rngs: nnx.Rngs,
     ):
         # A regime of these sizes refuses what no network has.
@@ -55,7 +57,8 @@ class OneLayerTransformer(nnx.Module):
         def draw(*shape: int) -> jax.Array:
             return scale * jax.random.normal(rngs.params(), shape)
 
-        self.embedding = Frozen(draw(len(self.tokens), dimension))
+        long = jnp.array([(lengths or {}).get(token, 1.0) for token in self.tokens])
+        self.embedding = Frozen(long[:, None] * draw(len(self.tokens), dimension))
         self.key, self.query, self.value = (Frozen(draw(dimension, dimension)) for _ in range(3))
         self.up = Frozen(draw(width, dimension))
         self.readout = nnx.Param(jnp.zeros((len(self.entities), width)))

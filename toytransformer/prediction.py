@@ -1,17 +1,17 @@
-"""What a merged model answers: a composition and a regime in, one record per question out.
+"""What a merged model answers: a composition and a toy in, one record per question out.
 
-The base model is taken as exact (section 3): it outputs i_old on every prompt whose old answer it knows and
-0 on the others, so W itself is never needed. An adapter is trained on the change i_new - W phi(p) of its
-prompts; the merged output on a question is the base's output plus the merge's shift, a linear mixture of
-one-hot answers.
+A toy is a regime, a base and a readout (toytransformer.toy); a regime alone is the paper's model, whose base
+is exact (it outputs i_old on every prompt whose old answer it knows and 0 on the others) and whose answers
+are one-hot. An adapter is trained on the change u_new - W phi(p) of its prompts; the merged output on a
+question is the base's output plus the merge's shift, and the largest score, G times that, is the answer.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from toytransformer import adapters as lora
 from toytransformer import cost, merging
+from toytransformer.bases import Base, ExactBase, FittedBase, base_output, one_hot, wanted_shift
 from toytransformer.compositions import (
     OUTCOMES,
     Adapter,
@@ -30,7 +31,11 @@ from toytransformer.compositions import (
     World,
     provenance,
 )
+from toytransformer.readout import Coordinates, OneHot
 from toytransformer.regimes import Regime
+from toytransformer.toy import Toy, as_toy
+
+__all__ = ["Prediction", "asked_prompts", "base_output", "predict", "toy_record", "train", "wanted_shift"]
 
 Array = np.ndarray
 
@@ -42,23 +47,31 @@ KEPT = 12
 class Prediction:
     """The merged output on every question of a composition, and what follows from it.
 
-    output: (question, entity), the merged model's last output, entities in the world's order.
-    tie: outputs closer than this are one value; the rounding error of an output, see `tie_tolerance`.
+    questions: the composition's, their old answers replaced by what a base that is not exact says.
+    output: (question, entity), the merged model's last scores (with one-hot answers its output), entities in
+    the world's order.
+    tie: scores closer than this are one value; the rounding error of a score, see `tie_tolerance`.
     distributions: for each question, the answers and their probabilities, uniform among exact ties.
     """
 
     composition: Composition
-    regime: Regime
+    toy: Toy
+    questions: tuple[Question, ...]
     output: Float[Array, "question entity"]
     tie: float
     distributions: tuple[Mapping[str | None, float], ...]
     adapters: tuple[lora.LoRA, ...]
     merged: merging.Merged
 
+    @property
+    def regime(self) -> Regime:
+        """The regime of the toy."""
+        return self.toy.regime
+
     @cached_property
     def shares(self) -> dict[str, float]:
         """Mean share of each of the five outcomes over the questions."""
-        rows = [q.shares(d) for q, d in zip(self.composition.questions, self.distributions, strict=True)]
+        rows = [q.shares(d) for q, d in zip(self.questions, self.distributions, strict=True)]
         return {outcome: math.fsum(row[outcome] for row in rows) / len(rows) for outcome in OUTCOMES}
 
     @property
@@ -100,7 +113,7 @@ class Prediction:
         """Share of questions on which the right answer alone has the largest output."""
         right = [
             q.correct is not None and d.get(q.correct, 0.0) == 1.0
-            for q, d in zip(self.composition.questions, self.distributions, strict=True)
+            for q, d in zip(self.questions, self.distributions, strict=True)
         ]
         return sum(right) / len(right)
 
@@ -115,7 +128,7 @@ class Prediction:
         names, origin = self.composition.world.entities, provenance()
         return tuple(
             self._record(question, self.output[row], self.distributions[row], names, origin)
-            for row, question in enumerate(self.composition.questions)
+            for row, question in enumerate(self.questions)
         )
 
     def _record(
@@ -126,9 +139,9 @@ class Prediction:
         index = {name: i for i, name in enumerate(names)}
         return toy_record(
             self.composition,
-            self.regime,
+            self.toy,
             question,
-            answer=next(iter(answers)) if len(answers) == 1 else None,
+            answer=_only(answers),
             shares=question.shares(answers),
             mixture={name: float(output[index[name]]) for name in dict.fromkeys((*roles, *largest))},
             spectral_gap=self.merged.spectral_gap,
@@ -139,7 +152,7 @@ class Prediction:
 
 def toy_record(
     composition: Composition,
-    regime: Regime,
+    toy: Regime | Toy,
     question: Question,
     *,
     answer: str | None,
@@ -158,7 +171,7 @@ def toy_record(
         rule=composition.merge.rule,
         weights=composition.merge.weights,
         options=composition.merge.option_dict,
-        regime=regime.describe(),
+        regime=toy.describe(),
         group=question.group,
         prompt=str(question.prompt),
         decode=question.decode,
@@ -174,44 +187,56 @@ def toy_record(
     )
 
 
-def predict(composition: Composition, regime: Regime) -> Prediction:
-    """The merged model's outputs on the composition's questions in a regime.
+def predict(composition: Composition, model: Regime | Toy) -> Prediction:
+    """The merged model's scores on the composition's questions, by a toy or by the paper's model in a regime.
 
-    Raises RuleError, AdapterError, RegimeError or NotEnoughMemoryError before any long work where it can.
+    Raises RuleError, AdapterError, RegimeError, ReadoutError, SpecError or NotEnoughMemoryError before any
+    long work where it can.
     """
+    toy = as_toy(model)
+    regime, world = toy.regime, composition.world
     rule = merging.resolve(composition.merge.rule)
-    asked = asked_prompts(composition)
-    prompts = tuple(dict.fromkeys((*composition.prompts, *asked)))
-    entities = composition.world.entities
-    cost.of_prediction(composition, asked, regime).require()
+    asked = asked_prompts(composition, toy.base)
+    prompts = tuple(dict.fromkeys((*composition.prompts, *asked, *toy.base.prompts(world))))
+    cost.of_prediction(composition, (*asked, *toy.base.prompts(world)), regime).require()
     features = regime.features(prompts, neurons=rule.needs_neurons)
     rows = dict(zip(prompts, features.values, strict=True))
     shown = features.values if features.trained is None else features.trained
     trained_rows = dict(zip(prompts, shown, strict=True))
+    base, coordinates = toy.base.fit(world, trained_rows, rows), toy.readout.on(world)
     trained = tuple(
         train(
             adapter,
-            composition.world,
+            world,
             trained_rows,
             kind=rule.adapter_kind,
             gauge_matters=not rule.gauge_invariant,
             seed=(regime.seed, i),
+            base=base,
+            coordinates=coordinates,
         )
         for i, adapter in enumerate(composition.adapters)
     )
-    merged = merging.merge(
-        trained, composition.merge, _context(composition, regime, features.logit_scale, trained_rows)
-    )
+    context = _context(composition, regime.seed, features.logit_scale, trained_rows, base, coordinates)
+    merged = merging.merge(trained, composition.merge, context)
     stacked = np.stack([rows[prompt] for prompt in asked])
-    output = base_output(composition.world, asked) + merged.shift(stacked)
+    said = base.answers(asked)
+    output = coordinates.apply(coordinates.apply(said) + merged.shift(stacked))
     update = merged.update if isinstance(merged, merging.StaticMerge) else None
-    factors = (*trained, update) if isinstance(update, lora.LoRA) else trained  # merge weights count too
-    tie = tie_tolerance(features.values, output, factors)
+    factors = [*trained, *([update] if isinstance(update, lora.LoRA) else [])]  # merge weights count too
+    factors += [base.update] if base.update else []
+    tie = tie_tolerance(features.values, output, factors, coordinates)
+    decode = partial(_decode, entities=world.entities, tie=tie)
     by_prompt = dict(zip(asked, output, strict=True))
-    decoded = [_decode(question, by_prompt, entities, tie) for question in composition.questions]
+    decoded = [decode(question, by_prompt) for question in composition.questions]
+    questions = composition.questions
+    if not toy.base.exact:
+        scores = dict(zip(asked, coordinates.apply(coordinates.apply(said)), strict=True))
+        questions = tuple(replace(q, old=_only(decode(q, scores)[1])) for q in questions)
     return Prediction(
         composition,
-        regime,
+        toy,
+        questions,
         np.stack([last for last, _ in decoded]),
         tie,
         tuple(distribution for _, distribution in decoded),
@@ -228,14 +253,17 @@ def train(
     kind: str = "closed-form",
     gauge_matters: bool = True,
     seed: int | tuple[int, ...] = 0,
+    base: FittedBase | None = None,
+    coordinates: Coordinates | None = None,
 ) -> lora.LoRA:
     """The adapter that its spec describes, on the features `rows` of its prompts.
 
-    kind: "closed-form" or "frozen-read". gauge_matters: False allows any factors of Delta W.
+    kind: "closed-form" or "frozen-read". gauge_matters: False allows any factors of Delta W. base: the exact
+    one when None. coordinates: those of one-hot answers when None; its write factor is in them.
     """
     stored = adapter.stored(world)
     features = np.stack([rows[fact.prompt] for fact in stored])
-    changes = wanted_shift(world, stored)
+    changes = changed(world, stored, base or ExactBase().fit(world, rows), coordinates or OneHot().on(world))
     if kind == "frozen-read":
         rank = adapter.rank or 2 * len(stored)
         return lora.frozen_read(features, changes, rank=rank, seed=seed, approximate=adapter.approximate)
@@ -248,51 +276,47 @@ def train(
     )
 
 
-def base_output(world: World, prompts: Sequence[Prompt]) -> Float[Array, "prompt entity"]:
-    """W phi(p): the one-hot old answer, 0 where the base knows none."""
-    return _one_hot(world, [world.old(prompt) for prompt in prompts])
+def changed(
+    world: World, facts: Sequence[Fact], base: FittedBase, coordinates: Coordinates
+) -> Float[Array, "fact entity"]:
+    """(i_new - W phi(p)) R for each fact: what an adapter that stores it must add to the output vector."""
+    new = one_hot(world, [fact.answer for fact in facts])
+    return coordinates.apply(new - base.outputs([fact.prompt for fact in facts]))
 
 
-def wanted_shift(world: World, facts: Sequence[Fact]) -> Float[Array, "fact entity"]:
-    """i_new - W phi(p) for each fact: what an adapter that stores it must add."""
-    return _one_hot(world, [f.answer for f in facts], minus=[world.old(f.prompt) for f in facts])
-
-
-def _one_hot(world: World, answers: Sequence[str | None], minus: Sequence[str | None] = ()) -> Array:
-    index = {name: i for i, name in enumerate(world.entities)}
-    rows = np.zeros((len(answers), len(index)))
-    for names, sign in ((answers, 1.0), (minus, -1.0)):
-        for row, name in enumerate(names):
-            if name is not None:
-                rows[row, index[name]] += sign
-    return rows
-
-
-def tie_tolerance(features: Array, output: Array, adapters: Sequence[lora.LoRA]) -> float:
-    """Rounding error of an output: eps * (numbers summed) * condition of the readout * size.
+def tie_tolerance(
+    features: Array, output: Array, adapters: Sequence[lora.LoRA], coordinates: Coordinates | None = None
+) -> float:
+    """Rounding error of a score: eps * (numbers summed) * condition of the readout * size.
 
     Each entry sums over the features and ranks, so its error is at most eps * (feature + rank) times the
-    size of the terms, |phi| |read| |write|. Outputs nearer than that are equal as far as float64 can tell.
+    size of the terms, |phi| |read| |write|. Scores nearer than that are equal as far as float64 can tell.
+    Scores are such outputs times R, each a sum over the entities, and an error grows by R's largest row sum;
+    so did that of the changes the adapters were trained on.
     """
     terms = sum(np.linalg.norm(a.read) * np.abs(a.write).max() for a in adapters)
     count = features.shape[1] + max(a.rank for a in adapters)
-    size = max(np.linalg.norm(features, axis=1).max() * terms, np.abs(output).max(), 1.0)
+    grows = 1.0 if coordinates is None else coordinates.largest
+    if grows != 1.0:
+        count += output.shape[1]
+    size = max(np.linalg.norm(features, axis=1).max() * terms * grows, np.abs(output).max(), 1.0)
     return float(np.finfo(float).eps * count * size)
 
 
-def asked_prompts(composition: Composition) -> tuple[Prompt, ...]:
+def asked_prompts(composition: Composition, base: Base | None = None) -> tuple[Prompt, ...]:
     """The questions' prompts, or each one-hop prompt that answering them step by step can reach.
 
     A step can answer what a merged output can be non-zero on: a trained answer, what an adapter was trained
-    to forget, or the base's own answer to the step. Any other answer (where the output is zero, all entities
+    to forget, or the base's own answers to the step. Any other answer (where the output is zero, all entities
     tie) is not asked further and counts as "other".
     """
     world = composition.world
+    base = base or ExactBase()
     trained = (fact for adapter in composition.adapters for fact in adapter.stored(world))
     moved = [
         entity
         for fact in (*trained, *composition.examples)
-        for entity in (fact.answer, world.old(fact.prompt))
+        for entity in (fact.answer, *base.answers(world, fact.prompt))
     ]
     asked = [question.prompt for question in composition.questions if question.decode == "direct"]
     starts: dict[tuple[str, ...], list[str | None]] = {}
@@ -303,20 +327,31 @@ def asked_prompts(composition: Composition) -> tuple[Prompt, ...]:
         for relation in relations:
             step = [Prompt(entity, (relation,)) for entity in dict.fromkeys(reached) if entity is not None]
             asked += step
-            reached = [*moved, *map(world.old, step)]
+            said = (entity for prompt in step for entity in base.answers(world, prompt))
+            reached = list(dict.fromkeys((*moved, *said)))
     return tuple(dict.fromkeys(asked))
 
 
 def _context(
-    composition: Composition, regime: Regime, logit_scale: float, rows: Mapping[Prompt, Array]
+    composition: Composition,
+    seed: int,
+    logit_scale: float,
+    rows: Mapping[Prompt, Array],
+    base: FittedBase,
+    coordinates: Coordinates,
 ) -> merging.MergeContext:
     examples = composition.examples
     return merging.MergeContext(
-        rng_seed=regime.seed,
+        rng_seed=seed,
         logit_scale=logit_scale,
         example_features=np.stack([rows[fact.prompt] for fact in examples]) if examples else None,
-        example_targets=wanted_shift(composition.world, examples) if examples else None,
+        example_targets=changed(composition.world, examples, base, coordinates) if examples else None,
     )
+
+
+def _only(answers: Mapping[str | None, float]) -> str | None:
+    """The answer, where there is one; None where several tie."""
+    return next(iter(answers)) if len(answers) == 1 else None
 
 
 def _decode(

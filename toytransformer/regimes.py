@@ -56,6 +56,8 @@ class _Regime:
     attention: str = "uniform"
     init: str = "standard-deviation"
     seed: int = 0
+    #: |e_R| / |e_x|: how long the embeddings of relations are, relative to those of entities.
+    relation_length: float = 1.0
     #: Of each regime: its name, and d, which may be infinite.
     name: ClassVar[str]
     if TYPE_CHECKING:
@@ -68,11 +70,23 @@ class _Regime:
         _one_of("attention", self.attention, hidden.ATTENTIONS)
         _one_of("init", self.init, tuple(hidden.INITS))
         _whole("seed", self.seed, 0, MOST)
+        length = self.relation_length
+        if isinstance(length, bool) or not isinstance(length, int | float) or not 1e-6 <= length <= 1e6:
+            raise RegimeError(
+                f"relation_length is {length!r}; it must be a number from 1e-6 to 1e6 (|e_R| / |e_x|)"
+            )
+        object.__setattr__(self, "relation_length", float(length))
 
     def describe(self) -> dict:
-        """The regime as plain data, for records."""
+        """The regime as plain data, for records; a relation_length of 1 is not mentioned."""
         fields = {name: int(v) if isinstance(v, np.integer) else v for name, v in self.__dict__.items()}
+        if self.relation_length == 1:
+            del fields["relation_length"]
         return {"name": self.name, **fields}
+
+    def coefficients(self, prompts: Sequence[Prompt]) -> hidden.TokenCoefficients:
+        """The prompts' coefficients on their tokens, under this regime's mask and lengths."""
+        return hidden.token_coefficients(prompts, self.mask, self.relation_length)
 
     def hidden_gram(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """<h(p), h(p')>, (prompt, prompt), float64."""
@@ -85,7 +99,7 @@ class _Regime:
 
     def draw_states(self, rng: jax.Array, prompts: Sequence[Prompt]) -> jax.Array | np.ndarray:
         """Hidden states up to a common rotation, (prompt, direction), drawn from `rng` (also in jit)."""
-        coefficients = hidden.token_coefficients(prompts, self.mask)
+        coefficients = self.coefficients(prompts)
         if math.isinf(self.dimension):
             return square_root(coefficients.full_limit_gram())
         tokens = len(coefficients.tokens)
@@ -95,8 +109,16 @@ class _Regime:
         )
         if self.attention == "softmax":
             ids, present = hidden.padded_token_ids(prompts, coefficients.tokens)
+            lengths = None if self.relation_length == 1 else coefficients.lengths
             return hidden.sample_softmax_states(
-                rng, ids, present, tokens=tokens, dimension=self.dimension, init=self.init, mask=self.mask
+                rng,
+                ids,
+                present,
+                lengths,
+                tokens=tokens,
+                dimension=self.dimension,
+                init=self.init,
+                mask=self.mask,
             )
         return hidden.sample_states(
             rng,
@@ -148,7 +170,7 @@ class FullLimit(_KernelLimit):
             )
 
     def hidden_gram(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        return hidden.token_coefficients(prompts, self.mask).full_limit_gram()
+        return self.coefficients(prompts).full_limit_gram()
 
 
 @dataclass(frozen=True, kw_only=True)

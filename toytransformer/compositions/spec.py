@@ -254,9 +254,8 @@ def question(
 ) -> Question:
     """The question with its roles read off the world; a Composition fills in `edited` itself."""
     bridge = world.truth(Prompt(prompt.entity, prompt.relations[:1])) if prompt.hops > 1 else None
-    return Question(
-        prompt, world.truth(prompt), bridge, world.old(prompt), trained_answers(adapters), group, decode
-    )
+    old = world.old(prompt) if decode == "direct" else world.entailed(prompt)
+    return Question(prompt, world.truth(prompt), bridge, old, trained_answers(adapters), group, decode)
 
 
 @dataclass(frozen=True)
@@ -329,6 +328,11 @@ class Composition:
         shown = (fact.prompt for fact in self.examples)
         return tuple(dict.fromkeys((*trained, *shown, *(asked.prompt for asked in self.questions))))
 
+    def with_world(self, world: World) -> "Composition":
+        """The same composition in another world, from which the roles of answers are read anew."""
+        asked = [question(world, q.prompt, self.adapters, q.group, q.decode) for q in self.questions]
+        return replace(self, world=world, questions=tuple(asked))
+
     def with_merge(self, merge: Merge) -> "Composition":
         """The same composition under another merge."""
         return replace(self, merge=merge)
@@ -357,6 +361,8 @@ class Composition:
             "base": _pack(self.world.base),
             "edits": _pack(self.world.edits),
         }
+        if self.world.multi_hop is not None:
+            world["multi_hop"] = _pack(self.world.multi_hop)
         merge = {"rule": self.merge.rule, "weights": self.merge.weights, "options": self.merge.option_dict}
         spec = {
             "name": self.name,
@@ -375,8 +381,9 @@ class Composition:
         try:
             spec = json.loads(text)
             world, merge = spec.pop("world"), spec.pop("merge")
-            for fact_list in ("base", "edits"):
-                world[fact_list] = _unpack(world[fact_list])
+            for fact_list in ("base", "edits", "multi_hop"):
+                if fact_list in world:
+                    world[fact_list] = _unpack(world[fact_list])
             names = {key: tuple(world.pop(key)) for key in ("entities", "relations")}
             weights = merge.pop("weights")
             return cls(

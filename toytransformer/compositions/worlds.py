@@ -115,14 +115,18 @@ def _function(facts: tuple[Fact, ...], what: str) -> dict[tuple[str, ...], str]:
 class World:
     """Entities, relations, the one-hop facts the base model knows and the edits that override them.
 
-    Errors: SpecError if a relation has two answers on one entity, a fact is repeated, has several hops or
-    uses a token outside the world, a token is both entity and relation, or a name is blank or repeated.
+    multi_hop: facts of several hops that the base knows as answers to prompts of their own. None: whatever
+    its one-hop facts entail, if it is exact; nothing, if it is trained (toytransformer.bases).
+    Errors: SpecError if a relation has two answers on one entity, a fact is repeated, has the wrong number of
+    hops or uses a token outside the world, a token is both entity and relation, or a name is blank or
+    repeated.
     """
 
     entities: tuple[str, ...]
     relations: tuple[str, ...]
     base: tuple[Fact, ...] = ()
     edits: tuple[Fact, ...] = ()
+    multi_hop: tuple[Fact, ...] | None = None
 
     def __post_init__(self) -> None:
         for what, names in (("entities", self.entities), ("relations", self.relations)):
@@ -135,11 +139,15 @@ class World:
             raise SpecError(
                 f"{min(both)!r} is both an entity and a relation: a token has one role, rename one of the two"
             )
-        for what, facts in (("base", self.base), ("edit", self.edits)):
+        for what, facts in (("base", self.base), ("edit", self.edits), ("multi-hop", self.multi_hop or ())):
             check_tuple(facts, Fact, f"{what} facts")
             for fact in facts:
                 self.check_tokens(fact.prompt, fact.answer)
         _ = self._edited  # built now, so that a relation with two answers is refused here
+        if short := [fact for fact in self.multi_hop or () if fact.prompt.hops == 1]:
+            raise SpecError(f"multi-hop fact '{short[0]}' has one hop: list it among the base's facts")
+        if twice := repeated(fact.prompt for fact in self.multi_hop or ()):
+            raise SpecError(f"'{twice[0]}' has two multi-hop facts: keep one")
 
     @classmethod
     def of(cls, base: Iterable[Fact] = (), edits: Iterable[Fact] = ()) -> "World":
@@ -168,9 +176,50 @@ class World:
     def _edited(self) -> Mapping[tuple[str, ...], str]:
         return {**self._base, **_function(self.edits, "edit")}
 
+    @cached_property
+    def _multi_hop(self) -> Mapping[Prompt, str] | None:
+        facts = self.multi_hop
+        return None if facts is None else {fact.prompt: fact.answer for fact in facts}
+
     def old(self, prompt: Prompt) -> str | None:
-        """The base model's answer r_k(..r_1(x)), None when it does not know a hop."""
+        """The base model's answer to the prompt, None when it has none.
+
+        r_k(..r_1(x)) where it knows every hop; where `multi_hop` is given, that of several hops is among it.
+        """
+        if self._multi_hop is not None and prompt.hops > 1:
+            self.check_tokens(prompt)
+            return self._multi_hop.get(prompt)
+        return self.entailed(prompt)
+
+    def entailed(self, prompt: Prompt) -> str | None:
+        """r_k(..r_1(x)) by the base's one-hop facts, as it answers step by step; None without one of them."""
         return self._follow(self._base, prompt)
+
+    @property
+    def known(self) -> tuple[Fact, ...]:
+        """Every fact that the base is given as such: of one hop, then of several."""
+        return (*self.base, *(self.multi_hop or ()))
+
+    @cached_property
+    def kinds(self) -> Mapping[str, str]:
+        """The kind of every entity, named after the first of its members.
+
+        Entities that answer the same relation, or are asked the same relation, are of one kind.
+        """
+        parent = {entity: entity for entity in self.entities}
+
+        def root(entity: str) -> str:
+            while parent[entity] != entity:
+                parent[entity] = entity = parent[parent[entity]]
+            return entity
+
+        first: dict[tuple[str, str], str] = {}
+        for fact in (*self.base, *self.edits):
+            (relation,) = fact.prompt.relations
+            for role, entity in (("asked", fact.prompt.entity), ("answer", fact.answer)):
+                parent[root(entity)] = root(first.setdefault((role, relation), entity))
+        named: dict[str, str] = {}
+        return {entity: named.setdefault(root(entity), entity) for entity in self.entities}
 
     def truth(self, prompt: Prompt) -> str | None:
         """The right answer once edits override the base, r~_k(..r~_1(x)), None when a hop is undefined."""
