@@ -1,12 +1,34 @@
-"""Bars of outcomes, alike in every drawing that has them, and what their words mean."""
+"""Bars of the outcomes of two-hop questions, alike in every drawing, and what their words mean."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from figures import style
-from figures.style import OUTCOME
+from figures.style import GREEN, ORANGE
+
+
+@dataclass(frozen=True)
+class Look:
+    """How an outcome is drawn: its names, longest first; fill, colour of text, hatch and its colour."""
+
+    words: tuple[str, ...]
+    fill: str
+    ink: str
+    hatch: str | None = None
+    lines: str = "white"
+
+
+OUTCOME = {
+    "correct": Look(("right answer", "right", "R"), GREEN, "white"),
+    "bridge": Look(("bridge entity", "bridge", "B"), ORANGE, "black"),
+    "old": Look(("old answer", "old", "O"), "#00508A", "white", "////", "#6FA5CC"),
+    "edited": Look(("another edit", "edit", "E"), "#EFC9DF", "black", "\\\\\\\\", "#A8698B"),
+    "other": Look(("another answer", "other", "X"), "white", "black"),
+}
 
 #: What the legend of a drawing says of each outcome.
 LEGEND = {

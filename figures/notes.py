@@ -11,17 +11,6 @@ from results.cells import OWN_TASK, Cell
 #: Inches that a character of 8 pt takes on average, a little less than it may.
 CHARACTER = 0.059
 
-LIBRARIES = {
-    ("hop1", "hop2"): "Two adapters, one for each hop",
-    ("hop1", "hop2", "oracle"): "The same and the oracle",
-}
-ALONE = {
-    "hop1": "hop 1",
-    "hop2": "hop 2",
-    "mixed": "mixed: both hops",
-    "oracle": "oracle: the questions",
-    "joint": "joint: all of these",
-}
 #: Facts by whether they overwrite answers that the base was taught. It has an answer to fresh ones too.
 FACTS = {True: "Known facts: the base knew others", False: "Fresh facts: new to the base"}
 INTERVALS = "Bars: 95% Wilson intervals over the questions of one seed"
@@ -78,7 +67,7 @@ def known(cell: Cell) -> bool:
 
 
 def question_label(name: str) -> str:
-    """A group and how it was asked ("two-hop/steps") in words."""
+    """A group and how it was asked ("sums/steps") in words."""
     group, _, how = name.partition("/")
     return f"{group}, step by step" if how == "steps" else group
 

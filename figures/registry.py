@@ -1,5 +1,8 @@
 """The figures, each declared once: by the decorator `figure` on what draws it, in a file of figures/drawings.
 
+Those in `drawings/theory` draw what the theory computes, those in a domain's folder what was measured on its
+tasks; the others draw any domain.
+
 A figure says what it is called, how it is titled and explained on a page, where on it it stands, and which
 rows it needs. The command line, the report and the tests have it from here; nothing else lists figures.
 """
@@ -64,6 +67,11 @@ CELLS: Needs[Cell] = Needs(lambda data, _: one_draw(data.cells))
 EDITS: Needs[Row] = Needs(lambda data, _: data.edits)
 
 
+def cells_of(domain: str) -> Needs[Cell]:
+    """The measured cells of one domain, for a figure that knows its words."""
+    return Needs(lambda data, _: one_draw(cell for cell in data.cells if cell.info.domain == domain))
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A registered figure; place: its place on a page, from the top."""
@@ -117,6 +125,6 @@ def figures() -> dict[str, Drawing]:
     """Every figure by name, in the order of a page; the files of figures/drawings are imported."""
     from figures import drawings
 
-    for module in pkgutil.iter_modules(drawings.__path__):
-        importlib.import_module(f"{drawings.__name__}.{module.name}")
+    for module in pkgutil.walk_packages(drawings.__path__, f"{drawings.__name__}."):
+        importlib.import_module(module.name)
     return dict(sorted(_FIGURES.items(), key=lambda item: item[1].place))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,25 +27,6 @@ BLUE, VERMILION, PURPLE, GREY, PALE = "#0072B2", "#D55E00", "#CC79A7", "#777777"
 #: How a line is drawn: whole, or an offset and lengths of dashes and gaps in points.
 Dashes = Literal["-"] | tuple[float, tuple[float, ...]]
 
-
-@dataclass(frozen=True)
-class Look:
-    """How an outcome is drawn: its names, longest first; fill, colour of text, hatch and its colour."""
-
-    words: tuple[str, ...]
-    fill: str
-    ink: str
-    hatch: str | None = None
-    lines: str = "white"
-
-
-OUTCOME = {
-    "correct": Look(("right answer", "right", "R"), GREEN, "white"),
-    "bridge": Look(("bridge entity", "bridge", "B"), ORANGE, "black"),
-    "old": Look(("old answer", "old", "O"), "#00508A", "white", "////", "#6FA5CC"),
-    "edited": Look(("another edit", "edit", "E"), "#EFC9DF", "black", "\\\\\\\\", "#A8698B"),
-    "other": Look(("another answer", "other", "X"), "white", "black"),
-}
 
 _SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",

@@ -13,7 +13,7 @@ from matplotlib.image import imread
 
 from figures import registry, store, style, theory
 from figures.__main__ import main
-from figures.drawings import outcomes
+from figures.drawings.theory import outcomes
 from figures.theory import gauge
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from predicted_cells import FACTS, PAIR, answered, experiments, overlaps, togeth
 
 from figures import predictions, reading, registry, store, style
 from figures.__main__ import main
-from figures.drawings import agreement, tables, weights
+from figures.drawings.two_hop import agreement, tables, weights
 from figures.registry import Data, NothingToDrawError
 from results import files, paper
 from results import frame as frames

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from figures import reading, registry, report, store
 from figures.__main__ import main
 from figures.__main__ import read as read_measured
-from figures.drawings.weights import curves, swept
-from figures.report import Content, case_by_case, opening, render, rerun, sources, tables, value
+from figures.drawings.two_hop.weights import curves, swept
+from figures.report import Content, render, rerun, sources, tables, value
 from figures.report.drawings import embed
 from figures.report.ledger import COLUMNS, ReportError, claims, read
+from figures.report.two_hop import case_by_case, opening
 from llm_experiments.engine.store import Store
 from results import files
 from results import frame as frames
@@ -47,7 +48,9 @@ ROW = {
 }
 FIGURES = registry.figures()
 DRAWN = [row for row in store.read(store.COMMITTED) if row["figure"] == "outcomes"]
-TEMPLATE = (Path(report.__file__).parent / "page.html").read_text(encoding="utf-8")
+TEMPLATES = [
+    file.read_text(encoding="utf-8") for file in sorted(Path(report.__file__).parent.rglob("*.html"))
+]
 
 
 def page(*rows, **content):
@@ -332,10 +335,11 @@ def test_the_best_merge_alone_decides_that_a_model_composes_and_all_that_it_does
 
 
 def test_no_number_is_typed_into_the_opening():
-    """Neither the words of the template nor those of the code hold a digit."""
-    start, end = TEMPLATE.index("<body>"), TEMPLATE.index('<h2 id="ledger">')
-    typed = re.sub(r"\{%.*?%\}|\{\{.*?\}\}|</?h\d>|R[12]", "", TEMPLATE[start:end], flags=re.DOTALL)
-    assert not re.search(r"\d", text_of(typed))
+    """Neither the words of the templates nor those of the code hold a digit."""
+    for template in TEMPLATES:
+        text = (template.partition("<body>")[2] or template).partition('<h2 id="ledger">')[0]
+        typed = re.sub(r"\{%.*?%\}|\{\{.*?\}\}|</?h\d>|R[12]", "", text, flags=re.DOTALL)
+        assert not re.search(r"\d", text_of(typed))
     for node in ast.walk(ast.parse(inspect.getsource(opening))):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
             assert not re.search(r"\d", node.value), node.value

@@ -18,8 +18,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from figures import predictions as kept_predictions
 from figures import reading, store
 from figures.registry import one_draw
-from figures.report import case_by_case, ledger, opening, rerun, sources, tables
+from figures.report import cells, ledger, rerun, sources, tables
 from figures.report import drawings as pictures
+from figures.report.parts import PARTS
 from figures.report.rerun import Rerun
 from figures.report.sources import Source
 from figures.store import Row
@@ -164,26 +165,22 @@ def render(content: Content) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"value": value, "right": opening.right, "merge": opening.merge}
+    environment.filters |= {"value": value, "merge": cells.merge}
     environment.tests["failed"] = ledger.failed
-    environment.globals |= {"measured": opening.measured, "groups": tables.groups}
-    lines = opening.lines(content.cells)
-    models = list(dict.fromkeys(model for line in lines for model in line.cells))
+    environment.globals["groups"] = tables.groups
+    parts = [
+        {"opening": part.opening, "cases": part.cases}
+        | part.said([cell for cell in content.cells if cell.info.domain == domain], content.drawn)
+        for domain, part in PARTS.items()
+    ]
     return environment.get_template("page.html").render(
         content=content,
-        lines=lines,
-        models=models,
-        verdicts=opening.verdicts(lines),
-        instead=opening.instead(lines),
+        parts=parts,
         elsewhere={run.name: sorted(set(run.commits) - {provenance()["git"]}) for run in content.runs},
-        reasons=opening.reasons(content.cells),
         claims=ledger.claims(content.checks),
         failures=sum(map(ledger.failed, content.checks)),
         corrections=ledger.corrections(content.checks),
-        summary=case_by_case.summary([row for row in content.drawn if row["figure"] == "outcomes"]),
         computed=COMPUTED,
-        ways=opening.WAYS,
-        tone={opening.COMPOSES: "yes", opening.FAILS: "no", opening.OPEN: ""},
         level=rerun.LEVEL,
         verdict_names=(rerun.IDENTICAL, rerun.WORDS, rerun.DIFFERS),
         sources=(*content.committed, *content.runs),

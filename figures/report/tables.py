@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from figures.notes import seeds
-from figures.report.opening import merge, right
+from figures.report.cells import merge, right
 from results.cells import RIGHT, Cell, percent
 from results.rows import RANDOM
 

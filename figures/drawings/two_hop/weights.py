@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures import notes, registry, style
-from figures.registry import CELLS, NothingToDrawError
+from figures.drawings.two_hop import CELLS
+from figures.registry import NothingToDrawError
 from figures.style import BLACK, BLUE, VERMILION
 from results.cells import Cell
 

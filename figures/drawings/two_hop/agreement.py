@@ -17,7 +17,8 @@ from matplotlib.lines import Line2D
 from scipy import stats
 
 from figures import notes, registry, style
-from figures.registry import CELLS, NothingToDrawError
+from figures.drawings.two_hop import CELLS
+from figures.registry import NothingToDrawError
 from figures.style import BLACK, BLUE, GREY, VERMILION
 from results.cells import Cell
 

@@ -18,7 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from figures import notes, registry, style
-from figures.registry import CELLS, NothingToDrawError
+from figures.drawings.two_hop import CELLS
+from figures.registry import NothingToDrawError
 from figures.style import BLACK, BLUE, GREEN, GREY, PALE, VERMILION
 from results import paper
 from results.cells import Cell

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from figures import notes, registry, style
-from figures.bars import LEGEND, LINE, bar
-from figures.registry import CELLS, NothingToDrawError
-from figures.style import OUTCOME
+from figures.bars import LEGEND, LINE, OUTCOME, bar
+from figures.drawings.two_hop import ALONE, CELLS, LIBRARIES
+from figures.registry import NothingToDrawError
 from results.cells import DAGGER, Cell
 from results.statistics import wilson
 from toytransformer.merging import RULES
@@ -93,15 +93,13 @@ def _line(cell: Cell) -> Line:
     if cell.info.control == "random":
         return "Controls", f"random ones, {cell.info.rule}"
     if len(cell.info.library) == 1:
-        return "One adapter alone, trained on", notes.ALONE[cell.info.library[0]]
-    return notes.LIBRARIES[cell.info.library] + ", merged by", cell.info.rule
+        return "One adapter alone, trained on", ALONE[cell.info.library[0]]
+    return LIBRARIES[cell.info.library] + ", merged by", cell.info.rule
 
 
 def _ordered(lines: Iterable[Line]) -> list[Line]:
     """Groups as in `notes`, controls last; rules in the order of their registry, fitted ones last."""
-    first = [f"{library}, merged by" for library in notes.LIBRARIES.values()] + [
-        "One adapter alone, trained on"
-    ]
+    first = [f"{library}, merged by" for library in LIBRARIES.values()] + ["One adapter alone, trained on"]
 
     rules = sorted(RULES, key=lambda name: RULES[name].needs_data)
 

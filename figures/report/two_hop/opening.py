@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from figures.drawings.weights import curves, swept, weight
+from figures.drawings.two_hop.weights import curves, swept, weight
 from figures.notes import known, seeds
-from figures.report import case_by_case
+from figures.report.cells import merge, right
+from figures.report.two_hop import case_by_case
 from results.cells import RIGHT, Cell, percent
 from results.statistics import wilson
 
@@ -129,23 +130,6 @@ def above(cell: Cell, among: int = 1) -> bool:
 
 def below(cell: Cell) -> bool:
     return cell.interval()[1] < 1 / 2
-
-
-def right(cell: Cell) -> str:
-    """Share of right answers with Wilson's interval, in percent; a dagger where adapters are undertrained."""
-    low, high = cell.interval()
-    return f"{percent(cell.share)}% [{percent(low)}, {percent(high)}]" + cell.dagger
-
-
-def merge(cell: Cell) -> str:
-    """How a library was merged, and what else was chosen."""
-    chosen = [pair for mapping in (cell.info.options, cell.info.variant) for pair in sorted(mapping.items())]
-    parts = [f"{name.replace('_', ' ')} {value}" for name, value in chosen]
-    if examples := cell.info.setting.get("examples"):
-        parts.append(f"{examples} examples")
-    rule = "alone" if len(cell.info.library) == 1 and cell.info.rule == "sum" else cell.info.rule
-    weights = f" {', '.join(f'{w:g}' for w in cell.info.weights)}" if cell.info.weights else ""
-    return rule + weights + (f" ({', '.join(parts)})" if parts else "")
 
 
 def mostly(shares: Mapping[str, float]) -> str:

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures import notes, registry, style
-from figures.drawings.weights import curves
-from figures.registry import CELLS, NothingToDrawError
+from figures.drawings.two_hop import CELLS
+from figures.drawings.two_hop.weights import curves
+from figures.registry import NothingToDrawError
 from figures.style import GREEN, ORANGE, Dashes
 from results.cells import Cell
 

@@ -10,12 +10,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures import notes, registry, style
-from figures.registry import CELLS, NothingToDrawError
+from figures.drawings.two_hop import CELLS
+from figures.registry import NothingToDrawError
 from figures.style import BLACK, BLUE, GREY, PALE, SKY, VERMILION
 from results.cells import Cell
 from toytransformer.compositions.setups import SETUPS
+from toytransformer.merging import RULES
 
-RULES = {"mean": "Uniform", "arrow-products": "Arrow"}
+#: The paper's two routings, each by its rule that merges products.
+TITLES = {
+    rule.name: family.capitalize()
+    for family in ("uniform", "arrow")
+    for rule in RULES.values()
+    if rule.paper == family and not rule.factor_wise
+}
 #: What was asked: colour, marker, shift from the line in lines, label.
 QUESTIONS = {
     "hop1/direct": (SKY, "<", -0.25, "hop 1 alone"),
@@ -44,9 +52,9 @@ def draw(given: Sequence[Cell]) -> Figure:
         )
     models = notes.models(cells)
     lines = sorted({_line(cell) for cell in cells})
-    figure = style.blank(style.PAGE, 1.75 + len(RULES) * (0.32 + 0.31 * len(lines)))
-    panels = figure.subplots(len(RULES), len(models), sharex=True, sharey=True, squeeze=False)
-    for row, (rule, title) in zip(panels, RULES.items(), strict=True):
+    figure = style.blank(style.PAGE, 1.75 + len(TITLES) * (0.32 + 0.31 * len(lines)))
+    panels = figure.subplots(len(TITLES), len(models), sharex=True, sharey=True, squeeze=False)
+    for row, (rule, title) in zip(panels, TITLES.items(), strict=True):
         for axes, model in zip(row, models, strict=True):
             own = [cell for cell in cells if cell.info.rule == rule and cell.info.base == model]
             _panel(axes, own, lines)
@@ -67,7 +75,8 @@ def draw(given: Sequence[Cell]) -> Figure:
             style.PAGE,
             "Numbers: relations of the bridge's facts, two digits for two hops, answered at once or (c) in "
             "steps; left of the bar what hop 1's adapter is trained on besides its own, right of it hop 2's",
-            "Uniform is the rule mean, Arrow is arrow-products; setup 1 is asked on F, the others on R",
+            ", ".join(f"{title} is the rule {rule}" for rule, title in TITLES.items())
+            + "; setup 1 is asked on F, the others on R",
             notes.measured(cells),
             notes.INTERVALS,
             notes.regime(cells),
@@ -81,7 +90,7 @@ def _drawn(cell: Cell) -> bool:
     return (
         cell.info.task in NUMBERS
         and cell.info.library == ("hop1", "hop2")
-        and cell.info.rule in RULES
+        and cell.info.rule in TITLES
         and cell.info.weights is None
         and cell.info.control is None
         and cell.info.layers in (None, "mlp")

@@ -11,10 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from figures import registry, style
-from figures.bars import LEGEND, LINE, bar
+from figures.bars import LEGEND, LINE, OUTCOME, bar
 from figures.registry import THEORY
 from figures.store import Row
-from figures.style import OUTCOME
 
 TITLE = "Merging two one-hop adapters does not answer the two-hop question"
 SUBTITLE = (
@@ -27,15 +26,13 @@ GROUPS = {
     "one": "One adapter alone, trained on",
     "oracle": "An adapter trained on the very two-hop prompts that are asked",
 }
-NAMES = {
-    ("hop1-only", "sum"): "hop 1",
-    ("hop2-only", "sum"): "hop 2",
-    ("mixed", "sum"): "both hops, mixed",
-    ("oracle-only", "sum"): "that adapter alone",
-    ("with-oracle", "sum"): "merged with hop 1, hop 2: sum",
-    ("with-oracle", "mean"): "the same: mean",
-    ("with-oracle", "arrow-products"): "the same: arrow-products",
+ALONE = {
+    "hop1-only": "hop 1",
+    "hop2-only": "hop 2",
+    "mixed": "both hops, mixed",
+    "oracle-only": "that adapter alone",
 }
+MERGED = "with-oracle"
 #: Inches: the labels' column, a cell, the gap between the halves, and the space beside a line's text.
 LABEL, CELL, GAP, EDGE = 2.3, 0.455, 0.12, 0.06
 
@@ -110,11 +107,19 @@ def _lines(rows: Sequence[Row]) -> list[Line]:
         pattern = {key: {k: round(v, 2) for k, v in sorted(cells[key].items())} for key in sorted(cells)}
         alike[f"{case[:2]} {pattern}"].append(case)
     lines = []
+    first = next((rule for _, composition, rule in shares if composition == MERGED), None)
     for cases in alike.values():
-        names = [NAMES.get((name, rule), rule) + "†" * ((g, name, rule) in tied) for g, name, rule in cases]
+        names = [_name(*case[1:], first) + "†" * (case in tied) for case in cases]
         label = tuple(textwrap.wrap(", ".join(names), 32, break_on_hyphens=False))
         lines.append(Line(cases[0][0], label, shares[cases[0]]))
     return lines
+
+
+def _name(composition: str, rule: str, first: str | None) -> str:
+    """What a case is called: by its adapter where it is one, else by its rule. first: of those MERGED."""
+    if composition == MERGED:
+        return f"merged with hop 1, hop 2: {rule}" if rule == first else f"the same: {rule}"
+    return ALONE.get(composition, rule)
 
 
 def _left(known: bool, columns: int) -> float:

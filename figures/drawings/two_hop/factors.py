@@ -10,16 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures import notes, registry, style
-from figures.registry import CELLS, NothingToDrawError
+from figures.drawings.two_hop import CELLS
+from figures.registry import NothingToDrawError
 from figures.style import BLUE, PALE, VERMILION
 from results.cells import Cell
+from toytransformer.merging import RULES
 
-RULES = {
-    "mean": "mean (products)",
-    "linear": "linear (factors, eq. 27)",
-    "linear-peft": "linear-peft (factors)",
-    "arrow-factors": "arrow-factors (eq. 28)",
-}
 GAUGES = {
     "as trained": "as trained",
     "flipped": "one flipped",
@@ -54,7 +50,9 @@ def draw(given: Sequence[Cell]) -> Figure:
         raise NothingToDrawError("needs rows of experiment gauge")
     model = notes.models(cells)[0]
     cells = [cell for cell in cells if cell.info.base == model]
-    lines = [(rule, gauge) for rule in RULES for gauge in GAUGES]
+    merged = {cell.info.rule for cell in cells}
+    rules = sorted((rule for rule in RULES.values() if rule.name in merged), key=lambda rule: rule.routed)
+    lines = [(rule.name, gauge) for rule in rules for gauge in GAUGES]
     figure = style.blank(style.PAGE, 5.3)
     panels = figure.subplots(1, len(QUESTIONS), sharex=True, sharey=True)
     for axes, (kind, title) in zip(panels, QUESTIONS.items(), strict=True):
@@ -84,7 +82,9 @@ def draw(given: Sequence[Cell]) -> Figure:
 
 
 def _label(rule: str, gauge: str) -> str:
-    return f"{RULES[rule]}: {GAUGES[gauge]}" if gauge == "as trained" else GAUGES[gauge]
+    if gauge != "as trained":
+        return GAUGES[gauge]
+    return f"{rule} ({'factors' if RULES[rule].factor_wise else 'products'}): {GAUGES[gauge]}"
 
 
 def _panel(axes: Axes, cells: Sequence[Cell], lines: Sequence[tuple[str, str]]) -> None:

@@ -1,0 +1,1 @@
+"""Drawings of what the theory computes of two-hop compositions."""

@@ -1,0 +1,28 @@
+"""The part of the page on two-hop questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from figures.report.parts import part
+from figures.report.two_hop import case_by_case, opening
+from figures.store import Row
+from results.cells import Cell
+
+
+@part("two-hop", opening="two_hop/opening.html", cases="two_hop/cases.html")
+def said(cells: Sequence[Cell], drawn: Sequence[Row]) -> Mapping[str, Any]:
+    """What composes, what does not, and why; and the rows of the outcome map in words."""
+    lines = opening.lines(cells)
+    return {
+        "lines": lines,
+        "models": list(dict.fromkeys(model for line in lines for model in line.cells)),
+        "verdicts": opening.verdicts(lines),
+        "instead": opening.instead(lines),
+        "reasons": opening.reasons(cells),
+        "measured": opening.measured,
+        "ways": opening.WAYS,
+        "tone": {opening.COMPOSES: "yes", opening.FAILS: "no", opening.OPEN: ""},
+        "summary": case_by_case.summary([row for row in drawn if row["figure"] == "outcomes"]),
+    }
