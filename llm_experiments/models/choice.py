@@ -11,7 +11,7 @@ layers of a block, also such as belong to neither (the mixers of Mamba). FIRST a
 lower part is rounded down, and the upper part beside it has the rest: of an odd number of blocks the middle
 one belongs to the upper half. A choice has one spelling.
 
-An arrangement gives each adapter of a library layers of its own: "hop1=mlp@0-1, hop2=mlp@2-3".
+An arrangement gives each adapter of a library layers of its own: "first=mlp@0-1, second=mlp@2-3".
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Arrangement:
             if not name or not equals or "," in name or name != name.strip() or name in choices:
                 raise ChoiceError(
                     f"arrangement {text!r} has the part {part!r}; name each adapter once with its layers, "
-                    "such as 'hop1=mlp@0-1, hop2=mlp@2-3'"
+                    "such as 'first=mlp@0-1, second=mlp@2-3'"
                 )
             choices[name] = LayerChoice.parse(layers)
         return cls(choices)
