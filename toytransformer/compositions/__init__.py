@@ -15,6 +15,7 @@ from toytransformer.compositions.spec import (
     Question,
     question,
 )
+from toytransformer.compositions.twins import known_twin
 from toytransformer.compositions.worlds import Fact, Prompt, SpecError, World
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "SpecError",
     "World",
     "catalogue",
+    "known_twin",
     "provenance",
     "question",
     "read_jsonl",
