@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
+from toytransformer import interrupts
+
+if __name__ == "__main__" or os.path.basename(sys.argv[0]).startswith("lora-limits"):  # its installed script
+    interrupts.end_at_once()
+
 from importlib import import_module
 from typing import NamedTuple
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from toytransformer import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()
+
 import json
 import math
 import os
@@ -11,7 +16,7 @@ from pathlib import Path
 import click
 from rich import box
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from benchmarks.case import NOTHING, Case, Side
@@ -19,6 +24,7 @@ from benchmarks.cases import cases
 from benchmarks.measure import Measurement, measure
 from toytransformer.command_line import run as run_command
 from toytransformer.compositions.io import PACKAGES, provenance, replace_file
+from toytransformer.working import Bar
 
 CODE = tuple(Path(__file__).parents[1] / name for name in ("toytransformer", "llm_experiments", "benchmarks"))
 THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -52,9 +58,7 @@ def main(names: tuple[str, ...], small: bool, json_file: Path | None) -> None:
     chosen = [case for case in cases(small) if not names or case.name in names]
     console, rows = Console(), []
     done: dict[Side, Measurement] = {}
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True
-    ) as bar:
+    with Bar(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True) as bar:
         for case in chosen:
             bar.add_task(f"{case.name}: {case.about}")
             ours, plain = run(case.ours, done), run(case.plain, done)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.case import Work
+from toytransformer import interrupts
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def measure(
     `prepare` is a function of a module and imports what it needs itself, so that its memory is its own.
     """
     fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=fresh) as pool:
+    with ProcessPoolExecutor(1, fresh, interrupts.end_at_once) as pool:
         return pool.submit(_measure, prepare, arguments, repeats).result()
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from toytransformer import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()
+
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -272,10 +277,12 @@ def _computed_rows() -> list[Row]:
 
 
 def _bar() -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+
+    from toytransformer.working import Bar
 
     columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns)
+    return Bar(*columns)
 
 
 def _relative(path: Path) -> str:

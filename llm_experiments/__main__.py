@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from toytransformer import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()
+
 import click
 
 from llm_experiments.commands import adapters, data, features, rows, runs

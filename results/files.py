@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from results.rows import CellInfo, Item, Row, RowsError, items_hash
+from toytransformer.compositions.io import replacing
 
 #: The files of a folder, without their ending.
 FILES = ("cells", "rows", "items", "specs", "adapters", "sweeps", "edits")
@@ -177,9 +177,9 @@ def write(folder: Path, measurements: Measurements) -> list[Path]:
         if not text:
             path.unlink(missing_ok=True)
             continue
-        partial = folder / f".{file}.{os.getpid()}"
-        partial.write_bytes(gzip.compress(text.encode(), compresslevel=9, mtime=0))
-        paths.append(partial.replace(path))
+        with replacing(path) as partial:
+            partial.write_bytes(gzip.compress(text.encode(), compresslevel=9, mtime=0))
+        paths.append(path)
     return paths
 
 

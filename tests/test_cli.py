@@ -220,9 +220,9 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_arguments_are_one_clear_line(run, case):
     arguments, words = BAD[case]
-    start = time.perf_counter()
+    start = time.process_time()  # others may be at work on the machine
     refused(run("predict", *arguments), *words)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,8 @@ def test_ctrl_c_ends_a_long_prediction_whose_time_was_said(tmp_path):
 def test_ctrl_c_ends_work_that_lets_no_other_python_run():
     """SciPy's LAPACK holds the interpreter's lock, here for half a minute and more."""
     work = "linalg.svdvals(numpy.random.default_rng(0).standard_normal((2500, 2500)))"
-    code = "import numpy; from scipy import linalg; from toytransformer.working import working\n"
+    code = "import numpy; from scipy import linalg; from toytransformer import interrupts\n"
+    code += "from toytransformer.working import working\ninterrupts.end_at_once()\n"
     code += f"working(lambda: {work}, 'title', 60, 'a minute')"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr.readline() == "title: a minute; Ctrl-C ends it\n"

@@ -18,7 +18,6 @@ from toy_steps import plan
 from llm_experiments import __main__ as command
 from llm_experiments.adapters import peft_files
 from llm_experiments.commands import options
-from llm_experiments.engine import local
 from llm_experiments.engine.addresses import Ref
 from llm_experiments.engine.steps import Step
 from llm_experiments.engine.store import Store
@@ -236,17 +235,6 @@ def test_limit_ends_a_call_after_so_many_steps(run):
     assert "table here" in out
 
 
-@pytest.mark.parametrize("stop, code", [(KeyboardInterrupt(), 130), (local.Stopped(), 143)])
-def test_stopped_it_says_what_is_kept(run, monkeypatch, stop, code):
-    def stopped(*args, **kwargs):
-        raise stop
-
-    monkeypatch.setattr(local, "run", stopped)
-    status, _, err = run("run", "toys", "--out", "here")
-    assert status == code
-    assert err == "stopped: 0 of 4 steps are finished; the same command goes on\n"
-
-
 def test_status_names_what_is_not_trusted(run, tmp_path):
     run("run", "toys", "--out", "here")
     victim = next((tmp_path / "here" / "steps").glob("make-*"))
@@ -308,15 +296,16 @@ command.main()
 """
 
 
-def test_a_killed_command_goes_on(tmp_path):
-    """The real thing: a process of the command line's own code, ended by SIGTERM while a step is computed."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_command_says_what_is_kept_and_goes_on(tmp_path, number):
+    """The real thing: a process of the command line's own code, ended while a step is computed."""
     (tmp_path / "program.py").write_text(PROGRAM)
     line = [sys.executable, "program.py", "run", "toys", "--out", "out", "log", str(Path(__file__).parent)]
     process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     assert "make 0" in process.stderr.readline()
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     out, err = process.communicate()
-    assert process.returncode == 143, err
+    assert process.returncode == 128 + number, err
     assert err == "stopped: 1 of 2 steps are finished; the same command goes on\n" and out == ""
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 and "2 of 2 steps finished, 1 of them now" in done.stdout

@@ -23,6 +23,7 @@ from llm_experiments.engine.context import Context
 from llm_experiments.engine.local import run
 from llm_experiments.engine.steps import Plan, Step
 from llm_experiments.engine.store import Store
+from toytransformer.working import ending
 
 FILES = 3
 
@@ -166,7 +167,9 @@ def killed_everywhere(folder: Path, log: Path, count: int) -> None:
 @click.option("--steps", "count", type=int, default=6)
 @click.option("--payload", type=int, default=100)
 def main(folder: Path, log: Path, pause: float, count: int, payload: int) -> None:
-    sys.exit(run_into(folder, plan(count, Conditions(log, pause, payload)), progress=True))
+    with ending(lambda: "stopped"):
+        status = run_into(folder, plan(count, Conditions(log, pause, payload)), progress=True)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from toytransformer import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()
+
 import contextlib
 import json
 import math

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from llm_experiments.models.files import FileError, read_object
 from toytransformer.adapters import AdapterError, LoRA
 from toytransformer.compositions import replace_file
+from toytransformer.compositions.io import replacing
 
 __all__ = ["AdapterError", "AdapterWeights", "check_library", "read", "write"]
 
@@ -177,12 +178,8 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / CONFIG, config)
     _write_json(folder / EXTRA, {"name": name, **(details or {})})
-    partial = folder / f".{WEIGHTS}.{os.getpid()}"
-    try:
+    with replacing(folder / WEIGHTS) as partial:
         save_file(tensors, partial, metadata={"format": "pt"})
-        os.replace(partial, folder / WEIGHTS)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def distinctly_named(adapters: Sequence[AdapterWeights], folders: Sequence[Path]) -> list[AdapterWeights]:

@@ -139,11 +139,12 @@ def rescore(names: tuple[str, ...], data: Path, world: Path | None) -> None:
 def results() -> None:
     """Write the pages whose numbers are read off the kept rows."""
     from llm_experiments.pages import PAGES, render
+    from toytransformer.compositions import replace_file
 
     if missing := [template for template in PAGES.values() if not template.is_file()]:
         raise click.UsageError(
             f"'{missing[0]}' is not there: the pages are written in a checkout of the repository"
         )
     for page, template in PAGES.items():
-        page.write_text(render(template), encoding="utf-8")
+        replace_file(page, [render(template)])
         click.echo(page.name)

@@ -10,12 +10,12 @@ import click
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
 from llm_experiments.commands import options
 from llm_experiments.commands.options import FOLDER, profile_named, training_seeds
 from toytransformer.command_line import needs_extra
+from toytransformer.working import Bar, ending
 
 if TYPE_CHECKING:
     from llm_experiments.engine.runs import Run
@@ -45,18 +45,14 @@ def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) 
     table = Table(box=box.SIMPLE, show_header=count)
     for heading in ("", "", "in the paper", *(["steps"] if count else [])):
         table.add_column(heading)
-    for name, experiment in track(
-        EXPERIMENTS.items(),
-        "counting",
-        transient=True,
-        disable=not (count and sys.stderr.isatty()),
-        console=Console(stderr=True),
-    ):
-        row = [name, escape(experiment.about), escape(experiment.source)]
-        if base is not None:
-            planned = experiment.plan(base, profile_named(profile_name, base), training_seeds(seeds))
-            row.append(str(len(planned.order())))
-        table.add_row(*row)
+    shown = count and sys.stderr.isatty()
+    with Bar(transient=True, disable=not shown, console=Console(stderr=True)) as bar:
+        for name, experiment in bar.track(EXPERIMENTS.items(), description="counting"):
+            row = [name, escape(experiment.about), escape(experiment.source)]
+            if base is not None:
+                planned = experiment.plan(base, profile_named(profile_name, base), training_seeds(seeds))
+                row.append(str(len(planned.order())))
+            table.add_row(*row)
     console.print(table)
     console.print("[bold]Profiles[/bold]: --profile NAME")
     table = Table(box=box.SIMPLE, show_header=False)
@@ -96,7 +92,6 @@ def run_experiments(
     folder at once. Exit status 1 if a step failed.
     """
     from llm_experiments.engine.context import Context
-    from llm_experiments.engine.local import Stopped
     from llm_experiments.engine.local import run as run_steps
     from llm_experiments.engine.steps import Plan
     from llm_experiments.engine.store import Store
@@ -118,14 +113,13 @@ def run_experiments(
             click.echo(f"set aside {problem}", err=True)
     order = [step.address for step in whole.order()]
     wanted = None if limit is None else [address for address in order if not store.finished(address)][:limit]
-    try:
+
+    def stopped() -> str:
+        there = sum(store.path(address).exists() for address in order)
+        return f"stopped: {there} of {len(order)} steps are finished; the same command goes on"
+
+    with ending(stopped):
         summary = run_steps(whole, store, Context(store, model_chosen.load), wanted=wanted)
-    except KeyboardInterrupt as stop:
-        finished = sum(store.path(address).exists() for address in order)
-        click.echo(
-            f"stopped: {finished} of {len(order)} steps are finished; the same command goes on", err=True
-        )
-        sys.exit(143 if isinstance(stop, Stopped) else 130)
     finished = sum(map(store.finished, order))
     click.echo(f"{finished} of {len(order)} steps finished, {len(summary.computed)} of them now: {out}")
     if summary.failed:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import time
 import traceback
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from types import FrameType
 
 from rich.console import Console
 from rich.markup import escape
@@ -26,10 +23,6 @@ from llm_experiments.engine.store import Store
 
 #: Seconds between two looks at a step that another process computes.
 POLL = 0.25
-
-
-class Stopped(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM)."""
 
 
 @dataclass
@@ -61,13 +54,13 @@ def run(
     wanted: only these, in place of the plan's. A step that another process holds is left to it and looked at
     again later. A step that fails takes those that need it with it, the others go on. Damaged results are set
     aside, named, and computed anew.
-    Errors: a full disk (DiskFullError), KeyboardInterrupt and SIGTERM (Stopped) end the run at once; finished
-    steps are kept in any case.
+    Errors: a full disk (DiskFullError) and KeyboardInterrupt end the run at once; finished steps are kept in
+    any case, also when the process is killed.
     """
     order = plan.order() if wanted is None else in_order(plan.steps, wanted)
     entries = [entry(step) for step in order]
     schedule, summary, held = Schedule(order), Summary(), set[Address]()
-    with Display(entries, store.seconds, progress, console) as display, _terminable():
+    with Display(entries, store.seconds, progress, console) as display:
         context.log = lambda text: display.log(escape(text))
         _note(store.add_inputs(plan.inputs, plan.specs), summary, display)
         while schedule:
@@ -144,21 +137,3 @@ def _note(problems: list[Problem], summary: Summary, display: Display, step: Ste
         summary.problems.append(problem)
         again = f"; {step.label} is computed again" if step and problem.fatal else ""
         display.log(f"[yellow]set aside[/yellow] {escape(f'{problem}{again}')}")
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM raises Stopped, so that it ends the run like Ctrl-C does; elsewhere than in main: no change."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped("SIGTERM")
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -12,13 +12,14 @@ from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     ProgressColumn,
     Task,
     TextColumn,
     TimeElapsedColumn,
 )
 from rich.text import Text
+
+from toytransformer.working import Bar
 
 
 class Entry(NamedTuple):
@@ -109,7 +110,7 @@ class Display:
             TextColumn("{task.description}", markup=False),
         )
         bar = show and self.console.is_terminal
-        self._bar = Progress(*columns, console=self.console, transient=True, disable=not bar)
+        self._bar = Bar(*columns, console=self.console, transient=True, disable=not bar)
         self._task = self._bar.add_task("", total=self.total)
         self._lines = show and not bar
 

@@ -5,10 +5,13 @@ import os
 import platform
 import stat
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from toytransformer.interrupts import heard
 
 #: This package.
 HERE = Path(__file__).parents[1]
@@ -19,7 +22,8 @@ PACKAGES = ("lora-limits", "numpy", "scipy", "jax", "jaxlib", "flax", "optax")
 def replace_file(path: str | os.PathLike, lines: Iterable[str]) -> None:
     """Write the lines to a file that appears under its name only once it is complete.
 
-    Where a link stands, the file it leads to is replaced; a device or a pipe is written to.
+    Where a link stands, the file it leads to is replaced; a device or a pipe is written to, once somebody
+    reads the pipe.
     """
     path = Path(os.path.realpath(path))
     if path.is_symlink():
@@ -28,13 +32,23 @@ def replace_file(path: str | os.PathLike, lines: Iterable[str]) -> None:
         with path.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(lines)
         return
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(lines)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The name of a hidden file beside `path`, to be written in the block; the end of it gives it that name.
+
+    After an exception, Ctrl-C included, nothing of it is left.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(lines)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with heard():
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def require_writable(path: str | os.PathLike) -> None:
