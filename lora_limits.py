@@ -18,7 +18,7 @@ import click
 from toytransformer.command_line import run
 
 
-class Group(NamedTuple):
+class Section(NamedTuple):
     """A package's commands: where its click group is, and under which names they are found here."""
 
     module: str
@@ -28,11 +28,11 @@ class Group(NamedTuple):
 
 #: What `lora-limits --help` lists, under these headings and in this order.
 SECTIONS = {
-    "Theory": Group(
+    "Theory": Section(
         "toytransformer.__main__", "cli", {"predict": "predict", "list": "list", "verify": "verify"}
     ),
-    "Your adapters": Group("llm_experiments.__main__", "cli", {"check": "check", "merge": "merge"}),
-    "Measurements on language models": Group(
+    "Your adapters": Section("llm_experiments.__main__", "cli", {"check": "check", "merge": "merge"}),
+    "Measurements on language models": Section(
         "llm_experiments.__main__",
         "cli",
         {
@@ -54,7 +54,7 @@ SECTIONS = {
             },
         },
     ),
-    "Figures": Group("figures.__main__", "main", {"figures": "", "report": "report"}),
+    "Figures": Section("figures.__main__", "main", {"figures": "", "report": "report"}),
 }
 
 

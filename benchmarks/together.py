@@ -21,7 +21,7 @@ from benchmarks.case import Array, Case, Side, Work
 if TYPE_CHECKING:
     import torch
 
-    from llm_experiments.adapters.batches import Row
+    from llm_experiments.adapters.batches import TokenRow
     from llm_experiments.adapters.recipe import Training
     from llm_experiments.models.handle import LoadedModel
 
@@ -66,12 +66,12 @@ def as_peft_comes(model: str, adapters: int, steps: int) -> Work:
     import transformers
     from peft import LoraConfig, get_peft_model
 
-    from llm_experiments.adapters.jobs import Job
+    from llm_experiments.adapters.jobs import TrainingJob
     from llm_experiments.adapters.trainer import optimizer_of
 
     loaded, sets, recipe = prepared(model, adapters, steps)
 
-    def padded(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    def padded(rows: Sequence[TokenRow]) -> dict[str, torch.Tensor]:
         length = max(map(len, rows))
         ids, mask, labels = (np.full((len(rows), length), fill) for fill in (0, 0, -100))
         for i, row in enumerate(rows):
@@ -92,7 +92,7 @@ def as_peft_comes(model: str, adapters: int, steps: int) -> Work:
             seen[-1] += [logs["loss"]] if logs and "loss" in logs else []
 
     def trained(examples: Sequence[Example], adapter: int) -> None:
-        job = Job(loaded, examples, recipe, 0, adapter)
+        job = TrainingJob(loaded, examples, recipe, 0, adapter)
         rows = [type(row)(job.prefix + row.prompt, row.answer) for row in job.rows]
         config = LoraConfig(
             r=recipe.rank,

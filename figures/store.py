@@ -36,7 +36,7 @@ def read(path: Path) -> list[Row]:
         raise ValueError(f"{path} holds no rows ({error}); compute them with --fresh") from error
 
 
-def one(rows: Iterable[Row], **wanted: Any) -> Row:
+def one(rows: Iterable[Row], **wanted: object) -> Row:
     """The only row with these values; errors: ValueError when there is none, or more than one."""
     chosen = [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
     if len(chosen) != 1:

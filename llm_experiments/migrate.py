@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llm_experiments.domains.two_hop.known import BaseWorld
+from llm_experiments.domains.two_hop.known import KnownFacts
 from llm_experiments.domains.two_hop.lexicon import Lexicon, lexicon
 from llm_experiments.domains.two_hop.rendering import question_text, render
 from llm_experiments.scoring.words import final_answer
@@ -60,7 +60,7 @@ def carried_over(
     edits: Iterable[OldRow] = (),
     *,
     links: Links | None = None,
-    world: BaseWorld | None = None,
+    world: KnownFacts | None = None,
 ) -> Measurements:
     """Old rows, rows on adapters and sweeps, and rows on edits as measurements.
 
@@ -259,9 +259,9 @@ def _built(description: str) -> Composition:
 class _Names:
     """The names of compositions, each drawn once. world: what the base knows, None where nobody knows."""
 
-    def __init__(self, world: BaseWorld | None):
+    def __init__(self, world: KnownFacts | None):
         self.world = world
-        self._drawn: dict[tuple[Any, ...], Lexicon] = {}
+        self._drawn: dict[tuple[object, ...], Lexicon] = {}
 
     def of(self, spec: Composition, dataset: str, seed: int) -> Lexicon:
         key = (spec.with_merge(Merge("sum")).spec_hash, dataset, seed)
@@ -289,7 +289,7 @@ def read_lines(path: Path) -> list[OldRow]:
         ) from error
 
 
-def migrate(source: Path, *, links: Links | None = None, world: BaseWorld | None = None) -> Measurements:
+def migrate(source: Path, *, links: Links | None = None, world: KnownFacts | None = None) -> Measurements:
     """What earlier code kept in DIR/NAME.jsonl.gz and beside it, or what it wrote into a run's folder.
 
     A run's folder says itself which adapters its cells merged. Errors: as `carried_over`.

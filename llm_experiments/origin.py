@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from toytransformer.compositions import io
 
@@ -12,6 +11,6 @@ CODE = tuple(ROOT / name for name in ("toytransformer", "results", "llm_experime
 PACKAGES = (*io.PACKAGES, "torch", "transformers", "peft")
 
 
-def origin() -> dict[str, Any]:
+def origin() -> dict[str, object]:
     """`provenance` of the code that measures language models."""
     return io.provenance(CODE, PACKAGES)

@@ -35,13 +35,13 @@ def work(experiment: str, profile: str) -> Work:
     return EXPERIMENTS[experiment].work(Base("", ""), PROFILES[profile], (0,))
 
 
-def timed(*cases: str) -> list[dict[str, Any]]:
+def timed(*cases: str) -> list[dict[str, object]]:
     """The kept benchmarks of these cases in which another route was timed beside ours."""
     rows = json.loads((ROOT / "benchmarks" / "results.json").read_text())["rows"]
     return [row for row in rows if row["case"] in cases and row["ratio"] is not None]
 
 
-FUNCTIONS: Mapping[str, Callable[..., Any]] = {"invented": invented, "work": work, "timed": timed}
+FUNCTIONS: Mapping[str, Callable[..., object]] = {"invented": invented, "work": work, "timed": timed}
 
 
 def render(template: Path) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from llm_experiments.domains.two_hop.kept import Kept
-from llm_experiments.domains.two_hop.known import BaseWorld
+from llm_experiments.domains.two_hop.known import KnownFacts
 from results.files import Measurements
 from results.rows import BASE, CellInfo, Item, Row, RowsError, items_hash
 from toytransformer.compositions import OUTCOMES, Composition
@@ -37,7 +37,7 @@ class _Said:
         return name
 
 
-def rescored(measurements: Measurements, world: BaseWorld) -> Measurements:
+def rescored(measurements: Measurements, world: KnownFacts) -> Measurements:
     """The same texts, read anew. world: what those bases know of which a cell says that they know facts.
 
     Errors: RowsError where a cell has no spec, its items cannot be asked again as they were, or its base was
@@ -81,7 +81,7 @@ def rescored(measurements: Measurements, world: BaseWorld) -> Measurements:
 
 
 def _kept(
-    measurements: Measurements, info: CellInfo, world: BaseWorld | None, scorers: dict[tuple[str, ...], Kept]
+    measurements: Measurements, info: CellInfo, world: KnownFacts | None, scorers: dict[tuple[str, ...], Kept]
 ) -> Kept:
     spec = measurements.specs.get(info.spec_hash or "")
     if spec is None or info.domain != "two-hop":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -39,7 +39,7 @@ class Rows(Protocol):
     def rows(self) -> pl.DataFrame: ...
 
     @property
-    def columns(self) -> Mapping[str, list[Any]]: ...
+    def columns(self) -> Mapping[str, list[object]]: ...
 
     @property
     def items(self) -> Mapping[tuple[str, str], Item]: ...
@@ -91,7 +91,7 @@ class Cell:
         """Whether trained adapters are merged: neither the base alone nor random ones."""
         return bool(self.info.library) and self.info.control not in (BASE, RANDOM)
 
-    def field(self, name: str) -> Any:
+    def field(self, name: str) -> object:
         """A field of CellInfo, `group` or `ask`; mappings as plain ones."""
         value = getattr(self if name in ("group", "ask") else self.info, name)
         return dict(value) if isinstance(value, Mapping) else value
@@ -308,7 +308,7 @@ class Cell:
         """Share of all rows that have a mark; those of which it cannot be said count as without."""
         return self.share_of(lambda row: bool(row[f"marks.{name}"]))
 
-    def share_of(self, says: Callable[[Mapping[str, Any]], bool]) -> float:
+    def share_of(self, says: Callable[[Mapping[str, object]], bool]) -> float:
         """Share of the rows of which `says` is true; a row is a mapping with the frame's columns."""
         rows = self.rows.iter_rows(named=True)
         return sum(says(row) for row in rows) / len(self.index)
@@ -354,6 +354,6 @@ def percent(share: float) -> str:
     return f"{round(100 * share, 1):g}"
 
 
-def _mean(values: Any) -> float:
+def _mean(values: Iterable[float]) -> float:
     values = list(values)
     return math.fsum(values) / len(values)

@@ -29,6 +29,7 @@ from toytransformer.compositions.io import replacing
 FILES = ("cells", "rows", "items", "specs", "adapters", "sweeps", "edits")
 ENDING = ".jsonl.gz"
 
+Given = TypeVar("Given")
 T = TypeVar("T")
 Line = dict[str, Any]
 #: A folder, or what gives the text of one of FILES, b"" where there is none.
@@ -47,7 +48,7 @@ class Measurements:
     cells: dict[str, CellInfo] = field(default_factory=dict)
     items: dict[str, tuple[Item, ...]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
-    specs: dict[str, Any] = field(default_factory=dict)
+    specs: dict[str, object] = field(default_factory=dict)
     adapters: dict[str, Line] = field(default_factory=dict)
     sweeps: dict[str, Line] = field(default_factory=dict)
     edits: list[Line] = field(default_factory=list)
@@ -192,7 +193,7 @@ def _lines(source: Source, file: str) -> Iterator[tuple[int, bytes]]:
     yield from enumerate(content(source, file).splitlines(), start=1)
 
 
-def _parsed(source: Source, file: str, number: int, parse: Callable[[Any], T], line: Any) -> T:
+def _parsed(source: Source, file: str, number: int, parse: Callable[[Given], T], line: Given) -> T:
     try:
         return parse(line)
     except ValueError as error:

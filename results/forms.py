@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -159,9 +158,9 @@ def _points(test: Comparison) -> str:
     return difference + (f" [{', '.join(bounds)}]" if bounds else "")
 
 
-def other_rows(rows: Iterable[Mapping[str, Any]]) -> list[Grid]:
+def other_rows(rows: Iterable[Mapping[str, object]]) -> list[Grid]:
     """Rows that are no records (edits), one grid for each kind; what all rows share goes into the title."""
-    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    kinds: dict[str, list[Mapping[str, object]]] = {}
     for row in rows:
         if row.get("kind") != "provenance":
             kinds.setdefault(str(row.get("kind")), []).append(row)
@@ -177,7 +176,7 @@ def other_rows(rows: Iterable[Mapping[str, Any]]) -> list[Grid]:
     return found
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -228,7 +227,7 @@ def as_csv(entries: Iterable[Entry]) -> str:
     return text.getvalue()
 
 
-def _flat(entry: Entry, outcomes: Sequence[str]) -> dict[str, Any]:
+def _flat(entry: Entry, outcomes: Sequence[str]) -> dict[str, object]:
     row = entry.to_dict()
     shares, printed = row.pop("outcomes"), row.pop("paper") or {}
     shuffled = row.pop("shuffled") or {}

@@ -22,7 +22,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -38,7 +37,7 @@ from results.rows import VERSION, CellInfo, Item, RowsError, content_hash
 COLUMNS = ("cell", "item", "items", "cluster", "group", "ask", "seed", "place", "answer", "text", "logprobs")
 
 #: What the toy says of a composition: by "group/ask" any mapping with "shares".
-Predictions = Mapping[str, Mapping[str, Mapping[str, Any]]]
+Predictions = Mapping[str, Mapping[str, Mapping[str, object]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +47,7 @@ class Frame:
     rows: pl.DataFrame = field(repr=False)
     cells: Mapping[str, CellInfo] = field(repr=False)
     items: Mapping[tuple[str, str], Item] = field(repr=False)
-    specs: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    specs: Mapping[str, object] = field(default_factory=dict, repr=False)
     adapters: Mapping[str, Line] = field(default_factory=dict, repr=False)
     sweeps: Mapping[str, Line] = field(default_factory=dict, repr=False)
     edits: Sequence[Line] = field(default=(), repr=False)
@@ -93,7 +92,7 @@ class Frame:
         return self.rows.select("cell", "place", "group", "ask").with_row_index("number")
 
     @cached_property
-    def columns(self) -> Mapping[str, list[Any]]:
+    def columns(self) -> Mapping[str, list[object]]:
         """Every column as a list, converted when it is first asked for."""
         return _Columns(self.rows)
 
@@ -104,12 +103,12 @@ class Frame:
         return min((share for share in shares if share is not None), default=None)
 
 
-class _Columns(dict[str, list[Any]]):
+class _Columns(dict[str, list[object]]):
     def __init__(self, rows: pl.DataFrame):
         super().__init__()
         self.rows = rows
 
-    def __missing__(self, name: str) -> list[Any]:
+    def __missing__(self, name: str) -> list[object]:
         self[name] = self.rows[name].to_list()
         return self[name]
 
@@ -222,8 +221,8 @@ def places(cells: Mapping[str, CellInfo], items: Mapping[str, Iterable[Item]]) -
     texts have to be the same too.
     """
     ids = {task: content_hash([item.id for item in asked]) for task, asked in items.items()}
-    numbers: dict[tuple[Any, ...], int] = {}
-    texts: dict[tuple[Any, ...], str] = {}
+    numbers: dict[tuple[object, ...], int] = {}
+    texts: dict[tuple[object, ...], str] = {}
     numbered = {}
     for key, info in cells.items():
         where = (ids[info.items], *_place(info))
@@ -233,13 +232,13 @@ def places(cells: Mapping[str, CellInfo], items: Mapping[str, Iterable[Item]]) -
     return numbered
 
 
-def _place(info: CellInfo) -> tuple[Any, ...]:
+def _place(info: CellInfo) -> tuple[object, ...]:
     """What cells of several training seeds and draws of names have in common, as something to be a key."""
     own = ("seed", "names", "items")
     return tuple((name, _key(value)) for name, value in info.identity().items() if name not in own)
 
 
-def _key(value: Any) -> Any:
+def _key(value: object) -> object:
     if isinstance(value, dict):
         return tuple(value.items())
     return tuple(value) if isinstance(value, list) else value
@@ -284,7 +283,7 @@ def joined(frames: Sequence[Frame]) -> Frame:
 # --- choosing and predicting --------------------------------------------------------------------------------
 
 
-def select(cells: Iterable[Cell], **wanted: Any) -> list[Cell]:
+def select(cells: Iterable[Cell], **wanted: object) -> list[Cell]:
     """The cells whose fields are these: of CellInfo, `group` or `ask`, each as a whole (variant={}: plain).
 
     Errors: AttributeError on a name that is no field.

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
@@ -39,7 +38,7 @@ class Rows:
         """All of them, over training seeds."""
         return self.frame.groups()
 
-    def one(self, **wanted: Any) -> Cell:
+    def one(self, **wanted: object) -> Cell:
         """The cell whose fields are these. Errors: ResultsError unless there is exactly one."""
         several = select(self.cells, **wanted)
         if len(several) != 1:
@@ -63,7 +62,7 @@ class Rows:
         """Which layers were adapted in any of the rows."""
         return sorted({info.layers for info in self.frame.cells.values() if info.layers})
 
-    def adapters(self, steps: int) -> list[dict[str, Any]]:
+    def adapters(self, steps: int) -> list[dict[str, object]]:
         """The adapters that were trained for that many steps: their seconds, training and own task."""
         return [line for line in self.frame.adapters.values() if line["steps"] == steps]
 
@@ -90,7 +89,7 @@ def claim(holds: object) -> str:
 def render(
     template: Path,
     data: Path,
-    functions: Mapping[str, Callable[..., Any]] | None = None,
+    functions: Mapping[str, Callable[..., object]] | None = None,
     rows: type[Rows] = Rows,
 ) -> str:
     """The page as Markdown.
@@ -107,7 +106,7 @@ def render(
     )
     environment.filters |= {"median": median, "span": span}
     environment.filters["percent"] = lambda share: f"{percent(share)}%"
-    known: dict[str, Callable[..., Any]] = {
+    known: dict[str, Callable[..., object]] = {
         "rows": lambda name: rows(data / name),
         "printed": paper.printed,
         "claim": claim,

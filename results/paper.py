@@ -15,6 +15,9 @@ from results.cells import Cell
 from results.rows import BASE, RANDOM, CellInfo
 from toytransformer.merging import RULES
 
+#: A table or an entry of the two files, as TOML has it.
+Entry = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class Printed:
@@ -25,17 +28,17 @@ class Printed:
     high: float
     models: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {**asdict(self), "models": list(self.models)}
 
 
 @cache
-def paper() -> dict[str, Any]:
+def paper() -> Entry:
     """paper_tables.toml: by table its caption, rows, values in percent and the cells that are in doubt."""
     return tomllib.loads(Path(__file__).with_name("paper_tables.toml").read_text(encoding="utf-8"))
 
 
-def tables() -> dict[str, dict[str, Any]]:
+def tables() -> dict[str, Entry]:
     """The tables by name, each with the models of its columns."""
     return {
         name: {"models": paper()["models"], **table} for name, table in paper().items() if name != "models"
@@ -51,12 +54,12 @@ def called(rule: str) -> str | None:
 
 
 @cache
-def naming() -> dict[str, dict[str, Any]]:
+def naming() -> dict[str, Entry]:
     """paper_cells.toml: by domain, what a cell of it is called in the tables."""
     return tomllib.loads(Path(__file__).with_name("paper_cells.toml").read_text(encoding="utf-8"))
 
 
-def _task(info: CellInfo) -> tuple[Mapping[str, Any], Mapping[str, str]] | None:
+def _task(info: CellInfo) -> tuple[Entry, Mapping[str, str]] | None:
     """The entry of paper_cells.toml for a cell's task, and what the task's name says by itself."""
     for task in naming()[info.domain]["tasks"] if info.domain in naming() else ():
         if named := re.fullmatch(task["name"], info.task):
@@ -64,7 +67,7 @@ def _task(info: CellInfo) -> tuple[Mapping[str, Any], Mapping[str, str]] | None:
     return None
 
 
-def as_printed(cell: Cell) -> dict[str, Any] | None:
+def as_printed(cell: Cell) -> Entry | None:
     """The cell in the words of paper_tables.toml; None for what the paper has no number for.
 
     However it was asked: how the paper's libraries were asked is for `beside`.
@@ -90,7 +93,7 @@ def as_printed(cell: Cell) -> dict[str, Any] | None:
     return None if None in words.values() else words
 
 
-def is_row(printed: Mapping[str, Any], table: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+def is_row(printed: Entry, table: Entry, row: Entry) -> bool:
     """Whether a cell, in the paper's words, is that row of a table."""
     wanted = {key: value for key, value in {**table.get("fixed", {}), **row}.items() if key != "values"}
     return wanted.items() <= printed.items()
@@ -123,7 +126,7 @@ def beside(cell: Cell, experiment: str | None = None) -> Printed | None:
     return None
 
 
-def printed(table: str, **wanted: Any) -> list[float]:
+def printed(table: str, **wanted: object) -> list[float]:
     """What the paper prints in one row of a table, over its models, in percent."""
     (row,) = [row for row in paper()[table]["rows"] if wanted.items() <= row.items()]
     return [value for value in row["values"] if not math.isnan(value)]

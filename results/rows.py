@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from types import UnionType
 from typing import Any, Self
 
 #: Of the lines that are written; lines of other versions are refused.
@@ -49,7 +50,7 @@ def content_hash(value: object) -> str:
 class _Line:
     """A frozen dataclass that is one line of JSON."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The fields in order, as plain values."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
 
@@ -217,7 +218,7 @@ class CellInfo(_Line):
         inside = {f.name for f in fields(self) if not f.metadata.get("outside key")}
         return {name: value for name, value in super().to_dict().items() if name in inside}
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {"key": self.key, **super().to_dict()}
 
     @classmethod
@@ -266,19 +267,19 @@ class Row(_Line):
             raise RowsError(f"shares {dict(self.shares)} on '{self.item}' must be >= 0 and sum to 1")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return dict(value)
     return list(value) if isinstance(value, tuple) else value
 
 
-def _check_text(line: Any, name: str) -> None:
+def _check_text(line: object, name: str) -> None:
     value = getattr(line, name)
     if not isinstance(value, str) or not value:
         raise RowsError(f"{name} {value!r} of a {type(line).__name__} must be a text that is not empty")
 
 
-def _check_mapping(line: Any, name: str, kinds: Any) -> None:
+def _check_mapping(line: object, name: str, kinds: type | UnionType) -> None:
     """A mapping from texts to finite values of these kinds."""
     mapping = getattr(line, name)
     if not isinstance(mapping, Mapping):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -44,7 +43,7 @@ def wilson(successes: float, items: float, confidence: float = 0.95) -> tuple[fl
 
 def cluster_interval(
     values: Sequence[float],
-    clusters: Sequence[Any],
+    clusters: Sequence[object],
     *,
     seed: int,
     confidence: float = 0.95,
@@ -57,7 +56,7 @@ def cluster_interval(
     """
     if len(values) != len(clusters):
         raise StatisticsError(f"{len(values)} values in {len(clusters)} clusters: give one cluster for each")
-    sums: dict[Any, list[float]] = {}
+    sums: dict[object, list[float]] = {}
     for number, cluster in zip(values, clusters, strict=True):
         sums.setdefault(cluster, []).append(float(number))
     if len(sums) < 2:

@@ -129,7 +129,7 @@ def line(cell: Cell) -> str:
 def lines(cells: Sequence[Cell]) -> list[str]:
     """The cells' names, made distinct in each table by what tells the cells apart."""
     names = [line(cell) for cell in cells]
-    places: dict[tuple[Any, ...], list[int]] = {}
+    places: dict[tuple[object, ...], list[int]] = {}
     for index, cell in enumerate(cells):
         place = (names[index], cell.info.base, column(cell), cell.group, cell.ask)
         places.setdefault(place, []).append(index)
@@ -146,7 +146,7 @@ def lines(cells: Sequence[Cell]) -> list[str]:
     return names
 
 
-def _fields(cell: Cell) -> dict[str, Any]:
+def _fields(cell: Cell) -> dict[str, object]:
     """The fields that tell a cell apart, options, setting and variant one by one."""
     fields = cell.info.identity()
     del fields["seed"]

@@ -508,7 +508,7 @@ def test_a_training_is_a_loop_over_pefts_layers(tiny, tmp_path):
     loaded = copied(tiny("qwen2", "system"))
     recipe = replace(SMALL, dropout=0.0, weight_decay=0.1, learning_rate=5e-3)
     train(loaded, FACTS, recipe, seed=3, adapter_index=1, out=tmp_path / "a")
-    job = jobs.Job(loaded, FACTS, recipe, 3, 1)
+    job = jobs.TrainingJob(loaded, FACTS, recipe, 3, 1)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["gate_proj", "up_proj", "down_proj"])
     peft_model = get_peft_model(loaded.model, config).train()
     trained = {name: p for name, p in peft_model.named_parameters() if p.requires_grad}

@@ -356,7 +356,7 @@ def _number(value: float | str, row: Row) -> str:
     return "0" if row.tolerance_kind == "algebraic" and abs(value) < row.tolerance else f"{value:.6g}"
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """JSON has no infinity or NaN: they become their names."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}

@@ -160,7 +160,7 @@ def toy_record(
     mixture: Mapping[str, float],
     spectral_gap: float | None = None,
     undetermined: str | None = None,
-    origin: Mapping[str, Any],
+    origin: Mapping[str, object],
 ) -> Record:
     """The record of one predicted answer; origin: its provenance."""
     return Record(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,9 @@ import numpy as np
 import optax
 
 from toytransformer.adapters import AdapterError, LoRA, check_rank, closed_form
+
+#: What a step of training hands on: factors, the optimiser's state, the gradient's norm, the number of steps.
+Carry = tuple["Factors", optax.OptState, jax.Array, int]
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def _minimise(
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)
 
-    def step(carry: Any) -> Any:
+    def step(carry: Carry) -> Carry:
         factors, state, _, count = carry
         value, gradient = value_and_grad(factors, state=state)
         updates, state = solver.update(
@@ -100,7 +102,7 @@ def _minimise(
         factors = optax.apply_updates(factors, updates)
         return factors, state, optax.tree.norm(gradient), count + 1
 
-    def unfinished(carry: Any) -> jax.Array:
+    def unfinished(carry: Carry) -> jax.Array:
         return (carry[3] < steps) & (carry[2] > tolerance)
 
     infinite = jnp.asarray(jnp.inf, changes.dtype)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -54,7 +54,7 @@ class Content:
     rows of COMPUTED were read from.
     """
 
-    checks: Sequence[Mapping[str, Any]]
+    checks: Sequence[Mapping[str, object]]
     drawings: Sequence[Mapping[str, str]] = ()
     drawn: Sequence[Row] = ()
     committed: Sequence[Source] = ()
@@ -124,7 +124,10 @@ def gather(
     )
 
 
-def beside(rows: Mapping[Any, Row], committed: Mapping[Any, Row]) -> Anew:
+Key = TypeVar("Key", bound=Hashable)
+
+
+def beside(rows: Mapping[Key, Row], committed: Mapping[Key, Row]) -> Anew:
     """Rows computed anew beside the committed ones, each by what tells it from the others of its file."""
     both = rows.keys() & committed.keys()
     equal = sum(_content(rows[key]) == _content(committed[key]) for key in both)

@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterable
 
 from figures.store import Row
 
-Job = Callable[[], list[Row]]
+Computation = Callable[[], list[Row]]
 
 
-def jobs(figure: str) -> list[Job]:
+def jobs(figure: str) -> list[Computation]:
     """The jobs of a figure. Errors: ModuleNotFoundError where none of the theory has this name."""
-    computed: list[Job] = importlib.import_module(f"{__name__}.{figure}").jobs()
+    computed: list[Computation] = importlib.import_module(f"{__name__}.{figure}").jobs()
     return computed
 
 
 def compute(
-    parts: Iterable[tuple[str, Job]], tick: Callable[[str, int, int], None] | None = None
+    parts: Iterable[tuple[str, Computation]], tick: Callable[[str, int, int], None] | None = None
 ) -> list[Row]:
     """The rows of (figure, job) pairs; `tick(figure, jobs done, jobs)` after every job.
 

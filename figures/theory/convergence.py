@@ -6,7 +6,7 @@ import functools
 import math
 
 from figures.store import Row, short
-from figures.theory import Job
+from figures.theory import Computation
 from figures.theory.samples import limits_and_errors, overlaps
 from toytransformer.compositions import Prompt
 
@@ -38,7 +38,7 @@ def _convergence(varies: str, size: int, seed: int, draws: int) -> list[Row]:
     return rows
 
 
-def jobs() -> list[Job]:
+def jobs() -> list[Computation]:
     sizes = {"width": [4**k for k in range(4, 9)], "dimension": [4**k for k in range(3, 8)]}
     return [
         functools.partial(_convergence, varies, size, seed=0, draws=60)

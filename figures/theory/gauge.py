@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from figures.store import Row, described
-from figures.theory import Job
+from figures.theory import Computation
 from figures.theory.margins import margins_of
 from toytransformer import adapters as lora
 from toytransformer.compositions import Composition, Merge, catalogue
@@ -67,5 +67,5 @@ def _turn(aligned: Sequence[lora.LoRA], pair: Sequence[lora.LoRA]) -> np.ndarray
     return first @ second.T
 
 
-def jobs() -> list[Job]:
+def jobs() -> list[Computation]:
     return [functools.partial(_rows, known) for known in (True, False)]

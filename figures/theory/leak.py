@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from figures.store import Row, described, short
-from figures.theory import Job
+from figures.theory import Computation
 from figures.theory.samples import limits_and_errors, overlaps
 from toytransformer.compositions import Prompt
 from toytransformer.regimes import Finite
@@ -48,7 +48,7 @@ def _leak(mask: str, dimension: int, width: int, seed: int, draws: int) -> list[
     ]
 
 
-def jobs() -> list[Job]:
+def jobs() -> list[Computation]:
     return [
         functools.partial(_leak, mask, dimension=1024, width=4096, seed=0, draws=24)
         for mask in ("strict", "causal")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from figures.store import Row, described, short
-from figures.theory import Job
+from figures.theory import Computation
 from figures.theory.margins import undetermined
 from toytransformer import merging, symmetry
 from toytransformer.compositions import Composition, Merge, catalogue
@@ -101,8 +101,8 @@ def outcome_cases() -> list[tuple[str, str, str]]:
     return [*free, *fitted, *alone, ("oracle", "oracle-only", "sum"), *oracle]
 
 
-def jobs() -> list[Job]:
-    jobs: list[Job] = []
+def jobs() -> list[Computation]:
+    jobs: list[Computation] = []
     for case in outcome_cases():
         for known in (True, False):
             jobs += [functools.partial(_outcome, *case, facts, known) for facts in FACTS]

@@ -6,7 +6,7 @@ import functools
 from dataclasses import replace
 
 from figures.store import Row, described
-from figures.theory import Job
+from figures.theory import Computation
 from figures.theory.margins import margins_of
 from toytransformer.compositions import Merge, catalogue
 from toytransformer.prediction import predict
@@ -38,6 +38,6 @@ def _survival(rule: str, facts: int, known: bool) -> list[Row]:
     ]
 
 
-def jobs() -> list[Job]:
+def jobs() -> list[Computation]:
     cases = [("sum", 1), ("sum", 10), ("linear", 1)]
     return [functools.partial(_survival, *case, known) for case in cases for known in (True, False)]

@@ -30,7 +30,7 @@ PREFIX = 8
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """One example in tokens. prompt: without the common prefix."""
 
     prompt: tuple[int, ...]
@@ -41,7 +41,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """One step of one or several adapters; R = adapters x rows rows of L tokens, the last K answers.
 
     tokens, mask: (R, L); mask is 0 on padding. targets: (R, K), IGNORED where a row's answer is shorter.
@@ -54,7 +54,7 @@ class Batch:
     lengths: tuple[int, ...]
     rows: tuple[int, ...]
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self, device: torch.device | str) -> TrainingBatch:
         return replace(
             self,
             tokens=self.tokens.to(device),
@@ -63,15 +63,15 @@ class Batch:
         )
 
 
-def encoded(loaded: LoadedModel, examples: Sequence[Example]) -> list[Row]:
+def encoded(loaded: LoadedModel, examples: Sequence[Example]) -> list[TokenRow]:
     """Every example (with `question` and `answer`) in the tokens in which evaluation asks it."""
     return [
-        Row(tuple(prompt_ids(loaded, one.question)), tuple(target_ids(loaded, one.answer)))
+        TokenRow(tuple(prompt_ids(loaded, one.question)), tuple(target_ids(loaded, one.answer)))
         for one in examples
     ]
 
 
-def common_prefix(loaded: LoadedModel, rows: Sequence[Row]) -> tuple[int, ...]:
+def common_prefix(loaded: LoadedModel, rows: Sequence[TokenRow]) -> tuple[int, ...]:
     """The tokens that every prompt of this model begins with, empty where they are too few to matter.
 
     Found from the rows and from two questions with nothing in common, so that it does not depend on what is
@@ -85,8 +85,8 @@ def common_prefix(loaded: LoadedModel, rows: Sequence[Row]) -> tuple[int, ...]:
     return first[:length] if length >= PREFIX else ()
 
 
-def without_prefix(rows: Sequence[Row], prefix: tuple[int, ...]) -> list[Row]:
-    return [Row(row.prompt[len(prefix) :], row.answer) for row in rows]
+def without_prefix(rows: Sequence[TokenRow], prefix: tuple[int, ...]) -> list[TokenRow]:
+    return [TokenRow(row.prompt[len(prefix) :], row.answer) for row in rows]
 
 
 def order(
@@ -112,8 +112,8 @@ def order(
     return batches[:steps]
 
 
-def collated(groups: Sequence[Sequence[Row]], padding: int) -> Batch:
-    """The rows of each adapter as one Batch."""
+def collated(groups: Sequence[Sequence[TokenRow]], padding: int) -> TrainingBatch:
+    """The rows of each adapter as one TrainingBatch."""
     most = max(len(rows) for rows in groups)
     length = max(len(row) for rows in groups for row in rows)
     answers = max(len(row.answer) for rows in groups for row in rows)
@@ -128,7 +128,7 @@ def collated(groups: Sequence[Sequence[Row]], padding: int) -> Batch:
         mask[group * most + len(rows) : (group + 1) * most, -1] = (
             1  # a row of padding sees one token, not none
         )
-    return Batch(
+    return TrainingBatch(
         torch.from_numpy(tokens),
         torch.from_numpy(mask),
         torch.from_numpy(targets),

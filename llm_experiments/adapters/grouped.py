@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from llm_experiments.adapters.batches import IGNORED, Batch
+from llm_experiments.adapters.batches import IGNORED, TrainingBatch
 
 #: A dropout mask is drawn from 16 bits of a random number for each entry.
 BITS = 1 << 16
@@ -105,7 +105,7 @@ class _Forward:
         weight = getattr(linear, "weight", None)
         self.plain = type(linear) is nn.Linear and weight is not None and weight.is_floating_point()
 
-    def __call__(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    def __call__(self, x: Tensor, *_: object, **__: object) -> Tensor:
         groups = len(self.rows.active)
         # some architectures (OPT) flatten rows and tokens before the MLP
         split = x.reshape(groups, max(self.rows.rows), -1, x.shape[-1])
@@ -186,7 +186,7 @@ def _add_times(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.baddbmm_(left, right)
 
 
-def losses(model: PreTrainedModel, batch: Batch, prefix: Sequence[int], rows: Pass) -> Tensor:
+def losses(model: PreTrainedModel, batch: TrainingBatch, prefix: Sequence[int], rows: Pass) -> Tensor:
     """Mean of -log p over the answer tokens of each adapter's rows, (adapter,), in float32 or better.
 
     model: a causal language model whose layers are `adapted` with `rows`, which is set to each pass here.

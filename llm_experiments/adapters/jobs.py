@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from llm_experiments.adapters import batches, peft_files
-from llm_experiments.adapters.batches import Row
+from llm_experiments.adapters.batches import TokenRow
 from llm_experiments.adapters.grouped import can_share_prefix
 from llm_experiments.adapters.recipe import Training, TrainingError
 from llm_experiments.models.devices import explain_memory
@@ -35,7 +35,7 @@ CURVE = 100
 Progress = Callable[[int, int, float], None]
 
 
-class Job:
+class TrainingJob:
     """One adapter's data in the order it is seen, and what has been seen of it."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Job:
             raise TrainingError("there are no examples to train on; give at least one")
         if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in (seed, index)):
             raise TrainingError(f"seed {seed!r} and adapter_index {index!r} must be whole numbers from 0 on")
-        self.rows: list[Row] = batches.encoded(loaded, examples)
+        self.rows: list[TokenRow] = batches.encoded(loaded, examples)
         longest = max(map(len, self.rows))
         context = getattr(loaded.model.config, "max_position_embeddings", None) or longest
         if longest > context:
@@ -70,7 +70,7 @@ class Job:
     def steps(self) -> int:
         return len(self.order)
 
-    def step(self, number: int) -> list[Row]:
+    def step(self, number: int) -> list[TokenRow]:
         return [self.rows[i] for i in self.order[number]]
 
     def initial_a(self, training: Training, name: str, rank: int, width: int) -> Tensor:
@@ -115,7 +115,7 @@ class Job:
             },
         )
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, object]:
         seen = [self.rows[i] for chosen in self.order for i in chosen]
         passes = len(self.losses) // self.steps
         tail = self.losses[-math.ceil(self.steps / 10) :]

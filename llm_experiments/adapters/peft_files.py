@@ -134,7 +134,7 @@ def write(
     alpha: float | None = None,
     dropout: float = 0.0,
     targets: Sequence[str] | None = None,
-    details: Mapping[str, Any] | None = None,
+    details: Mapping[str, object] | None = None,
 ) -> None:
     """Write factors as a PEFT adapter that adds exactly write @ read.T to every module.
 
@@ -255,7 +255,7 @@ def _check_factors(what: str, lora: LoRA) -> None:
         raise AdapterError(f"{what} holds NaN or infinity; every number must be finite")
 
 
-def _refuse_settings(config: Mapping[str, Any], folder: Path) -> None:
+def _refuse_settings(config: Mapping[str, object], folder: Path) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise AdapterError(f"{folder}: peft_type is {kind!r}; only 'LORA' can be read")
@@ -283,7 +283,7 @@ def _refuse_settings(config: Mapping[str, Any], folder: Path) -> None:
         raise AdapterError(f"{folder}: use_rslora is {config['use_rslora']!r}; it is true or false")
 
 
-def _require_text(file: Path, content: Mapping[str, Any], keys: Sequence[str]) -> None:
+def _require_text(file: Path, content: Mapping[str, object], keys: Sequence[str]) -> None:
     for key in keys:
         value = content.get(key)
         if not isinstance(value, str | None):
@@ -303,7 +303,7 @@ def _read_json(path: Path, *, needed: bool) -> dict[str, Any]:
         raise AdapterError(f"{error}; write the adapter anew") from error
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
     replace_file(path, [json.dumps(content, indent=2, sort_keys=True) + "\n"])
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from llm_experiments.adapters import batches
 from llm_experiments.adapters.grouped import Factors, Layers, Pass, adapted, losses
-from llm_experiments.adapters.jobs import Job, Progress, prepared
+from llm_experiments.adapters.jobs import Progress, TrainingJob, prepared
 from llm_experiments.adapters.recipe import Training, TrainingError
 from llm_experiments.adapters.trainer import optimizer_of
 from llm_experiments.adapters.training import sparse_masks
@@ -43,7 +43,7 @@ def train_together(
     outs: Sequence[str | os.PathLike],
     adapter_indices: Sequence[int] | None = None,
     progress: Progress | None = None,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """`training.train` for each adapter, all at once; returns their metrics in order.
 
     adapter_indices: as `train`'s adapter_index, by default 0, 1, 2, ... progress: called with (step, steps,
@@ -58,7 +58,7 @@ def train_together(
             f"{len(indices)} adapter indices; give one of each for every adapter"
         )
     jobs = [
-        Job(loaded, examples, training, seed, index)
+        TrainingJob(loaded, examples, training, seed, index)
         for examples, seed, index in zip(list_of_examples, seeds, indices, strict=True)
     ]
     if len({job.prefix for job in jobs}) > 1:
@@ -77,7 +77,7 @@ def train_together(
 
 def _fit(
     loaded: LoadedModel,
-    jobs: Sequence[Job],
+    jobs: Sequence[TrainingJob],
     training: Training,
     progress: Progress | None,
     half: int | None,
@@ -117,7 +117,7 @@ def _copied(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone()
 
 
-def _layers(model: PreTrainedModel, jobs: Sequence[Job], training: Training) -> Layers:
+def _layers(model: PreTrainedModel, jobs: Sequence[TrainingJob], training: Training) -> Layers:
     """Every target layer with the factors of all adapters, as each job draws them."""
     layers = {}
     precision = torch.promote_types(embedding(model).dtype, torch.float32)
@@ -141,7 +141,7 @@ def _layers(model: PreTrainedModel, jobs: Sequence[Job], training: Training) -> 
 class _Updates:
     """One adapter's optimiser, schedule and clipping, as Trainer applies them."""
 
-    def __init__(self, adapter: int, layers: Layers, job: Job, training: Training):
+    def __init__(self, adapter: int, layers: Layers, job: TrainingJob, training: Training):
         every = [f for _, _, factors in layers.values() for f in (factors.a[adapter], factors.b[adapter])]
         self.parameters = [factor for factor in every if factor.requires_grad]
         self.optimizer, self.schedule = optimizer_of(self.parameters, training, job.steps)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from llm_experiments.adapters import batches
-from llm_experiments.adapters.jobs import Job
+from llm_experiments.adapters.jobs import TrainingJob
 from llm_experiments.adapters.recipe import Training
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 def run(
     peft_model: nn.Module,
     loaded: LoadedModel,
-    job: Job,
+    job: TrainingJob,
     training: Training,
     trained: Sequence[Tensor],
-    loss_of: Callable[[batches.Batch], Tensor],
+    loss_of: Callable[[batches.TrainingBatch], Tensor],
     seen: Callable[[int, float], None],
 ) -> None:
     """Update the parameters `trained` once for each batch of the job; `seen(step, loss)` behind each.
@@ -35,7 +35,7 @@ def run(
     """
     latest: list[Tensor] = []
 
-    def kept_loss(batch: batches.Batch) -> Tensor:
+    def kept_loss(batch: batches.TrainingBatch) -> Tensor:
         loss = loss_of(batch)
         latest.append(loss.detach())
         return loss
@@ -83,7 +83,7 @@ def optimizer_of(
 class _Trainer(transformers.Trainer):
     """Trainer over batches made in advance, with a loss of our own."""
 
-    def __init__(self, loss_of: Callable[[batches.Batch], Tensor], **options: Any):
+    def __init__(self, loss_of: Callable[[batches.TrainingBatch], Tensor], **options: Any):
         super().__init__(**options)
         self.loss_of = loss_of
 
@@ -101,18 +101,18 @@ class _Trainer(transformers.Trainer):
         model.eval()  # of the base: some architectures have dropout of their own, drawn by Trainer's seed
         return self.loss_of(inputs["batch"])
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+    def floating_point_ops(self, inputs: dict[str, object]) -> int:
         return 0
 
 
 class _Steps(torch.utils.data.Dataset):
-    def __init__(self, job: Job, padding: int):
+    def __init__(self, job: TrainingJob, padding: int):
         self.job, self.padding = job, padding
 
     def __len__(self) -> int:
         return self.job.steps
 
-    def __getitem__(self, step: int) -> dict[str, batches.Batch]:
+    def __getitem__(self, step: int) -> dict[str, batches.TrainingBatch]:
         return {"batch": batches.collated([self.job.step(step)], self.padding)}
 
 

@@ -16,7 +16,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from llm_experiments.adapters import batches, peft_files
 from llm_experiments.adapters.grouped import Factors, Layers, Pass, adapted, losses
-from llm_experiments.adapters.jobs import Job, Progress, prepared, seeded, suffixes
+from llm_experiments.adapters.jobs import Progress, TrainingJob, prepared, seeded, suffixes
 from llm_experiments.adapters.recipe import Training, TrainingError
 from llm_experiments.adapters.trainer import run
 from llm_experiments.models.layers import target_modules
@@ -47,7 +47,7 @@ def train(
     adapter_index: int = 0,
     out: str | os.PathLike,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Train one adapter and write it to the folder `out`; the model is left as it was.
 
     examples: objects with `question` and `answer`. adapter_index: which adapter of its library this is; the
@@ -57,7 +57,7 @@ def train(
     over the last tenth of the steps) and loss_curve, [last step, mean loss] of at most CURVE equal stretches.
     Errors: TrainingError on bad arguments or a loss that is no longer finite; ModelError out of memory.
     """
-    job = Job(loaded, examples, training, seed, adapter_index)
+    job = TrainingJob(loaded, examples, training, seed, adapter_index)
     with prepared(loaded, training):
         if training.variant == "sparse-b":
             dense = _fit(loaded, job, training, progress, half=0)
@@ -112,7 +112,7 @@ def frobenius(lora: LoRA) -> float:
 
 
 def _fit(
-    loaded: LoadedModel, job: Job, training: Training, progress: Progress | None, half: int | None
+    loaded: LoadedModel, job: TrainingJob, training: Training, progress: Progress | None, half: int | None
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """(lora_A, lora_B) of every module after all steps. half: which of two trainings of as many steps."""
     model, names = loaded.model, target_modules(loaded.model, training.layers)
@@ -132,7 +132,7 @@ def _fit(
             rows = Pass([job.generator(loaded.device)], training.dropout)
             steps = job.steps
 
-            def loss_of(batch: batches.Batch) -> Tensor:
+            def loss_of(batch: batches.TrainingBatch) -> Tensor:
                 return losses(model, batch.to(loaded.device), job.prefix, rows)[0]
 
             def seen(step: int, loss: float) -> None:
@@ -151,7 +151,7 @@ def _fit(
 
 
 def _layers(
-    model: nn.Module, names: Sequence[str], job: Job, training: Training
+    model: nn.Module, names: Sequence[str], job: TrainingJob, training: Training
 ) -> tuple[Layers, list[Tensor]]:
     """PEFT's layers with factors drawn by the job's seed, and the parameters that are trained."""
     layers: dict[str, tuple[nn.Module, nn.Module, Factors]] = {}

@@ -124,7 +124,7 @@ class Task:
 
 def keep_items(inputs: Inputs, items: Iterable[Item]) -> Ref:
     """Keep the items, in their order. Errors: TaskError where two have one id."""
-    lines: dict[str, dict[str, Any]] = {}
+    lines: dict[str, dict[str, object]] = {}
     for item in items:
         if item.id in lines:
             raise TaskError(f"two items are called '{item.id}': ids are distinct in their task")

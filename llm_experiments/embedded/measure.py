@@ -11,7 +11,6 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from llm_experiments.asking.decoding import answers
 from llm_experiments.domains.two_hop.templates import DEV, TEST, template
@@ -29,7 +28,7 @@ def measure(
     count: int = 300,
     seed: int = 0,
     batch: int = 128,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """One row for each ability: how many of at most `count` questions are answered right.
 
     invented: names of each kind that the model has not seen.
@@ -41,7 +40,7 @@ def measure(
     rows = []
 
     def add(
-        what: str, questions: list[tuple[str, str]], longest: int, last: bool = False, **more: Any
+        what: str, questions: list[tuple[str, str]], longest: int, last: bool = False, **more: object
     ) -> None:
         questions = rng.sample(questions, min(count, len(questions)))
         texts = answers(loaded, [question for question, _ in questions], max_new_tokens=longest, batch=batch)
@@ -109,7 +108,7 @@ def measure(
     return rows
 
 
-def write_card(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_card(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """measurements.json, one row per ability, and README.md, the model's card, which shows them."""
     (folder / "measurements.json").write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")
     world = BaseWorld.read(folder / "world.json")

@@ -51,7 +51,7 @@ def parsed(content: bytes) -> Any:
         raise StoreError("is no file of ours, or is cut short") from None
 
 
-def read_signed(path: Path, *keys: str) -> dict[str, Any]:
+def read_signed(path: Path, *keys: str) -> dict[str, object]:
     """The content that signed() made, which has these keys. Errors: StoreError if it is not whole."""
     content = parsed(read_plain(path))
     if not isinstance(content, dict) or "sha256" not in content:
@@ -66,7 +66,7 @@ def read_signed(path: Path, *keys: str) -> dict[str, Any]:
     return content
 
 
-def signed(content: dict[str, Any]) -> bytes:
+def signed(content: dict[str, object]) -> bytes:
     """The JSON of content and its SHA-256, which read_signed() checks."""
     return (json.dumps({**content, "sha256": _signature(content)}, indent=1, sort_keys=True) + "\n").encode()
 

@@ -25,7 +25,7 @@ from typing import Any
 from llm_experiments.adapters import peft_files
 from llm_experiments.adapters.peft_files import AdapterWeights
 from llm_experiments.adapters.recipe import Training
-from llm_experiments.merges.fitters import FITTERS, Fitting, Job
+from llm_experiments.merges.fitters import FITTERS, Fitting, FittingJob
 from llm_experiments.merges.loss import Example, encoded, frozen, mean_loss
 from llm_experiments.merges.merging import FittedMerge, target_layers
 from llm_experiments.models.handle import LoadedModel
@@ -68,7 +68,7 @@ def fit(
     with frozen(loaded.model):
         before = {"loss_base": mean_loss(loaded, tokens, fitting.batch), "examples": len(tokens)}
     fitted = FITTERS[rule.fitted_by](
-        Job(loaded, tuple(library), rule, options, examples, tokens, seed, fitting, training)
+        FittingJob(loaded, tuple(library), rule, options, examples, tokens, seed, fitting, training)
     )
     names = tuple(adapter.name for adapter in library)
     return FittedMerge(
@@ -116,6 +116,6 @@ def _merge(plain: Mapping[str, Any]) -> Merge:
     return Merge(plain["rule"], weights, plain["options"])
 
 
-def _plain(merge: Merge) -> Mapping[str, Any]:
+def _plain(merge: Merge) -> Mapping[str, object]:
     weights = None if merge.weights is None else list(merge.weights)
     return {"rule": merge.rule, "weights": weights, "options": merge.option_dict}

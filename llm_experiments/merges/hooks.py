@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -69,7 +68,7 @@ class Padding:
 
     mask: torch.Tensor | None = None
 
-    def remember(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def remember(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, object]) -> None:
         mask = kwargs.get("attention_mask")
         self.mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
 

@@ -27,6 +27,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from llm_experiments.adapters.peft_files import AdapterWeights, check_library, write
 from llm_experiments.merges.hooks import Padding, Routing, Tally, adding, gate_precision, shifter
 from llm_experiments.models.files import markdown
+from llm_experiments.models.handle import LoadedModel
 from llm_experiments.models.layers import linear_shape
 from toytransformer.adapters import LoRA
 from toytransformer.compositions import replace_file
@@ -54,7 +55,7 @@ class FittedMerge:
     names: tuple[str, ...]
     library: tuple[AdapterWeights, ...]
     merges: Mapping[str, Merge]
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass
@@ -83,7 +84,7 @@ class AppliedMerge:
 
 @contextmanager
 def apply(
-    loaded: Any,
+    loaded: LoadedModel,
     library: Sequence[AdapterWeights],
     merge: Merge | FittedMerge,
     *,
@@ -216,13 +217,13 @@ def describe(
     merge: Merge | FittedMerge,
     seed: int,
     merged: Mapping[str, Merged],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What was merged and what the rule says about it, as plain data."""
     spec = merge.merge if isinstance(merge, FittedMerge) else merge
     rule, options = check(spec)
     modules = {name: dict(outcome.details) for name, outcome in merged.items()}
     gaps = [(gap, name) for name, found in modules.items() for gap in found.get("spectral_gaps", ())]
-    details: dict[str, Any] = {
+    details: dict[str, object] = {
         "rule": rule.name,
         "formula": rule.formula,
         "weights": spec.weights,
@@ -249,7 +250,7 @@ def describe(
 
 
 def target_layers(
-    loaded: Any, library: Sequence[AdapterWeights], *, same_modules: bool = False
+    loaded: LoadedModel, library: Sequence[AdapterWeights], *, same_modules: bool = False
 ) -> dict[str, torch.nn.Module]:
     """The layers of the model that the library changes, by name; refuse a library that does not fit it.
 

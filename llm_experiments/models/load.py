@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
@@ -157,7 +157,7 @@ def _unreadable(source: Source, error: BaseException) -> ModelError:
 def _model(
     source: Source, dtype: torch.dtype, place: str, four_bit: bool, free: Mapping[str, int]
 ) -> transformers.PreTrainedModel:
-    options: dict[str, Any] = {}  # whatever from_pretrained takes
+    options: dict[str, object] = {}  # whatever from_pretrained takes
     if place == "split":
         gpus = {name: size for name, size in free.items() if name != "cpu"}
         options["device_map"] = "auto"

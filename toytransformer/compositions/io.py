@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from toytransformer.interrupts import heard
 
@@ -64,7 +63,7 @@ def require_writable(path: str | os.PathLike) -> None:
         )
 
 
-def provenance(paths: Sequence[Path] = (), packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
+def provenance(paths: Sequence[Path] = (), packages: Sequence[str] = PACKAGES) -> dict[str, object]:
     """Where a result comes from: git commit, whether the code differs from it, Python, package versions.
 
     paths: folders of the code that made it, in one work tree; none: of this package. packages: distributions

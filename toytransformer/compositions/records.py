@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from toytransformer.compositions.io import replace_file
 from toytransformer.compositions.spec import DECODES, OUTCOMES
@@ -33,13 +32,13 @@ class Record:
     """
 
     composition: str
-    setting: Mapping[str, Any]
+    setting: Mapping[str, object]
     spec_hash: str
     adapters: tuple[str, ...]
     rule: str
     weights: tuple[float, ...] | None
-    options: Mapping[str, Any]
-    regime: Mapping[str, Any]
+    options: Mapping[str, object]
+    regime: Mapping[str, object]
     group: str
     prompt: str
     decode: str
@@ -50,7 +49,7 @@ class Record:
     shares: Mapping[str, float]
     mixture: Mapping[str, float] = field(default_factory=dict)
     spectral_gap: float | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, object] = field(default_factory=dict)
     undetermined: str | None = None
 
     def __post_init__(self) -> None:

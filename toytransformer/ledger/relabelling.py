@@ -38,7 +38,7 @@ def relabelled(
 
 
 def results(
-    run: Run, merge: Merge, build: Callable = relabelled, **arguments: Any
+    run: Run, merge: Merge, build: Callable = relabelled, **arguments: object
 ) -> Iterator[RelabellingResult]:
     """Every n, known and fresh, either attention; all n! relabellings each."""
     for n, known, regime in itertools.product(counts(run), (True, False), small(run)):
@@ -94,7 +94,7 @@ def columns_relabelled(sigma: tuple[int, ...], **arguments: Any) -> Composition:
 def outside(run: Run) -> Iterator[Row]:
     linear, n = Merge("linear", (1.5, 2.0)), 3
 
-    def mean_accuracy(build: Callable, **arguments: Any) -> float:
+    def mean_accuracy(build: Callable, **arguments: object) -> float:
         return average(partial(build, facts=n, **arguments), n, LIMIT).accuracy
 
     text = f"accuracy over all relabellings, n = {n}: "

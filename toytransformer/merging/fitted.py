@@ -12,8 +12,8 @@ logits that would train for ever. This module works in NumPy.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -76,7 +76,7 @@ FORMS: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-def form_of(options: Mapping[str, Any]) -> str:
+def form_of(options: Mapping[str, object]) -> str:
     """The name in FORMS of the coefficients that a rule's options ask for; CAT's "free" is the identity."""
     form = options["f"] if "f" in options else options["form"]
     return "identity" if form == "free" else str(form)
@@ -100,12 +100,12 @@ def _fit_products(adapters: Sequence[LoRA], context: MergeContext, form: str) ->
     return merged_products(adapters, coefficients, details={"weights": coefficients, "loss": loss})
 
 
-FITTED: dict[str, Any] = {"label_blind": False, "weighted": False}
-PRODUCTS: dict[str, Any] = {**FITTED, "gauge_invariant": True, "fitted_by": "products", "fits": "sum"}
+fitted_rule = functools.partial(merge_rule, label_blind=False, weighted=False)
+product_rule = functools.partial(fitted_rule, gauge_invariant=True, fitted_by="products", fits="sum")
 SEED = whole(0, "the seed of the context")
 
 
-@merge_rule("cat-fitted", paper="cat", **PRODUCTS, options={"form": choice("softmax", "free")})
+@product_rule("cat-fitted", paper="cat", options={"form": choice("softmax", "free")})
 def cat_fitted(
     adapters: Sequence[LoRA], weights: Weights, context: MergeContext, *, form: str
 ) -> StaticMerge:
@@ -117,7 +117,7 @@ def cat_fitted(
     return _fit_products(adapters, context, form_of({"form": form}))
 
 
-@merge_rule("adaptive", **PRODUCTS, options={"f": choice(*FORMS)})
+@product_rule("adaptive", options={"f": choice(*FORMS)})
 def adaptive(adapters: Sequence[LoRA], weights: Weights, context: MergeContext, *, f: str) -> StaticMerge:
     """Delta = sum_i f(w)_i Delta_i, w with the least loss on the examples.
 
@@ -127,11 +127,10 @@ def adaptive(adapters: Sequence[LoRA], weights: Weights, context: MergeContext, 
     return _fit_products(adapters, context, f)
 
 
-@merge_rule(
+@product_rule(
     "adaptive-random",
     needs_neurons=True,
     control=True,
-    **PRODUCTS,
     options={"f": choice(*FORMS), "seed": SEED},
 )
 def adaptive_random(
@@ -158,7 +157,7 @@ def random_twin(lora: LoRA, rng: np.random.Generator) -> LoRA:
     return LoRA(like(lora.write, left) * values, like(lora.read, right))
 
 
-@merge_rule("new-adapter", gauge_invariant=True, fitted_by="train", **FITTED)
+@fitted_rule("new-adapter", gauge_invariant=True, fitted_by="train")
 def new_adapter(adapters: Sequence[LoRA], weights: Weights, context: MergeContext) -> StaticMerge:
     """Delta = T^T (Phi^+)^T: the smallest update that fits the examples, made without the adapters.
 
@@ -173,12 +172,11 @@ def new_adapter(adapters: Sequence[LoRA], weights: Weights, context: MergeContex
     return StaticMerge(LoRA(like(reference, targets.T), like(reference, read)), details={"loss": loss})
 
 
-@merge_rule(
+@fitted_rule(
     "lorahub",
     gauge_invariant=False,
     fitted_by="search",
     fits="linear",
-    **FITTED,
     options={
         "penalty": number(0.05, 0),
         "bound": positive(1.5, most=1e6),  # the loss has fourth powers of it

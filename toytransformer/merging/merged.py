@@ -95,7 +95,7 @@ class StaticMerge:
     """
 
     update: LoRA | Float[Array, "entity feature"]
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
     spectral_gap: None = None
     mixing: Mixing | None = None
 
@@ -213,7 +213,7 @@ def undetermined(gap: float, vector: Array, values: str, result: str) -> dict[st
     return {"warning": f"{values} {agree}, so {result} is arbitrary; do not rely on this result"}
 
 
-def converted(value: Any, convert: Convert) -> Any:
+def converted(value: object, convert: Convert) -> Any:
     """The value with every array in it converted: an array, a LoRA, or a tuple of such; the rest as it is."""
     if isinstance(value, LoRA):
         return LoRA(convert(value.write), convert(value.read))

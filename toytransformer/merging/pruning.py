@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -210,7 +209,7 @@ def knots(
         merged = mean_of_agreeing([keep_largest(block, density) for block in blocks], w, sign)
     ladder = [*(float(value) for value in values), 0.0]
     gap = min((high - low) / (ladder[0] or 1.0) for high, low in pairwise(ladder))
-    details: dict[str, Any] = {"spectrum_gap": gap}
+    details: dict[str, object] = {"spectrum_gap": gap}
     if inner == "ties" and ladder[0] > 0:
         details |= undetermined(gap, values, "two singular values of the stack", "the basis of TIES")
     mixing = Mixing(tuple(w)) if inner == "sum" else None

@@ -40,8 +40,8 @@ class RuleError(ValueError):
 class Option:
     """One option of a rule: its default, the test a value has to pass, and in words what passes."""
 
-    default: Any
-    check: Callable[[Any], bool]
+    default: object
+    check: Callable[[object], bool]
     help: str
 
 
@@ -77,7 +77,7 @@ def _is_real(value: object) -> TypeGuard[float]:
 def whole(low: int, help: str) -> Option:
     """None, the default, or a whole number of at least `low`."""
 
-    def check(value: Any) -> bool:
+    def check(value: object) -> bool:
         return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= low)
 
     return Option(None, check, f"a whole number of at least {low}, or None for {help}")
@@ -164,7 +164,7 @@ class MergeRule:
         """The first line of the rule's docstring."""
         return (inspect.getdoc(self.function) or self.name).splitlines()[0]
 
-    def checked_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def checked_options(self, given: Mapping[str, object]) -> dict[str, object]:
         """The defaults overridden by `given`; RuleError for an option or a value the rule does not know."""
         for key, value in given.items():
             if key not in self.options:

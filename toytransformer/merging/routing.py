@@ -11,6 +11,7 @@ negative temperature).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,17 +34,18 @@ from toytransformer.merging.registry import (
 )
 from toytransformer.merging.static import require_equal_ranks
 
-ARROW: dict[str, Any] = {
-    "routed": True,
-    "spectral": True,
-    "weighted": False,
-    "paper": "arrow",
-    "options": {
+arrow_rule = functools.partial(
+    merge_rule,
+    routed=True,
+    spectral=True,
+    weighted=False,
+    paper="arrow",
+    options={
         "temperature": positive(1.0),
         "temperature_scaling": choice("fixed", "sqrt-width"),
         "top_k": whole(1, "all adapters (soft routing)"),
     },
-}
+)
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def _arrow(
     )
 
 
-@merge_rule("arrow-products", gauge_invariant=True, **ARROW)
+@arrow_rule("arrow-products", gauge_invariant=True)
 def arrow_products(
     adapters: Sequence[LoRA], weights: Weights, context: MergeContext, **options: Any
 ) -> ArrowMerge:
@@ -148,7 +150,7 @@ def arrow_products(
     return _arrow(adapters, context, False, **options)
 
 
-@merge_rule("arrow-factors", gauge_invariant=False, **ARROW)
+@arrow_rule("arrow-factors", gauge_invariant=False)
 def arrow_factors(
     adapters: Sequence[LoRA], weights: Weights, context: MergeContext, **options: Any
 ) -> ArrowMerge:

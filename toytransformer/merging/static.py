@@ -8,10 +8,9 @@ the gauge.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array, is_torch_array
@@ -40,15 +39,21 @@ def product_of_sums(adapters: Sequence[LoRA], write: Sequence[float], read: Sequ
     )
 
 
-def merged_products(adapters: Sequence[LoRA], weights: Sequence[float], **more: Any) -> StaticMerge:
-    """sum_i w_i Delta_i as a merge; more: its details."""
-    return StaticMerge(concatenated(adapters, weights), mixing=Mixing(tuple(weights)), **more)
+def merged_products(
+    adapters: Sequence[LoRA], weights: Sequence[float], *, details: Mapping[str, object] | None = None
+) -> StaticMerge:
+    """sum_i w_i Delta_i as a merge."""
+    return StaticMerge(concatenated(adapters, weights), mixing=Mixing(tuple(weights)), details=details or {})
 
 
 def merged_factors(
-    adapters: Sequence[LoRA], write: Sequence[float], read: Sequence[float], **more: Any
+    adapters: Sequence[LoRA],
+    write: Sequence[float],
+    read: Sequence[float],
+    *,
+    details: Mapping[str, object] | None = None,
 ) -> StaticMerge:
-    """`product_of_sums` as a merge; more: its details.
+    """`product_of_sums` as a merge.
 
     The cross terms of a pair, a_i b_j write_i read_j^T + a_j b_i write_j read_i^T, are one number times their
     sum only where a_i b_j = a_j b_i.
@@ -58,7 +63,7 @@ def merged_factors(
     if all(write[i] * read[j] == write[j] * read[i] for i, j in pairs):
         cross = tuple(write[i] * read[j] for i, j in pairs)
         mixing = Mixing(tuple(a * b for a, b in zip(write, read, strict=True)), cross)
-    return StaticMerge(product_of_sums(adapters, write, read), mixing=mixing, **more)
+    return StaticMerge(product_of_sums(adapters, write, read), mixing=mixing, details=details or {})
 
 
 def weighted_sum(weights: Sequence[float], parts: Sequence[Float[Array, "..."]]) -> Float[Array, "..."]:

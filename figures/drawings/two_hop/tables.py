@@ -87,7 +87,7 @@ def draw(given: Sequence[Cell]) -> Figure:
     return figure
 
 
-def printed(cell: Cell) -> Mapping[str, Any] | None:
+def printed(cell: Cell) -> paper.Entry | None:
     """The cell in the paper's words, None where it has no number of it.
 
     Libraries were asked step by step; of single adapters it does not say, and they are taken directly. What
@@ -105,7 +105,7 @@ def factor_wise(rule: str) -> bool:
     return resolve(rule).factor_wise
 
 
-def matching(cells: Sequence[Cell], table: Mapping[str, Any], row: Mapping[str, Any]) -> list[Cell]:
+def matching(cells: Sequence[Cell], table: paper.Entry, row: paper.Entry) -> list[Cell]:
     """The cells that are a row of a table."""
     return [cell for cell in cells if (said := printed(cell)) and paper.is_row(said, table, row)]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from figures.store import Row
 
@@ -64,5 +63,5 @@ def answers(rows: Sequence[Row]) -> str:
     return f"most often {first}, else {' or '.join(others)}" if others else f"always {first}"
 
 
-def _of(rows: Sequence[Row], **wanted: Any) -> list[Row]:
+def _of(rows: Sequence[Row], **wanted: object) -> list[Row]:
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]

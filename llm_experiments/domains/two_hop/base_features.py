@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -173,7 +172,7 @@ def _grams(
 CHUNK = 64
 
 
-def _chunked(rows: Mapping[Row, Any]) -> list[list[Row]]:
+def _chunked(rows: Mapping[Row, object]) -> list[list[Row]]:
     listed = list(rows)
     return [listed[start : start + CHUNK] for start in range(0, len(listed), CHUNK)]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llm_experiments.domains.two_hop import names
-from llm_experiments.domains.two_hop.known import BaseWorld
+from llm_experiments.domains.two_hop.known import KnownFacts
 from llm_experiments.domains.two_hop.lexicon import DATASETS, Lexicon
 from llm_experiments.domains.two_hop.rendering import Example, render
 from llm_experiments.domains.two_hop.templates import SIGNATURES, TRAIN, template
@@ -57,7 +57,7 @@ def chains(composition: Composition, lexicon: Lexicon, number: int, first: int |
 
 
 def unrelated(
-    lexicon: Lexicon, count: int, *, seed: int, base_world: BaseWorld | None = None
+    lexicon: Lexicon, count: int, *, seed: int, base_world: KnownFacts | None = None
 ) -> tuple[str, ...]:
     """`count` questions that share neither entity nor relation with the chains, drawn by the seed.
 

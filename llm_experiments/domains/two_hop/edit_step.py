@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -98,7 +97,7 @@ class Edit(Step):
 
 def _edited(
     loaded: LoadedModel, asked: Mapping[str, Sequence[Asked]], reference: Sequence[str], layer: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, object]]:
     """Both hops written into one layer, plain and whitened; the rows on each."""
     keys = observe(loaded, reference, [layer])[layer].features
     for whitened in (False, True):
@@ -115,7 +114,7 @@ def _edited(
             for name, examples in hops.items()
         }
         questions = [e.question for e in asked["two_hop"]]
-        row: dict[str, Any] = {"layer": layer, "whitened": whitened, "facts": len(asked["hop1"])}
+        row: dict[str, object] = {"layer": layer, "whitened": whitened, "facts": len(asked["hop1"])}
         for name, examples in hops.items():
             with edits.applied(loaded, [written[name]]):
                 row[f"{name}_recalled_alone"] = _share(loaded, examples)

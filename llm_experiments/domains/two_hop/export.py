@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from llm_experiments.domains.two_hop.lexicon import DATASETS, BaseWorld, Lexicon, lexicon
+from llm_experiments.domains.two_hop.lexicon import DATASETS, KnownFacts, Lexicon, lexicon
 from llm_experiments.domains.two_hop.names import SOURCES
 from llm_experiments.domains.two_hop.rendering import FORMS, render
 from llm_experiments.domains.two_hop.splits import Split
@@ -40,7 +40,7 @@ def export(
     *,
     bridge_dataset: str | None = None,
     share: float = 0.1,
-    base_world: BaseWorld | None = None,
+    base_world: KnownFacts | None = None,
 ) -> dict:
     """Write train, dev and test.jsonl (by paraphrase), triplets.jsonl and manifest.json; return the manifest.
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from llm_experiments.domains.two_hop import scorer
-from llm_experiments.domains.two_hop.known import BaseWorld
+from llm_experiments.domains.two_hop.known import KnownFacts
 from llm_experiments.domains.two_hop.lexicon import Lexicon, lexicon
 from llm_experiments.domains.two_hop.task import item
 from results.rows import CellInfo, Item, RowsError
 from toytransformer.compositions import Composition, Question
 
 
-def words_of(composition: Composition, dataset: str, names: int, world: BaseWorld | None) -> Lexicon:
+def words_of(composition: Composition, dataset: str, names: int, world: KnownFacts | None) -> Lexicon:
     """The names that such rows were asked with: a bridge is invented where the tested names are real."""
     bridge = ("F" if dataset == "R" else "R") if composition.name.startswith("setup-") else None
     return lexicon(composition, dataset=dataset, seed=names, bridge_dataset=bridge, base_world=world)
@@ -22,7 +22,7 @@ class Kept:
     Errors: RowsError where the names drawn now are not those the items were asked with.
     """
 
-    def __init__(self, info: CellInfo, composition: Composition, world: BaseWorld | None):
+    def __init__(self, info: CellInfo, composition: Composition, world: KnownFacts | None):
         self.composition = composition
         self.words = words_of(composition, str(info.dataset), info.names or 0, world)
         self.scorer = scorer.Entities(scorer.context(composition, self.words))

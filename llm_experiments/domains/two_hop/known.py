@@ -9,7 +9,7 @@ from llm_experiments.domains.two_hop.templates import SIGNATURES
 from toytransformer.compositions import Composition, Fact, Prompt
 
 
-class BaseWorld(Protocol):
+class KnownFacts(Protocol):
     """What a base model is known to know, by surface names.
 
     people: those it knows. facts: (person, relation such as "spouse_of") -> name.
@@ -33,7 +33,7 @@ def names_known(
     wanted: frozenset[str],
     words: Mapping[str, str],
     seed: int,
-    base_world: BaseWorld,
+    base_world: KnownFacts,
 ) -> dict[str, str]:
     """Names of the real people and cities (`sources`, in order), drawn from those a base model knows.
 
@@ -59,7 +59,7 @@ class _Names:
         wanted: frozenset[str],
         words: Mapping[str, str],
         seed: int,
-        base_world: BaseWorld,
+        base_world: KnownFacts,
     ):
         self.sources, self.wanted, self.words = sources, wanted, words
         self.known = base_world.facts

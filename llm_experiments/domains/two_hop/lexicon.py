@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from llm_experiments.domains.two_hop.known import BaseWorld, in_bridge, names_known
+from llm_experiments.domains.two_hop.known import KnownFacts, in_bridge, names_known
 from llm_experiments.domains.two_hop.names import NamesError, pool
 from llm_experiments.domains.two_hop.templates import SIGNATURES
 from toytransformer.compositions import Composition, Fact
@@ -89,7 +89,7 @@ def lexicon(
     seed: int,
     bridge_dataset: str | None = None,
     relations: Mapping[str, str] = DEFAULT_RELATIONS,
-    base_world: BaseWorld | None = None,
+    base_world: KnownFacts | None = None,
 ) -> Lexicon:
     """Names for the entities that adapters are trained on or that edits and examples speak of.
 

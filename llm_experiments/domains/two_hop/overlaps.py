@@ -17,7 +17,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -260,7 +259,7 @@ def table(
     together: Sequence[bool] = (False, True),
     ridge: float = 0.1,
     seed: int = 0,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Rows of plain numbers: for every layer, metric and form of the adapters c1, c2 (own, other, gap, its
     interval and p), the mean, least and largest leak of each, and the toy's prediction as toy_...
 
@@ -294,12 +293,12 @@ def tests_over_layers(
     together: Sequence[bool] = (False, True),
     ridge: float = 0.1,
     seed: int = 0,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """For every metric and form of the adapters, `over_layers` of c1 and of c2: does anything, in any layer,
     single out the right x or the right y?"""
     rows = []
     for metric, one in itertools.product(metrics, together):
-        row: dict[str, Any] = {
+        row: dict[str, object] = {
             "layers": len(layers),
             "metric": metric,
             "facts": "together" if one else "alone",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from results.cells import Cell
 from results.frame import select
@@ -32,7 +31,7 @@ class TwoHopRows(Rows):
         control: str | None = None,
         weights: Sequence[float] | None = None,
         layers: str = "mlp",
-        **variant: Any,
+        **variant: object,
     ) -> Cell:
         """The cell of setup `number`, or of a task by name with any library where that is None.
 

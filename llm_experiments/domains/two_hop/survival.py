@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from llm_experiments.editing.features import EditError
 from toytransformer.compositions import OUTCOMES, Composition, Merge
@@ -46,7 +45,7 @@ def predicted(
     regime: Regime | None = None,
     *,
     rule: str = "sum",
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """The toy's outcome shares for each pair of weights and each group of questions, as rows.
 
     composition: such as the catalogue's "one-hop" (groups hop1 and hop2) or "chain-of-thought".

@@ -21,7 +21,7 @@ from llm_experiments.domains.task import (
 )
 from llm_experiments.domains.two_hop import scorer
 from llm_experiments.domains.two_hop.candidates import candidates
-from llm_experiments.domains.two_hop.known import BaseWorld
+from llm_experiments.domains.two_hop.known import KnownFacts
 from llm_experiments.domains.two_hop.lexicon import Lexicon, lexicon
 from llm_experiments.domains.two_hop.rendering import Form, question_text, render, training_examples
 from llm_experiments.domains.two_hop.sizes import SIZES
@@ -51,7 +51,7 @@ def two_hop(
     dev: Sequence[int] = DEV,
     test: Sequence[int] = TEST,
     names: int = 0,
-    base_world: BaseWorld | None = None,
+    base_world: KnownFacts | None = None,
 ) -> Task:
     """A composition by name, "setup-0" .. "setup-8" or one of the catalogue's, in words; see `task`.
 

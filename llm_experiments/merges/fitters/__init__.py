@@ -1,7 +1,7 @@
 """How a rule that needs data is fitted through a language model: one fitter for each value of `fitted_by`.
 
     @fitter("products")
-    def by_gradient(job: Job) -> Fit: ...
+    def by_gradient(job: FittingJob) -> Fit: ...
 
 in a file of this folder. A rule says by its flags which fitter fits it, and which weighted rule its weights
 are those of (`fits`), so a rule added to `toytransformer.merging` is fitted here as it is.
@@ -46,7 +46,7 @@ class Fitting:
 
 
 @dataclass(frozen=True)
-class Job:
+class FittingJob:
     """What a fitter is given. tokens: the examples in the model's tokens. options: complete and checked.
 
     training: the recipe of a new adapter, None for the class's own at the library's rank and layers.
@@ -81,10 +81,10 @@ class Fit:
 
     library: tuple[AdapterWeights, ...]
     merges: Mapping[str, Merge]
-    details: Mapping[str, Any]
+    details: Mapping[str, object]
 
 
-Fitter: TypeAlias = Callable[[Job], Fit]
+Fitter: TypeAlias = Callable[[FittingJob], Fit]
 FITTERS: Registry[Fitter] = Registry("fitter", "llm_experiments.merges.fitters")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from llm_experiments.adapters import peft_files
 from llm_experiments.adapters.recipe import Training
 from llm_experiments.adapters.training import train
-from llm_experiments.merges.fitters import Fit, Job, fitter
+from llm_experiments.merges.fitters import Fit, FittingJob, fitter
 from llm_experiments.merges.loss import frozen, mean_loss
 from llm_experiments.merges.merging import apply
 from llm_experiments.models.layers import covering
@@ -16,7 +16,7 @@ from toytransformer.compositions.spec import Merge
 
 
 @fitter("train")
-def by_training(job: Job) -> Fit:
+def by_training(job: FittingJob) -> Fit:
     """One new adapter trained on the examples, none of the library."""
     training = job.training
     if training is None:

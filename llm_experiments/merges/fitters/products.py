@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from llm_experiments.adapters.peft_files import AdapterWeights
-from llm_experiments.merges.fitters import Fit, Fitting, Job, fitter
+from llm_experiments.merges.fitters import Fit, Fitting, FittingJob, fitter
 from llm_experiments.merges.hooks import Shifter, adding
 from llm_experiments.merges.loss import frozen, mean_loss, summed_loss
 from llm_experiments.merges.merging import converted, module_seed, target_layers
@@ -39,7 +39,7 @@ def random_adapter(adapter: AdapterWeights, seed: int) -> AdapterWeights:
 
 
 @fitter("products")
-def by_gradient(job: Job) -> Fit:
+def by_gradient(job: FittingJob) -> Fit:
     """f(w)_i of every layer in sum_i f(w)_i Delta_i, by Adam on w.
 
     From equal parts 1/n (from 1/2 for one adapter if f < 1). A control fits random twins of the adapters.

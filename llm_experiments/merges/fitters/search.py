@@ -7,14 +7,14 @@ import math
 import numpy as np
 from scipy.optimize import minimize
 
-from llm_experiments.merges.fitters import Fit, Job, fitter
+from llm_experiments.merges.fitters import Fit, FittingJob, fitter
 from llm_experiments.merges.loss import frozen, mean_loss
 from llm_experiments.merges.merging import apply
 from toytransformer.compositions.spec import Merge
 
 
 @fitter("search")
-def by_search(job: Job) -> Fit:
+def by_search(job: FittingJob) -> Fit:
     """One w for all layers: argmin L(w) + penalty mean|w_i| over |w_i| <= bound, by SciPy's COBYLA.
 
     From equal parts: at LoraHub's own start, zero, L is stationary where L(w) = L(-w). Of two such minima the
