@@ -36,6 +36,7 @@ from toytransformer.compositions import (
     write_jsonl,
 )
 from toytransformer.compositions.io import require_writable
+from toytransformer.compositions.knowledge import DEGREES
 from toytransformer.working import working
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from toytransformer.prediction import Prediction
     from toytransformer.regimes import Regime
     from toytransformer.symmetry import SymmetricPrediction
+    from toytransformer.toy import Toy
 
 #: Facts per adapter up to which the dense solve is used even where the symmetric one applies.
 DENSE = 2000
@@ -119,6 +121,41 @@ def list_names() -> None:
     "--mask", default="strict", show_default=True, help="strict, causal or causal-printed (eq. 21)."
 )
 @click.option("--attention", default="uniform", show_default=True, help="uniform or softmax.")
+@click.option(
+    "--base",
+    type=click.Choice(["exact", "trained"]),
+    default="exact",
+    show_default=True,
+    help="What the base says to prompts it was not trained on: nothing, or a mixture of what it knows.",
+)
+@click.option(
+    "--typed",
+    "kinship",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Cosine of the output vectors of two answers of one kind, from 0 to below 1.",
+)
+@click.option(
+    "--relation-length",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Length of the embeddings of relations, relative to those of entities.",
+)
+@click.option(
+    "--degree",
+    type=click.Choice(DEGREES),
+    help="What the base knows of the edited chains; nothing is --fresh, one-hop a trained base's default.",
+)
+@click.option(
+    "--bystanders",
+    type=click.IntRange(0, MOST),
+    default=0,
+    show_default=True,
+    help="People with answers of their own whom no adapter touches.",
+)
+@click.option("--own-second", is_flag=True, help="The base knows the last relation of those asked, x R2.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--json",
@@ -142,23 +179,38 @@ def predict(
     width: int | None,
     mask: str,
     attention: str,
+    base: str,
+    kinship: float,
+    relation_length: float,
+    degree: str | None,
+    bystanders: int,
+    own_second: bool,
     seed: int,
     json_file: Path | None,
 ) -> None:
     """Predict the answers of the composition NAME.
 
-    `two-hop` is the plain pair, one adapter for each hop; `list` shows the others.
+    `two-hop` is the plain pair, one adapter for each hop; `list` shows the others. --base, --typed and
+    --relation-length go beyond the paper's model, one idealisation at a time (theory.md, section 8).
     """
     import jax
 
     from toytransformer import merging
+    from toytransformer.bases import ExactBase, TrainedBase
+    from toytransformer.readout import OneHot, Typed
+    from toytransformer.toy import Toy
 
     jax.config.update("jax_enable_x64", True)
     merge = Merge(rule, merge_weights(weights), tuple(map(merge_option, options)))
     merging.check(merge)
     if json_file:
         require_writable(json_file)
-    chosen = _regime(regime, dimension, width, mask=mask, attention=attention, seed=seed)
+    common = {"mask": mask, "attention": attention, "seed": seed, "relation_length": relation_length}
+    toy = Toy(
+        _regime(regime, dimension, width, **common),
+        TrainedBase() if base == "trained" else ExactBase(),
+        Typed(kinship) if kinship else OneHot(),
+    )
 
     def build(count: int, shown: int = examples) -> Composition:
         return catalogue.build(
@@ -171,9 +223,12 @@ def predict(
             gauge=gauge,
             rank=rank,
             examples=shown,
+            degree=degree,
+            bystanders=bystanders,
+            own_second=own_second,
         )
 
-    predicted, records = _predict(build, facts, examples, chosen)
+    predicted, records = _predict(build, facts, examples, toy)
     if json_file:
         write_jsonl(json_file, records)
     _print_prediction(predicted, records)
@@ -229,25 +284,26 @@ def _ledger_line(row: Row, statement: str) -> str:
 
 
 def _predict(
-    build: Callable[..., Composition], facts: int, examples: int, regime: Regime
+    build: Callable[..., Composition], facts: int, examples: int, toy: Toy
 ) -> tuple[Prediction | SymmetricPrediction, tuple[Record, ...]]:
     """The dense prediction; beyond DENSE facts in the limit the symmetric one, where the rule has it."""
     from toytransformer import cost, prediction, symmetry
     from toytransformer.merging import RuleError
     from toytransformer.regimes import FullLimit
 
-    if facts > DENSE and not examples and isinstance(regime, FullLimit):
+    if facts > DENSE and not examples and isinstance(toy.regime, FullLimit):
         with contextlib.suppress(SpecError, RuleError):  # not symmetric: the dense prediction has to do it
-            symmetric = symmetry.predict(build, facts, regime)
+            symmetric = symmetry.predict(build, facts, toy)
             return symmetric, symmetric.records()
     # Two chains tell the size of all, before the composition itself is built.
     small = build(2, min(examples, 2))
     copies = (facts + examples) / (2 + min(examples, 2))
-    needed = cost.of_prediction(small, prediction.asked_prompts(small), regime, copies)
+    prompts = (*prediction.asked_prompts(small, toy.base), *toy.base.prompts(small.world))
+    needed = cost.of_prediction(small, prompts, toy.regime, copies)
     needed.require()
 
     def work() -> tuple[Prediction, tuple[Record, ...]]:
-        predicted = prediction.predict(build(facts), regime)
+        predicted = prediction.predict(build(facts), toy)
         return predicted, predicted.records()
 
     seconds = needed.seconds()
@@ -302,17 +358,27 @@ def _answers(predicted: Prediction | SymmetricPrediction, shown: tuple[Record, .
 def _headings(record: Record) -> list[str]:
     """What was predicted, in words: the composition, the merge, the regime."""
     facts, known = record.setting["facts"], "known" if record.setting["known"] else "fresh"
+    if degree := record.setting.get("degree"):
+        known += f" (degree {degree})"
     details = [f"{key}={value}" for key, value in record.options.items()]
     if record.weights is not None:
         details.append("weights " + ", ".join(f"{weight:g}" for weight in record.weights))
     regime = record.regime
     sizes = [f"{letter} = {regime[key]}" for letter, key in SIZES.items() if key in regime]
     sizes += [f"{regime['mask']} mask", f"{regime['attention']} attention", f"seed {regime['seed']}"]
-    return [
+    beyond = [f"{regime['base']} base"] if "base" in regime else []
+    beyond += [f"typed answers, t = {regime['typed']:g}"] if "typed" in regime else []
+    if "relation_length" in regime:
+        beyond.append(f"relations {regime['relation_length']:g} times as long as entities")
+    if count := record.setting.get("bystanders"):
+        beyond.append(f"{count} bystander{'s' * (count != 1)}")
+    beyond += ["the base knows x R2 of its own"] if record.setting.get("own_second") else []
+    lines = [
         f"{record.composition}: {facts} {known} fact{'s' * (facts != 1)} in each adapter",
         f"merged: {', '.join(record.adapters)} by {record.rule}" + f" ({'; '.join(details)})" * bool(details),
         f"regime: {regime['name']}, {', '.join(sizes)}",
     ]
+    return lines + [f"model: {', '.join(beyond)}"] * bool(beyond)
 
 
 def _standard_errors(predicted: Prediction | SymmetricPrediction, first: int) -> dict[tuple[int, str], str]:

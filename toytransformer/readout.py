@@ -17,7 +17,7 @@ commutes with renaming the answers; only rules that act on single entries of Del
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
@@ -91,21 +91,33 @@ class OneHot(_Rooted):
     def on(self, world: World) -> Coordinates:
         return _Identity()
 
+    def sector(self, world: World, names: Sequence[str], weights: Float[Array, "name"]) -> Coordinates:
+        """The identity, as in every sector of interchangeable entities."""
+        return _Identity()
+
     def describe(self) -> dict[str, Any]:
         return {}
 
 
 @dataclass(frozen=True)
 class _Grouped:
-    """R = a I + [same kind] b_kind, with a = sqrt(1 - t) and a + N b = sqrt(1 - t + t N) for a kind of N."""
+    """R = a I + sum_k b_k w_k w_k^T, w_k weights on the members of kind k: the root of a^2 I + t w_k w_k^T.
+
+    a = sqrt(1 - t) and a + b_k |w_k|^2 = sqrt(1 - t + t |w_k|^2); members: the w_k, (entity, kind).
+    """
 
     inner: float
-    added: Float[Array, "entity"]
+    added: Float[Array, "kind"]
     members: sparse.csr_array
-    largest: float
+
+    @cached_property
+    def largest(self) -> float:
+        """a + b_k |w_k|_1 max w: the row sums are positive."""
+        rows = self.members @ (self.added * self.members.sum(axis=0))
+        return self.inner + float(np.max(rows, initial=0.0))
 
     def apply(self, rows: Float[Array, "row entity"]) -> Float[Array, "row entity"]:
-        return self.inner * rows + ((rows @ self.members) @ self.members.T) * self.added
+        return self.inner * rows + ((rows @ self.members) * self.added) @ self.members.T
 
 
 @dataclass(frozen=True)
@@ -136,16 +148,22 @@ class Typed(_Rooted):
         return {entity: self.kinds[entity] for entity in world.entities}
 
     def on(self, world: World) -> Coordinates:
+        return self.sector(world, world.entities, np.ones(len(world.entities)))
+
+    def sector(self, world: World, names: Sequence[str], weights: Float[Array, "name"]) -> Coordinates:
+        """The root of (1 - t) I + t w w^T [same kind] on entities of the world, one weight each.
+
+        Of weight sqrt(n) it is G on the mean of n interchangeable entities, of weight 0 on deviations from it
+        (toytransformer.symmetry).
+        """
         kinds = self.kind_of(world)
-        number = {kind: i for i, kind in enumerate(dict.fromkeys(kinds.values()))}
-        column = np.array([number[kinds[entity]] for entity in world.entities])
-        count = len(world.entities)
-        members = sparse.csr_array((np.ones(count), (np.arange(count), column)), shape=(count, len(number)))
-        sizes = np.bincount(column)
-        inner = math.sqrt(1 - self.t)
-        added = (np.sqrt(1 - self.t + self.t * sizes) - inner) / sizes
-        largest = math.sqrt(1 - self.t + self.t * float(sizes.max()))
-        return _Grouped(inner, added[column], members, largest)
+        number = {kind: i for i, kind in enumerate(dict.fromkeys(kinds[name] for name in names))}
+        column = np.array([number[kinds[name]] for name in names])
+        count, inner = len(names), math.sqrt(1 - self.t)
+        members = sparse.csr_array((weights, (np.arange(count), column)), shape=(count, len(number)))
+        sizes = np.bincount(column, weights=weights**2)
+        added = (np.sqrt(1 - self.t + self.t * sizes) - inner) / np.where(sizes > 0, sizes, 1.0)
+        return _Grouped(inner, added, members)
 
     def describe(self) -> dict[str, Any]:
         return {"typed": self.t}

@@ -12,18 +12,25 @@ ordinary closed forms and merge rules run on both, and
 
 Both Gram blocks are read off the composition with two chains; a composition whose chains are not copies of
 one is refused.
+
+A typed readout acts sector by sector too: with K = [same kind] on the types of entities, as 1 - t on
+deviations and as (1 - t) + t n K on the mean. Bystanders (compositions.knowledge), B copies of one whatever
+n is, are interchangeable among themselves: they meet the chains in the mean only, where chain and bystander
+types have Gram entries sqrt(n B) O, and an output on them is M_mean / sqrt(n B).
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from toytransformer import adapters as lora
 from toytransformer import merging
+from toytransformer.bases import TrainedBase, base_output, one_hot
 from toytransformer.compositions import (
     OUTCOMES,
     Composition,
@@ -32,11 +39,15 @@ from toytransformer.compositions import (
     Question,
     Record,
     SpecError,
+    World,
     provenance,
 )
+from toytransformer.compositions.knowledge import BYSTANDER
 from toytransformer.merging import RuleError
-from toytransformer.prediction import base_output, tie_tolerance, toy_record, wanted_shift
-from toytransformer.regimes import FullLimit, square_root
+from toytransformer.prediction import tie_tolerance, toy_record
+from toytransformer.readout import Coordinates, Gram, Typed
+from toytransformer.regimes import FullLimit, Regime, square_root
+from toytransformer.toy import Toy, as_toy
 
 #: Chains looked at to see that all are copies of one. Two are too few: x_i -> y_sigma(i) with sigma = (1 2)
 #: commutes with the exchange of both.
@@ -46,26 +57,62 @@ PROBE = 5
 _NUMBER = re.compile(r"\d+")
 
 
+#: A sector: the mean over chains, or what deviates from it.
+MEAN, DEVIATION = "mean", "deviation"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of representatives, by question: each stands for as many entities as there are chains like it.
+
+    own: (question, entity) of the asked chain's entities; other: the same for those of another chain; beside:
+    (question, bystander's entity). tie: scores closer than this are one value.
+    """
+
+    own: np.ndarray
+    other: np.ndarray
+    beside: np.ndarray
+    tie: float
+
+
 @dataclass(frozen=True)
 class SymmetricPrediction:
-    """The merged output on one representative question per type; every chain's question is its copy.
+    """The merged scores on one representative question per type; every chain's question is its copy.
 
     composition: two of its `facts` chains, the first asked about, the second standing for all the others.
-    entities: those of chain 1. own: (question, entity), other: the same for that entity of another chain.
+    questions: those about chain 1, the representatives. entities: those of chain 1; own, other: their scores
+    and those of another chain's, (question, entity). beside: those of a bystander's entities `outside`, of
+    whom there are `bystanders`.
     """
 
     composition: Composition
-    regime: FullLimit
+    toy: Toy
     facts: int
+    questions: tuple[Question, ...]
     entities: tuple[str, ...]
-    own: np.ndarray
-    other: np.ndarray
-    tie: float
+    outside: tuple[str, ...]
+    bystanders: int
+    scores: Scores
 
     @property
-    def questions(self) -> tuple[Question, ...]:
-        """The representatives: the questions about chain 1."""
-        return tuple(q for q in self.composition.questions if chain_of(q.prompt.entity) == 1)
+    def regime(self) -> Regime:
+        """The regime of the toy."""
+        return self.toy.regime
+
+    @property
+    def own(self) -> np.ndarray:
+        """Scores of the asked chain's entities, (question, entity)."""
+        return self.scores.own
+
+    @property
+    def other(self) -> np.ndarray:
+        """Scores of the same entities of any other chain, (question, entity)."""
+        return self.scores.other
+
+    @property
+    def tie(self) -> float:
+        """Scores closer than this are one value."""
+        return self.scores.tie
 
     @property
     def shares(self) -> dict[str, float]:
@@ -83,19 +130,19 @@ class SymmetricPrediction:
         swap, origin = chains_swapped(self.composition), provenance()
         records = []
         for row, question in enumerate(self.questions):
-            top = self._top(row)
             mixture = dict(zip(self.entities, self.own[row], strict=True))
             if self.facts > 1:
                 mixture |= {
                     swap[name]: value for name, value in zip(self.entities, self.other[row], strict=True)
                 }
+            mixture |= zip(self.outside, self.scores.beside[row], strict=True)
             roles = (question.correct, question.bridge, question.old)
             records.append(
                 toy_record(
                     self.composition,
-                    self.regime,
+                    self.toy,
                     question,
-                    answer=top[0][0] if len(top) == 1 and top[0][1] == 1 else None,
+                    answer=self.top(self.scores, row)[1],
                     shares=self._question_shares(row),
                     mixture={
                         name: float(v) for name, v in mixture.items() if abs(v) > self.tie or name in roles
@@ -105,37 +152,43 @@ class SymmetricPrediction:
             )
         return tuple(records)
 
-    def _top(self, row: int) -> list[tuple[str, int]]:
-        """The entities whose output ties for the largest, and how many chains have one each."""
-        best = self.own[row].max() if self.facts == 1 else max(self.own[row].max(), self.other[row].max())
+    def top(self, scores: Scores, row: int) -> tuple[list[tuple[str, int]], str | None]:
+        """The entities whose scores tie for the largest, with how many chains have one each; the only one."""
         swap = chains_swapped(self.composition)
-        top = [
-            (name, 1) for name, v in zip(self.entities, self.own[row], strict=True) if v >= best - self.tie
-        ]
+        groups = [(self.entities, scores.own, 1)]
         if self.facts > 1:
-            others = zip(self.entities, self.other[row], strict=True)
-            top += [(swap[name], self.facts - 1) for name, v in others if v >= best - self.tie]
-        return top
+            groups.append((tuple(swap[name] for name in self.entities), scores.other, self.facts - 1))
+        if self.bystanders:
+            groups.append((self.outside, scores.beside, self.bystanders))
+        best = max(values[row].max() for _, values, _ in groups) - scores.tie
+        top = [
+            (name, copies)
+            for names, values, copies in groups
+            for name, value in zip(names, values[row], strict=True)
+            if value >= best
+        ]
+        return top, top[0][0] if len(top) == 1 and top[0][1] == 1 else None
 
     def _question_shares(self, row: int) -> dict[str, float]:
-        top = self._top(row)
+        top, _ = self.top(self.scores, row)
         count = sum(copies for _, copies in top)
         return self.questions[row].shares({name: copies / count for name, copies in top})
 
 
 def predict(
-    build: Callable[[int], Composition], facts: int, regime: FullLimit | None = None
+    build: Callable[[int], Composition], facts: int, model: FullLimit | Toy | None = None
 ) -> SymmetricPrediction:
     """The full-limit prediction of the composition `build(facts)`, from `build(2)` alone.
 
+    model: a toy in the full limit, its base exact or trained, its readout one-hot or typed; or the regime.
     Rules: those that are `sectorwise`, the factor-wise of them in gauge "facts". Not Arrow: the largest
     singular value of Delta W lies in the second sector (G is larger by n O > 0 in the first), where it comes
     n - 1 times over, so for n >= 3 the symmetric adapter has no prototype. Raises SpecError for a composition
-    that is not symmetric, RuleError for another rule.
+    or a toy that is not symmetric, RuleError for another rule.
     """
     if isinstance(facts, bool) or not isinstance(facts, int | np.integer) or not 1 <= facts <= 2**53:
         raise SpecError(f"facts is {facts!r}; it must be a whole number from 1 to 2^53")
-    regime = regime or FullLimit()
+    toy = as_toy(model or FullLimit())
     pair = build(2)
     rule = merging.resolve(pair.merge.rule)
     if not rule.sectorwise:
@@ -152,53 +205,140 @@ def predict(
         )
     _check_symmetric(pair, 2)
     _check_symmetric(build(PROBE), PROBE)
-    swap = chains_swapped(pair)
-
-    prompts = tuple(dict.fromkeys(prompt for prompt in pair.prompts if chain_of(prompt.entity) == 1))
-    partners = tuple(Prompt(swap[prompt.entity], prompt.relations) for prompt in prompts)
-    gram = regime.gram((*prompts, *partners))
-    k = len(prompts)
-    other = gram[:k, k:]
-    deviation = gram[:k, :k] - other
-    sectors = {"mean": deviation + facts * other}
-    if facts > 1:
-        sectors["deviation"] = deviation
-    rows = {name: dict(zip(prompts, square_root(block), strict=True)) for name, block in sectors.items()}
+    bystanders = len({chain_of(name) for name in pair.world.entities if _is_bystander(name)})
+    sectors = [
+        _sector(pair, toy, name, facts, bystanders) for name in ((MEAN, DEVIATION) if facts > 1 else (MEAN,))
+    ]
+    mean, *rest = sectors
     gauge = "plain" if rule.gauge_invariant else "facts"
-    trained = {name: _adapters(pair, rows[name], gauge) for name in sectors}
-
     questions = tuple(q for q in pair.questions if chain_of(q.prompt.entity) == 1)
-    outputs = {
-        name: merging.merge(trained[name], pair.merge).shift(
-            np.stack([rows[name][q.prompt] for q in questions])
-        )
-        for name in sectors
-    }
-    mean = outputs["mean"] - outputs.get("deviation", 0.0)
-    base = base_output(pair.world, [q.prompt for q in questions])
-    chained = [i for i, name in enumerate(pair.world.entities) if chain_of(name) == 1]
-    own = (base + outputs.get("deviation", 0.0) + mean / facts)[:, chained]
-    others = (mean / facts)[:, chained]
-    tie = tie_tolerance(np.stack(list(rows["mean"].values())), np.hstack([own, others]), trained["mean"])
-    names = tuple(pair.world.entities[i] for i in chained)
-    return SymmetricPrediction(
+    merged = [sector.shift(pair, gauge, questions) for sector in sectors]
+    said = [sector.said(q.prompt for q in questions) for sector in sectors]
+
+    count = sum(not _is_bystander(name) for name in mean.names)
+    factors = [*mean.adapters(pair, gauge), *([mean.base] if mean.base else [])]
+
+    def scores(parts: Sequence[Sequence[np.ndarray]]) -> Scores:
+        """The sum of parts that are given sector by sector: own, other and beside."""
+        means = sum(part[0] for part in parts)
+        deviations = [part[1] if rest else 0.0 for part in parts]
+        gaps = [part[0][:, :count] - own for part, own in zip(parts, deviations, strict=True)]
+        other = sum(gaps) / facts
+        own = sum(deviations) + other
+        beside = means[:, count:] / math.sqrt(facts * max(bystanders, 1))
+        every = np.hstack([own, other, beside])
+        tie = tie_tolerance(np.stack(list(mean.rows.values())), every, factors, mean.coordinates)
+        return Scores(own, other, beside, tie)
+
+    found = SymmetricPrediction(
         replace(pair, setting={**dict(pair.setting), "facts": facts}),
-        regime,
+        toy,
         facts,
-        names,
-        own,
-        others,
-        tie,
+        questions,
+        mean.names[:count],
+        mean.names[count:],
+        bystanders,
+        scores([said, merged]),
     )
+    if toy.base.exact:
+        return found
+    alone = scores([said])
+    old = (found.top(alone, row)[1] for row in range(len(questions)))
+    return replace(found, questions=tuple(map(lambda q, name: replace(q, old=name), questions, old)))
 
 
-def _adapters(pair: Composition, rows: Mapping[Prompt, np.ndarray], gauge: str) -> tuple[lora.LoRA, ...]:
-    trained = []
-    for adapter in pair.adapters:
-        facts = [fact for fact in adapter.facts if chain_of(fact.prompt.entity) == 1]
-        features = np.stack([rows[fact.prompt] for fact in facts])
-        trained.append(lora.closed_form(features, wanted_shift(pair.world, facts), gauge=gauge))
-    return tuple(trained)
+@dataclass(frozen=True)
+class _Sector:
+    """One sector: a problem with one prompt, entity and fact per type.
+
+    rows: features by prompt. names: the entities, bystanders' last; coordinates: the readout's root on them.
+    base: the trained base's readout, None for an exact one.
+    """
+
+    world: World
+    rows: Mapping[Prompt, np.ndarray]
+    names: tuple[str, ...]
+    coordinates: Coordinates
+    base: lora.LoRA | None
+
+    def _columns(self, rows: np.ndarray) -> np.ndarray:
+        place = {name: i for i, name in enumerate(self.world.entities)}
+        return rows[:, [place[name] for name in self.names]]
+
+    def one_hot(self, answers: Iterable[str | None]) -> np.ndarray:
+        return self._columns(one_hot(self.world, list(answers)))
+
+    def outputs(self, prompts: Iterable[Prompt]) -> np.ndarray:
+        """The base's output coordinates, (prompt, entity)."""
+        asked = list(prompts)
+        if self.base is None:
+            return self._columns(base_output(self.world, asked))
+        return self.base.shift(np.stack([self.rows[prompt] for prompt in asked]))
+
+    def said(self, prompts: Iterable[Prompt]) -> np.ndarray:
+        """The base's scores, (prompt, entity)."""
+        return self.coordinates.apply(self.coordinates.apply(self.outputs(prompts)))
+
+    def adapters(self, pair: Composition, gauge: str) -> tuple[lora.LoRA, ...]:
+        trained = []
+        for adapter in pair.adapters:
+            facts = [fact for fact in adapter.facts if chain_of(fact.prompt.entity) == 1]
+            changes = self.one_hot(f.answer for f in facts) - self.outputs(f.prompt for f in facts)
+            features = np.stack([self.rows[fact.prompt] for fact in facts])
+            trained.append(lora.closed_form(features, self.coordinates.apply(changes), gauge=gauge))
+        return tuple(trained)
+
+    def shift(self, pair: Composition, gauge: str, questions: Sequence[Question]) -> np.ndarray:
+        """What the merge adds to the scores, (question, entity)."""
+        merged = merging.merge(self.adapters(pair, gauge), pair.merge)
+        return self.coordinates.apply(merged.shift(np.stack([self.rows[q.prompt] for q in questions])))
+
+
+def _sector(pair: Composition, toy: Toy, name: str, facts: int, bystanders: int) -> _Sector:
+    """The sector of the mean or of the deviations; only the chains have deviations that are asked for."""
+    world, swap = pair.world, chains_swapped(pair)
+    if not isinstance(toy.regime, FullLimit):
+        raise SpecError(f"regime {toy.regime.name!r} draws what tells chains apart; use the dense prediction")
+    if not (toy.base.exact or isinstance(toy.base, TrainedBase)) or isinstance(toy.readout, Gram):
+        raise SpecError("a base or a readout that was measured tells chains apart; use the dense prediction")
+    known = [fact for fact in world.known if chain_of(fact.prompt.entity) == 1 and not toy.base.exact]
+    every = (*(prompt for prompt in pair.prompts if chain_of(prompt.entity) == 1), *(f.prompt for f in known))
+    names = [entity for entity in world.entities if chain_of(entity) == 1]
+    names.sort(key=_is_bystander)
+    if name == DEVIATION:
+        known = [fact for fact in known if not _is_bystander(fact.prompt.entity)]
+        every = tuple(prompt for prompt in every if not _is_bystander(prompt.entity))
+        names = [entity for entity in names if not _is_bystander(entity)]
+    prompts = tuple(dict.fromkeys(every))
+
+    def partner(entity: str) -> str:
+        return entity if _is_bystander(entity) and bystanders == 1 else swap[entity]
+
+    def weights(entities: Iterable[str]) -> np.ndarray:
+        """sqrt of the number of copies; 0 in the sector of deviations."""
+        counts = [bystanders if _is_bystander(entity) else facts for entity in entities]
+        return np.sqrt(np.array(counts, float)) * (name == MEAN)
+
+    k = len(prompts)
+    gram = toy.regime.gram((*prompts, *(Prompt(partner(p.entity), p.relations) for p in prompts)))
+    other, scale = gram[:k, k:], weights(p.entity for p in prompts)
+    own = gram[:k, :k] - other  # 0 between a chain and a bystander, who share no entity
+    root = square_root(own + np.outer(scale, scale) * other)
+    rows = dict(zip(prompts, root, strict=True))
+    if isinstance(toy.readout, Typed):
+        kinds = toy.readout.kind_of(world)
+        if apart := [entity for entity in names if kinds[entity] != kinds[partner(entity)]]:
+            raise SpecError(
+                f"{apart[0]!r} and {partner(apart[0])!r} are of two kinds, which tells chains apart; use the "
+                "dense prediction"
+            )
+    sector = _Sector(world, rows, tuple(names), toy.readout.sector(world, names, weights(names)), None)
+    if not known:
+        empty = lora.LoRA(np.zeros((len(names), 1)), np.zeros((root.shape[1], 1)))
+        return sector if toy.base.exact else replace(sector, base=empty)
+    features = np.stack([rows[fact.prompt] for fact in known])
+    targets = sector.one_hot(fact.answer for fact in known)
+    return replace(sector, base=lora.closed_form(features, targets, gauge="plain"))
 
 
 def chain_of(entity: str) -> int | None:
@@ -218,26 +358,33 @@ def chains_swapped(pair: Composition) -> dict[str, str]:
     return {name: swapped(name) for name in pair.world.entities}
 
 
-def _check_symmetric(composition: Composition, chains: int) -> None:
-    """Refuse a composition that is not `chains` copies of one chain, each with its own questions."""
+def _is_bystander(entity: str) -> bool:
+    return _NUMBER.sub("", entity, count=1).startswith(f"{BYSTANDER}_")
 
-    def by_chain(facts: Iterable[Fact]) -> dict[int | None, set]:
-        found: dict[int | None, set] = {chain: set() for chain in range(1, chains + 1)}
+
+def _check_symmetric(composition: Composition, chains: int) -> None:
+    """Refuse a composition that is not `chains` copies of one chain, each with its own questions.
+
+    Its bystanders have to be copies of one.
+    """
+
+    def copies(facts: Iterable[Fact], number: int) -> bool:
+        found: dict[int | None, set] = {chain: set() for chain in range(1, number + 1)}
         for fact in facts:
             ends = fact.prompt.entity, fact.answer
             chain = chain_of(ends[0]) if chain_of(ends[0]) == chain_of(ends[1]) else None
             start, end = (_NUMBER.sub("", name, count=1) for name in ends)
             found.setdefault(chain, set()).add((start, fact.prompt.relations, end))
-        return found
+        return len(found) == number and all(rows == found[1] for rows in found.values())
 
     asked = [Fact(q.prompt, q.correct or q.prompt.entity) for q in composition.questions]
-    parts = [
-        by_chain(facts)
-        for facts in (composition.world.base, asked, *(adapter.facts for adapter in composition.adapters))
-    ]
-    copies = all(len(part) == chains and all(rows == part[1] for rows in part.values()) for part in parts)
+    beside = {name for name in composition.world.entities if _is_bystander(name)}
+    known = [fact for fact in composition.world.known if fact.prompt.entity not in beside]
+    others = [fact for fact in composition.world.known if fact.prompt.entity in beside]
+    alike = all(copies(facts, chains) for facts in (known, asked, *(a.facts for a in composition.adapters)))
+    alike = alike and copies(others, len({chain_of(name) for name in beside}))
     direct = all(question.decode == "direct" for question in composition.questions)
-    if composition.examples or not (copies and direct):
+    if composition.examples or not (alike and direct):
         raise SpecError(
             f"composition {composition.name!r} is not n copies of one chain (or it shows examples, or "
             "decodes in steps); use the dense prediction"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Literal
 
+from toytransformer.compositions.knowledge import check_degree, known_to, with_bystanders
 from toytransformer.compositions.spec import (
     Adapter,
     Composition,
@@ -66,6 +67,13 @@ class Scene:
     asked: tuple[tuple[str, Prompt], ...]
     shown: tuple[Prompt, ...] = ()
     decode: Literal["direct", "steps"] = "direct"
+
+    @property
+    def several_hops(self) -> tuple[Prompt, ...]:
+        """The prompts of several hops that it is about: asked, shown, or trained by an adapter it offers."""
+        taught = (fact.prompt for facts in self.library.values() for fact in facts)
+        every = (*(prompt for _, prompt in self.asked), *self.shown, *taught)
+        return tuple(dict.fromkeys(prompt for prompt in every if prompt.hops > 1))
 
 
 def _prompts(entities: Iterable[str], *relations: str) -> tuple[Prompt, ...]:
@@ -371,6 +379,9 @@ def build(
     rank: int | None = None,
     examples: int = 0,
     sigma: tuple[int, ...] | None = None,
+    degree: str | None = None,
+    bystanders: int = 0,
+    own_second: bool = False,
 ) -> Composition:
     """The composition of this name.
 
@@ -383,6 +394,8 @@ def build(
     in the oracle.
     sigma: a permutation of range(facts), x_i R1 -> y_sigma(i), so that z_sigma(i) is right on x_i R1 R2; only
     for entries on the plain pair.
+    degree: in place of `known`, how well the base knows the chains: "nothing", "one-hop" or "both";
+    bystanders, own_second: what else it knows (compositions.knowledge).
 
     Errors: SpecError naming the value and what is allowed.
     """
@@ -392,20 +405,28 @@ def build(
     seed = check_count(seed, "seed", least=0)
     if not isinstance(known, bool):
         raise SpecError(f"known is {known!r}: use True (the base has old answers) or False (fresh facts)")
+    if degree is not None:
+        check_degree(degree)
+        known = degree != "nothing"
     if sigma is not None:
         _check_sigma(name, sigma, facts)
     scene = entry.scene(Chains(facts, known, examples, seed, sigma))
+    about = scene.several_hops
+    world = with_bystanders(scene.world, about, bystanders, own_second=own_second)
+    world = world if degree is None else known_to(world, about, degree)
+    more = {"degree": degree, "bystanders": bystanders, "own_second": own_second}
     chosen = scene.default if library is None else check_library(library, scene.library, name)
     adapters = tuple(Adapter(adapter, scene.library[adapter], rank, gauge) for adapter in chosen)
-    asked = tuple(question(scene.world, p, group=group, decode=scene.decode) for group, p in scene.asked)
+    asked = tuple(question(world, p, group=group, decode=scene.decode) for group, p in scene.asked)
     return Composition(
         name,
-        scene.world,
+        world,
         adapters,
         Merge() if merge is None else merge,
         asked,
-        _true(scene.world, scene.shown),
-        {"facts": facts, "known": known, "examples": examples, "gauge": gauge, "rank": rank, "seed": seed},
+        _true(world, scene.shown),
+        {"facts": facts, "known": known, "examples": examples, "gauge": gauge, "rank": rank, "seed": seed}
+        | {key: value for key, value in more.items() if value},
     )
 
 

@@ -17,6 +17,8 @@ from toytransformer.compositions.spec import check_count, shortened
 from toytransformer.compositions.worlds import Fact, Prompt, SpecError, World
 
 DEGREES = ("nothing", "one-hop", "both")
+#: What the names of bystanders begin with, before their number.
+BYSTANDER = "by"
 
 
 def with_bystanders(
@@ -31,7 +33,7 @@ def with_bystanders(
     own_second: whether the base knows x Rk -> x_own for those who are asked x R1 .. Rk.
     Errors: SpecError on a count below 0, and on bystanders where nothing of several hops is asked.
     """
-    count = check_count(count, "bystanders", least=0)
+    count = check_count(count, "number of bystanders", least=0)
     if not isinstance(own_second, bool):
         raise SpecError(f"own_second is {shortened(own_second)}: use True (the base knows x R2) or False")
     several = [prompt for prompt in dict.fromkeys(asked) if prompt.hops > 1]
@@ -45,10 +47,10 @@ def with_bystanders(
     for number, relations in enumerate(dict.fromkeys(prompt.relations for prompt in several)):
         tag = f"_{number}" if number else ""
         for i in range(1, count + 1):
-            names = [f"by{i}_{hop}{tag}" for hop in range(len(relations) + 1)]
+            names = [f"{BYSTANDER}{i}_{hop}{tag}" for hop in range(len(relations) + 1)]
             facts += [Fact.of(*hop) for hop in zip(names, relations, names[1:], strict=False)]
             facts += [
-                Fact.of(names[0], relation, f"by{i}_own_{hop}{tag}")
+                Fact.of(names[0], relation, f"{BYSTANDER}{i}_own_{hop}{tag}")
                 for hop, relation in enumerate(relations[1:], start=2)
                 if relation != relations[0]
             ]
@@ -59,14 +61,19 @@ def with_bystanders(
     return replace(world, entities=entities, base=(*world.base, *dict.fromkeys(facts)))
 
 
+def check_degree(degree: object) -> None:
+    """Refuse anything but one of DEGREES."""
+    if degree not in DEGREES:
+        raise SpecError(f"degree {shortened(degree)} is unknown: use one of {', '.join(DEGREES)}")
+
+
 def known_to(world: World, asked: Iterable[Prompt], degree: str) -> World:
     """The world in which the base knows its one-hop facts ("one-hop"), or their compositions too ("both").
 
     asked: as above; "both" holds an answer to every entity under the same relations that the facts entail.
     "nothing" is a world without these facts, so it is left as it is. Errors: SpecError on another degree.
     """
-    if degree not in DEGREES:
-        raise SpecError(f"degree {shortened(degree)} is unknown: use one of {', '.join(DEGREES)}")
+    check_degree(degree)
     if degree == "nothing":
         return world
     if degree == "one-hop":
