@@ -64,6 +64,29 @@ def test_help(run, command_line):
     assert status == 0 and "Usage:" in out and err == ""
 
 
+def test_predict_goes_beyond_the_papers_model(run, tmp_path):
+    file = tmp_path / "records.jsonl"
+    beyond = ["--base", "trained", "--typed", 0.5, "--relation-length", 2, "--degree", "one-hop"]
+    status, out, _ = run("predict", "two-hop", "--facts", 5, *beyond, "--bystanders", 4, "--json", file)
+    assert status == 0 and "correct 20.0%  bridge 0.0%  old 0.0%  edited 80.0%" in out
+    assert "model: trained base, typed answers, t = 0.5, relations 2 times as long as entities, 4 by" in out
+    assert "5 known (degree one-hop) facts" in out
+    record = read_jsonl(file)[0]
+    assert {"base": "trained", "typed": 0.5, "relation_length": 2.0}.items() <= record.regime.items()
+    assert {"degree": "one-hop", "bystanders": 4}.items() <= record.setting.items()
+    # at their defaults they leave no trace
+    status, out, _ = run("predict", "two-hop", "--typed", 0, "--relation-length", 1, "--json", file)
+    plain = read_jsonl(file)[0]
+    assert "model:" not in out and plain.regime == FullLimit().describe()
+    assert plain.spec_hash == catalogue.build("two-hop").spec_hash
+
+
+def test_predict_knows_two_million_facts_of_it(run):
+    _, out, _ = run("predict", "two-hop", "--facts", 2 * 10**6, "--base", "trained", "--typed", 0.3,
+                    "--own-second", "--bystanders", 7)  # fmt: skip
+    assert "x1_own" in out and "old 100.0%" in out and "the base knows x R2 of its own" in out
+
+
 REGIMES = [
     ([], FullLimit()),
     (["--mask", "causal"], FullLimit(mask="causal")),

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from toytransformer import estimates, kernel
+from toytransformer.bases import TrainedBase
 from toytransformer.compositions import Merge, catalogue
 from toytransformer.estimates import standard_error
 from toytransformer.prediction import predict
+from toytransformer.readout import Typed
 from toytransformer.regimes import Finite, FullLimit, RegimeError
+from toytransformer.toy import Toy
 
 
 def test_one_fact_has_the_closed_form():
@@ -42,6 +45,20 @@ def test_repeated_draws_spread_as_derived(facts, rule):
         moved = error > 0
         scores.append(((drawn.output - limit)[moved] / error[moved])[:2])
     variance = np.mean(np.square(scores), axis=0)
+    assert np.all(np.abs(variance - 1) < 5 * math.sqrt(2 / repeats)), variance
+
+
+def test_repeated_draws_of_a_trained_base_and_a_typed_readout_spread_as_derived():
+    composition = catalogue.build("two-hop", facts=2, bystanders=1, own_second=True)
+    repeats, scores = 60, []
+    limit = predict(composition, Toy(FullLimit(relation_length=2), TrainedBase(), Typed(0.4))).output
+    for seed in range(repeats):
+        regime = Finite(dimension=math.inf, width=8192, seed=seed, relation_length=2)
+        drawn = predict(composition, Toy(regime, TrainedBase(), Typed(0.4)))
+        error = standard_error(drawn, first=1)
+        assert np.all(error > 0)  # every entity is of a kind that moves
+        scores.append((drawn.output[:1] - limit[:1]) / error)
+    variance = np.mean(np.square(scores), axis=(0, 1))
     assert np.all(np.abs(variance - 1) < 5 * math.sqrt(2 / repeats)), variance
 
 

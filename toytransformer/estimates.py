@@ -7,6 +7,10 @@ neurons, so to first order each neuron r moves entry e of the output on prompt x
 
 the adapter's entry at that neuron times what its facts leave unexplained of the prompt there. Neurons are
 independent, so the variance is sum_r psi_r^2; for one fact this is kernel.overlap_standard_error.
+
+A trained base W0 is such an update too. What the adapters are trained on, i_new - W0 phi(eta_j), moves by the
+same noise, so what counts of it is u0(xi) - sum_j w c_j u0(eta_j), with u0 what the base's facts leave
+unexplained.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import itertools
 import numpy as np
 from jaxtyping import Float
 
+from toytransformer.adapters import LoRA
 from toytransformer.prediction import Prediction, train
 from toytransformer.regimes import Finite, RegimeError
 
@@ -34,7 +39,8 @@ def standard_error(prediction: Prediction, first: int | None = None) -> Float[Ar
     and direct questions, in the finite regime; RegimeError otherwise (a limit has no neurons to average
     over).
     """
-    composition, regime = prediction.composition, prediction.regime
+    composition, regime, toy = prediction.composition, prediction.regime, prediction.toy
+    world = composition.world
     rule = composition.merge.rule
     direct = all(question.decode == "direct" for question in composition.questions)
     if not isinstance(regime, Finite) or rule not in ("sum", "mean") or not direct:
@@ -43,20 +49,29 @@ def standard_error(prediction: Prediction, first: int | None = None) -> Float[Ar
             "sum and mean on direct questions in the finite regime"
         )
     # Facts explain as many neurons as they are, so the sample has to be larger than their number.
-    sampled = regime.thinned(max(SAMPLE, 4 * len(composition.prompts)))
-    features = sampled.features(composition.prompts, neurons=True)
-    rows = dict(zip(composition.prompts, features.values, strict=True))
+    prompts = tuple(dict.fromkeys((*composition.prompts, *toy.base.prompts(world))))
+    sampled = regime.thinned(max(SAMPLE, 4 * len(prompts)))
+    features = sampled.features(prompts, neurons=True)
+    rows = dict(zip(prompts, features.values, strict=True))
+    base, coordinates = toy.base.fit(world, rows), toy.readout.on(world)
     asked = np.stack([rows[question.prompt] for question in composition.questions[:first]])
     count = len(composition.adapters)
     weights = composition.merge.weights or (1.0 if rule == "sum" else 1.0 / count,) * count
-    loras = [train(adapter, composition.world, rows, gauge_matters=False) for adapter in composition.adapters]
-    unexplained = []
+    how = {"gauge_matters": False, "base": base, "coordinates": coordinates}
+    loras = [train(adapter, world, rows, **how) for adapter in composition.adapters]
+    unexplained, of_base = [], asked
     for adapter, weight in zip(composition.adapters, weights, strict=True):
-        facts = np.stack([rows[fact.prompt] for fact in adapter.stored(composition.world)])
+        facts = np.stack([rows[fact.prompt] for fact in adapter.stored(world)])
         c = np.linalg.solve(facts @ facts.T, facts @ asked.T).T
         unexplained.append(weight * (asked - c @ facts))
+        of_base = of_base - weight * (c @ facts)
+    if base.update:
+        known = np.stack([rows[prompt] for prompt in toy.base.prompts(world)])
+        unexplained.append(of_base - np.linalg.solve(known @ known.T, known @ of_base.T).T @ known)
+        loras.append(LoRA(coordinates.apply(base.update.write.T).T, base.update.read))
+    loras = [LoRA(coordinates.apply(lora.write.T).T, lora.read) for lora in loras]
     moved = np.flatnonzero(sum(np.abs(lora.write).sum(axis=1) for lora in loras))
-    variance = np.zeros((len(asked), len(composition.world.entities)))
+    variance = np.zeros((len(asked), len(world.entities)))
     for start in range(0, sampled.width, BLOCK):
         block = slice(start, start + BLOCK)
         terms = [
