@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -67,7 +67,7 @@ class Base(Protocol):
     def answers(self, world: World, prompt: Prompt) -> Iterable[str | None]:
         """The entities on which its output to the prompt may differ from 0."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """What records say of it; nothing of an exact base."""
 
 
@@ -97,7 +97,7 @@ class ExactBase(_Output):
     def answers(self, world: World, prompt: Prompt) -> Iterable[str | None]:
         return (world.old(prompt),)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return {}
 
 
@@ -126,7 +126,7 @@ class TrainedBase(_Output):
     def answers(self, world: World, prompt: Prompt) -> Iterable[str | None]:
         return dict.fromkeys(fact.answer for fact in world.known)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return {"base": "trained"}
 
 
@@ -186,7 +186,7 @@ class MeasuredBase(_Output):
     def answers(self, world: World, prompt: Prompt) -> Iterable[str | None]:
         return [name for name in self.outputs.get(prompt, ()) if name in world.entity_set]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return {"base": "measured"}
 
 

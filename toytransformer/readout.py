@@ -20,7 +20,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -60,7 +60,7 @@ class Readout(Protocol):
     def root(self, world: World) -> Float[Array, "entity entity"]:
         """The dense symmetric R with R R = G, entities in the world's order."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """What records say of it; nothing of one-hot answers."""
 
 
@@ -95,7 +95,7 @@ class OneHot(_Rooted):
         """The identity, as in every sector of interchangeable entities."""
         return _Identity()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return {}
 
 
@@ -165,7 +165,7 @@ class Typed(_Rooted):
         added = (np.sqrt(1 - self.t + self.t * sizes) - inner) / np.where(sizes > 0, sizes, 1.0)
         return _Grouped(inner, added, members)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return {"typed": self.t}
 
 
@@ -222,5 +222,5 @@ class Gram(_Rooted):
         values, vectors = np.linalg.eigh(self.matrix[np.ix_(chosen, chosen)])
         return _Dense((vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         return {"readout": self.name}

@@ -8,7 +8,6 @@ A regime alone stands for the model of the paper: an exact base and one-hot answ
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from toytransformer.bases import Base, ExactBase
 from toytransformer.readout import OneHot, Readout
@@ -23,7 +22,7 @@ class Toy:
     base: Base = field(default_factory=ExactBase)
     readout: Readout = field(default_factory=OneHot)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """The model as plain data, for records: the regime, and what is not the paper's model."""
         return {**self.regime.describe(), **self.base.describe(), **self.readout.describe()}
 

@@ -289,7 +289,7 @@ def first_direction(groups: Sequence[Group], *, relation_length: float = 1.0) ->
     gap = 1 - math.sqrt(second / top)
     slack = ROUNDING * np.finfo(float).eps
     if values[-1] < top * (1 - slack) or gap <= slack:
-        return Direction(top, gap, gap > slack, ())
+        return Direction(top, gap, bool(gap > slack), ())
     direction = (inverse.T @ vectors[:, -1]) / root
     return Direction(top, gap, True, tuple(float(value) for value in direction))
 

@@ -172,8 +172,11 @@ def render(content: Content) -> str:
     environment.tests["failed"] = ledger.failed
     environment.globals["groups"] = tables.groups
     parts = [
-        {"opening": part.opening, "cases": part.cases}
-        | part.said([cell for cell in content.cells if cell.info.domain == domain], content.drawn)
+        {
+            "opening": part.opening,
+            "cases": part.cases,
+            **part.said([cell for cell in content.cells if cell.info.domain == domain], content.drawn),
+        }
         for domain, part in PARTS.items()
     ]
     return environment.get_template("page.html").render(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from figures.store import Row
 from llm_experiments.registry import Registry
 from results.cells import Cell
 
-Said: TypeAlias = Callable[[Sequence[Cell], Sequence[Row]], Mapping[str, Any]]
+Said: TypeAlias = Callable[[Sequence[Cell], Sequence[Row]], Mapping[str, object]]
 
 
 @dataclass(frozen=True)

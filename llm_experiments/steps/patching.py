@@ -109,7 +109,7 @@ class AskPatched(Ask):
                 tokens = patching.begun_prompt(loaded, pair["question"], pair["begun"])
                 values = self.patch.values(loaded, pair, after)
                 said = patching.written(loaded, tokens, after, values, MOST)
-                end = loaded.tokenizer.decode(said, skip_special_tokens=True).strip()
+                end = str(loaded.tokenizer.decode(said, skip_special_tokens=True)).strip()
                 text = f"{pair['begun'].rstrip()} {end}"
                 score = scorer.score(item, text, old.get(item.id))
                 shares = {o: float(o == score.outcome) for o in SCORERS[reading.scorer].outcomes}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from figures.report.parts import part
 from figures.report.two_hop import case_by_case, opening
@@ -12,7 +11,7 @@ from results.cells import Cell
 
 
 @part("two-hop", opening="two_hop/opening.html", cases="two_hop/cases.html")
-def said(cells: Sequence[Cell], drawn: Sequence[Row]) -> Mapping[str, Any]:
+def said(cells: Sequence[Cell], drawn: Sequence[Row]) -> Mapping[str, object]:
     """What composes, what does not, and why; and the rows of the outcome map in words."""
     lines = opening.lines(cells)
     return {
