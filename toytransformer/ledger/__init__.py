@@ -15,6 +15,7 @@ from toytransformer.ledger import (
     relabelling,
     routing,
     survival,
+    mixture,
     tables,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "constants",
     "kernels",
     "merging",
+    "mixture",
     "other_adapters",
     "rank_and_gauge",
     "relabelling",
