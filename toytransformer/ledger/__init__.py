@@ -16,6 +16,7 @@ from toytransformer.ledger import (
     routing,
     survival,
     mixture,
+    typed,
     tables,
 )
 
@@ -42,5 +43,6 @@ __all__ = [
     "spread",
     "survival",
     "tables",
+    "typed",
     "verify",
 ]

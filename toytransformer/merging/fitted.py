@@ -121,8 +121,9 @@ def cat_fitted(
 def adaptive(adapters: Sequence[LoRA], weights: Weights, context: MergeContext, *, f: str) -> StaticMerge:
     """Delta = sum_i f(w)_i Delta_i, w with the least loss on the examples.
 
-    f: identity, tanh, sigmoid (entry by entry) or softmax. Adaptive merging (arXiv 2602.12323), for the one
-    module that the toy model has. Gauge-invariant. details: weights (the f(w)_i), loss.
+    f: identity, tanh, sigmoid (entry by entry) or softmax. Adaptive merging (arXiv 2602.12323; its f have
+    squares and a leaky ReLU, no tanh), for the one module that the toy model has. Gauge-invariant. details:
+    weights (the f(w)_i), loss.
     """
     return _fit_products(adapters, context, f)
 
@@ -138,9 +139,10 @@ def adaptive_random(
 ) -> StaticMerge:
     """Delta = sum_i f(w)_i R_i, fitted as in `adaptive`, R_i random with the singular values of Delta_i.
 
-    The control of arXiv 2602.12323: does it matter which adapters are merged? R_i = U diag(s(Delta_i)) V^T
-    with orthonormal U, V drawn uniformly, V among all directions of the m neurons. Depends on the Delta_i
-    through singular values only.
+    After the control of arXiv 2602.12323: does it matter which adapters are merged? R_i = U diag(s(Delta_i))
+    V^T with orthonormal U, V drawn uniformly, V among all directions of the m neurons. Depends on the Delta_i
+    through singular values only. The paper's code draws the factors apart, with the standard deviations of
+    the pool's, and keeps the target's own adapter as it is.
     """
     seed = context.rng_seed if seed is None else seed
     rng = np.random.default_rng(seed)
@@ -195,9 +197,10 @@ def lorahub(
     """Delta = (sum_i w_i write_i)(sum_j w_j read_j)^T, w minimising L(w) + penalty mean|w_i|.
 
     Over |w_i| <= bound. LoraHub (arXiv 2307.13269): few examples, no gradients. Its code averages |w_i|
-    over the adapters. The search is SciPy's differential evolution in place of nevergrad's NGOpt with 40
-    steps. As L(w) = L(-w), of the two minima the one with the larger sum is returned. Factor-wise: moves
-    under a change of gauge. Needs equal ranks. details: weights, loss (without penalty).
+    over the adapters, and divides its loss, a mean already, by the number of examples once more. The search
+    is SciPy's differential evolution in place of nevergrad's NGOpt with 40 steps. As L(w) = L(-w), of the two
+    minima the one with the larger sum is returned. Factor-wise: moves under a change of gauge. Needs equal
+    ranks. details: weights, loss (without penalty).
     """
     require_equal_ranks(adapters)
     seed = context.rng_seed if seed is None else seed

@@ -197,7 +197,8 @@ def knots(
 
     The adapters are stacked along the input axis, so U is a basis of output directions they share; `inner`
     merges their coordinates in it, by TIES, or by the sum, which gives the rule `sum` again. Default w_i =
-    1. KnOTS (arXiv 2410.19735); as in its code TIES acts on S V_i^T and not on V_i^T. Gauge-invariant.
+    1. KnOTS (arXiv 2410.19735); as in its code TIES acts on S V_i^T and not on V_i^T;
+    there it keeps int(density K) + 1 of K entries, here int(density K). Gauge-invariant.
     Equal singular values leave U undetermined: details["spectrum_gap"] is the smallest (s_k - s_{k+1}) /
     s_1, the last one down to zero, and details["warning"] says where TIES then acts in an arbitrary basis.
     """

@@ -5,8 +5,8 @@
 The two forms differ in what w multiplies: the products (PEFT) or the factors (paper eq. 28, mttl).
 
 |p_i . phi| grows like sqrt(m) with the width (theory.md, R4). At a fixed T the softmax therefore ends as a
-hard choice; `temperature_scaling="sqrt-width"` lets T grow as sqrt(m) too (mttl does so when given a
-negative temperature).
+hard choice; `temperature_scaling="sqrt-width"` lets T grow too, as the activations do: sqrt(m) times it on
+raw ones (as mttl when given a negative temperature), sqrt(m / 2d) times it in the toy model.
 """
 
 from __future__ import annotations

@@ -1,0 +1,158 @@
+"""Typed answers: where a direct question moves to another kind, and what Arrow then sees (theory.md, 8a)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from toytransformer import symmetry
+from toytransformer.adapters import closed_form
+from toytransformer.bases import ExactBase, TrainedBase, wanted_shift
+from toytransformer.compositions import Composition, Merge, Prompt, setups
+from toytransformer.ledger.pair import LIMIT, pair
+from toytransformer.ledger.registry import Row, Run, algebraic, asymptotic, claim, close, same
+from toytransformer.ledger.routing import arrow, routing
+from toytransformer.prediction import Prediction, predict
+from toytransformer.readout import Typed
+from toytransformer.regimes import FullLimit
+from toytransformer.symmetry import SymmetricPrediction as Symmetric
+from toytransformer.toy import Toy
+from toytransformer.typed import (
+    arrow_weights,
+    first_direction,
+    fresh,
+    fresh_threshold,
+    known,
+    overlaps,
+    seen,
+    trained_threshold,
+)
+
+SOURCE = "theory.md section 8a"
+SQRT = Merge("arrow-products", options={"temperature_scaling": "sqrt-width"})
+
+
+def toy(t: float, length: float = 1.0, trained: bool = False) -> Toy:
+    """The full limit with typed answers."""
+    return Toy(FullLimit(relation_length=length), TrainedBase() if trained else ExactBase(), Typed(t))
+
+
+@claim("t*(n): a direct question moves from the bridge entity to a place", source=SOURCE)
+def thresholds(run: Run) -> Iterator[Row]:
+    cases = [(5, 1.0), (20, 1.0), (20, 2.0), (10**6, 1.0)]
+    for trained in (False, True):
+        base = "a base trained on one-hop facts" if trained else "fresh facts, exact base"
+        for n, length in cases:
+
+            def asked(t: float, n: int = n, length: float = length, trained: bool = trained) -> Symmetric:
+                def built(facts: int) -> Composition:
+                    return pair(facts, degree="one-hop") if trained else pair(facts, known=False)
+
+                return symmetry.predict(built, n, toy(t, length, trained))
+
+            if trained:
+                expected = trained_threshold(n, first=2 * n, second=3 * n, relation_length=length)
+            else:
+                expected = fresh_threshold(n, relation_length=length)
+            start, half = (_lead(asked(t)) for t in (0.0, 0.5))
+            text = f"{base}, n = {n}, relations {length:g} times as long"
+            note = "where the lead of the bridge entity over z, a straight line in t, is zero"
+            found = start / (start - half) / 2
+            yield close(text, expected, found, algebraic(n), regime="limit, by symmetry", note=note)
+            answers = [asked(expected + step).shares["bridge"] for step in (-1e-4, 1e-4)]
+            text = f"{text}: share answered by the bridge entity on both sides"
+            yield same(text, [1.0, 0.0], answers, regime="limit, by symmetry")
+    dense = predict(pair(5, known=False), toy(0.6))
+    note = "typed, the z tie as they did: a place, right in one of n"
+    yield close("right above t*, n = 5", 1 / 5, dense.accuracy, algebraic(), regime="limit", note=note)
+    k = overlaps()
+    own = (k.c1 - k.far) / (1 - k.relation)
+    limit, n = own / (own + (k.c2 - k.far) / k.relation), 10**6
+    room = asymptotic(10 / n, "the coefficients differ from their limits by terms of order 1 / n")
+    text = "as n grows: A / (A + (c2 - far) / S), A = (c1 - far) / (1 - S)"
+    yield close(text, limit, fresh_threshold(n), room, regime="limit, n = 1000000")
+
+
+def _lead(found: Symmetric) -> float:
+    """By how much the bridge entity's score exceeds that of z, both of the chain that is asked about."""
+    y, z = (found.entities.index(name) for name in ("y1", "z1"))
+    return float(found.own[0, y] - found.own[0, z])
+
+
+def weights_of(predicted: Prediction) -> np.ndarray:
+    """Arrow's weights on each question, (question, adapter)."""
+    return routing(predicted, LIMIT)
+
+
+@claim("the first right-singular direction of typed facts", source=SOURCE)
+def directions(run: Run) -> Iterator[Row]:
+    relation = overlaps().relation
+    for n in (2, 5):
+        for t in (relation - 0.01, relation + 0.01):
+            expected = first_direction([fresh(n, "R1", t)])
+            found = predict(pair(n, known=False, merge=SQRT), toy(t))
+            text = f"{n} fresh facts of one kind, t = S {'-' if t < relation else '+'} 0.01: spectral gap"
+            gap = min(arrow(found).details["spectral_gaps"])
+            # s2 / s1 is a square root of rounding where the two agree
+            yield close(text, expected.gap, gap, algebraic(1.0), regime="limit")
+            sees = bool(expected.coefficients)
+            note = "above S the mean feature; below a difference of facts, one of n - 1 that tie"
+            yield same(f"{text}: is it the mean", t > relation, sees, regime="limit", note=note)
+    for m in (1, 4, 20):
+        for t in (1 / (m + 1) - 0.005, 1 / (m + 1) + 0.005):
+            direction = first_direction([known(5, "R1", t), fresh(m, "R1", t)])
+            text = f"{m} fresh beside 5 known facts, t = {t:.3f}: is it one of means"
+            note = "from t = 1 / (m + 1) on, whatever S"
+            yield same(text, t > 1 / (m + 1), bool(direction.coefficients), regime="limit", note=note)
+
+
+@claim("Arrow does not see its own task in an entity it was not trained on", source=SOURCE)
+def unseen(run: Run) -> Iterator[Row]:
+    k = overlaps()
+    for n in (2, 5, 20):
+        composition = pair(n)
+        new = Prompt("u1", ("R1",))
+        prompts = (*composition.adapters[0].prompts, new)
+        phi = LIMIT.features(prompts).values
+        changes = wanted_shift(composition.world, composition.adapters[0].facts)
+        _, _, right = closed_form(phi[:-1], changes, gauge="plain").svd()
+        logit = float(np.linalg.norm(phi[-1] @ right[:, : n - 1]))
+        text = f"largest |p . phi| of u R1 over the first directions, n = {n}"
+        note = "all of them are orthogonal to the mean feature, and u R1 sees nothing else"
+        yield close(text, 0.0, logit, algebraic(n), regime="limit", note=note)
+        mean = phi[:-1].mean(axis=0)
+        expected = math.sqrt(k.key) * k.relation / math.sqrt((1 + (n - 1) * k.relation) / n)
+        found = float(phi[-1] @ mean / np.linalg.norm(mean))
+        text = f"with the mean feature as prototype, n = {n}"
+        yield close(text, expected, found, algebraic(), regime="limit")
+
+
+@claim("Arrow's weights where both adapters hold one fresh bridge", source=SOURCE)
+def bridged(run: Run) -> Iterator[Row]:
+    for n, t in ((5, 0.3), (5, 0.6), (20, 0.6)):
+        whole = setups.setup(2, facts=n, merge=SQRT)
+        asked = tuple(q for q in whole.questions if q.group in ("hop1", "hop2"))
+        found = predict(replace(whole, questions=asked), toy(t))
+        weights = weights_of(found)
+        shared = [fresh(n, "R1", t), fresh(n, "R2", t, 1)]
+        library = ([known(n, "R1", t), *shared], [known(n, "R2", t), *shared])
+        sides = [(groups, first_direction(groups)) for groups in library]
+        for hop, relation in enumerate(("R1", "R2")):
+            logits = [
+                seen(groups, direction, relation=relation, member=0 if i == hop else None)
+                for i, (groups, direction) in enumerate(sides)
+            ]
+            expected = arrow_weights(logits)[hop]
+            row = next(i for i, q in enumerate(asked) if q.group == f"hop{hop + 1}")
+            text = f"weight of adapter {hop + 1} on its own hop, n = {n}, t = {t:g}"
+            gap = sides[hop][1].gap
+            note = "the bridge is what both see, so each hop is near the edge of section 6"
+            room = algebraic(1 / gap)
+            yield close(text, expected, float(weights[row, hop]), room, regime="limit", note=note)
+    plain = predict(pair(5, merge=SQRT), toy(0.6))
+    note = "known facts of one kind have nothing in common at any t: no prototype"
+    gap = min(arrow(plain).details["spectral_gaps"])
+    yield close("without a bridge: spectral gap", 0.0, gap, algebraic(), regime="limit", note=note)
