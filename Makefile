@@ -129,11 +129,8 @@ lint: setup  ## check style, formatting and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-# In an environment of its own: its dependencies are none of ours.
-audit: setup  ## ask PyPI for known vulnerabilities of the versions in constraints.txt (needs the network)
-	$(PYTHON) -m venv .venv/audit
-	.venv/audit/bin/python -m pip install -q pip-audit
-	.venv/audit/bin/python -m pip_audit --strict --disable-pip --no-deps -r constraints.txt
+audit:  ## ask PyPI for known vulnerabilities of the versions in constraints.txt (needs the network)
+	@$(PYTHON) tests/audit.py constraints.txt
 
 format: setup  ## fix style and formatting
 	$(PY) -m ruff check --fix .

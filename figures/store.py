@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toytransformer.compositions import provenance, replace_file
+from toytransformer.compositions.io import read_json
 
 if TYPE_CHECKING:
     from toytransformer.regimes import Regime
@@ -28,7 +29,7 @@ def write(path: Path, rows: Iterable[Row]) -> None:
 def read(path: Path) -> list[Row]:
     """The rows of a file, each with the provenance they share. Errors: ValueError naming the file."""
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         if not stored["rows"]:
             raise ValueError("the list is empty")
         return [{**row, "provenance": stored["provenance"]} for row in stored["rows"]]

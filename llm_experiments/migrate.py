@@ -25,6 +25,7 @@ from llm_experiments.scoring.words import final_answer
 from results.files import Measurements
 from results.rows import CellInfo, Item, Row, RowsError, canonical, items_hash
 from toytransformer.compositions import Composition, Merge, Question, SpecError, catalogue
+from toytransformer.compositions.io import read_json, read_plain
 from toytransformer.compositions.setups import setup
 
 OldRow = dict[str, Any]
@@ -281,8 +282,7 @@ def read_lines(path: Path) -> list[OldRow]:
     if not path.exists():
         return []
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+        return [json.loads(line) for line in gzip.decompress(read_plain(path)).splitlines()]
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise RowsError(
             f"'{path}' cannot be read ({error}): give rows.jsonl.gz of a run, or kept rows"
@@ -324,27 +324,26 @@ def _linked(folder: Path) -> dict[str, tuple[str, ...]]:
     """By identity of their rows, the adapters that the cells of a run's folder needed."""
     links = {}
     for cell in sorted((folder / "cells").glob("answers-*")):
-        needs = json.loads((cell / "spec.json").read_text(encoding="utf-8"))["needs"]
-        with (cell / "rows.jsonl").open(encoding="utf-8") as rows:
-            first = json.loads(next(rows))
+        needs = read_json(cell / "spec.json")["needs"]
+        first = json.loads(read_plain(cell / "rows.jsonl").splitlines()[0])
         links[identity(first)] = tuple(need for need in needs if "adapter-" in need)
     return links
 
 
 def _beside(folder: Path) -> Iterator[OldRow]:
     """One row for each adapter of a run's folder, and each sweep, as they were kept."""
-    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    run = read_json(folder / "run.json")
     names = dict.fromkeys(cell["name"] for one in run["runs"] for cell in one["cells"])
     for name in names:
         cell, kind = folder / "cells" / name, name.rpartition("-")[0]
         if kind not in ("adapter", "temperature") or not (cell / "seal.json").exists():
             continue
-        meta = json.loads((cell / "seal.json").read_text())["meta"]
+        meta = read_json(cell / "seal.json")["meta"]
         row = {"kind": kind, "cell": name, "label": meta["label"], "seconds": meta["seconds"]}
         if kind == "temperature":
-            yield {**row, **json.loads((cell / "sweep.json").read_text())}
+            yield {**row, **read_json(cell / "sweep.json")}
             continue
-        spec = json.loads((cell / "spec.json").read_text())["spec"]
-        metrics = json.loads((cell / "metrics.json").read_text())
+        spec = read_json(cell / "spec.json")["spec"]
+        metrics = read_json(cell / "metrics.json")
         about = {key: spec[key] for key in ("training", "seed")}
         yield {**row, **about, **{key: metrics[key] for key in ("steps", "examples", "loss", "own_task")}}

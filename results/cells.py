@@ -18,6 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
+from toytransformer import interrupts
+
+interrupts.again_at_once()  # Polars takes Ctrl-C when it is imported
+
 from results import statistics
 from results.rows import BASE, RANDOM, CellInfo, Item, canonical
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from results.rows import CellInfo, Item, Row, RowsError, items_hash
-from toytransformer.compositions.io import replacing
+from toytransformer.compositions.io import read_plain, replacing
 
 #: The files of a folder, without their ending.
 FILES = ("cells", "rows", "items", "specs", "adapters", "sweeps", "edits")
@@ -100,7 +100,7 @@ def content(source: Source, file: str) -> bytes:
         return source(file)
     path = Path(source) / f"{file}{ENDING}"
     try:
-        return gzip.decompress(path.read_bytes())
+        return gzip.decompress(read_plain(path))
     except FileNotFoundError:
         return b""
     except (OSError, EOFError, zlib.error) as error:

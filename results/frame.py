@@ -26,6 +26,10 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
+from toytransformer import interrupts
+
+interrupts.again_at_once()  # Polars takes Ctrl-C when it is imported
+
 from results import files
 from results.cells import Cell
 from results.files import Line

@@ -230,6 +230,18 @@ def test_a_template_that_goes_astray_on_one_question_alone_is_stopped(shelf):
     assert sys.gettrace() is None or "count" not in repr(sys.gettrace())
 
 
+def test_a_template_that_writes_an_address_on_one_question_alone_is_refused_there(shelf):
+    source = (
+        "{% for m in messages %}{{ m.content }}"
+        "{% if 'Ann' in m.content %}{{ m.content.upper }}{% endif %}{% endfor %}"
+    )
+    template = chat_template(source, {})
+    for said in ("Bob?", "What lies at 0x7f00deadbeef?"):
+        assert template.render([{"role": "user", "content": said}]) == said
+    with pytest.raises(UnfitTemplate, match="writes an address, at 0x"):
+        template.render(TURN)
+
+
 def test_the_day_is_always_the_same(shelf):
     loaded = load(shelf)
     for today in ("{{ strftime_now('%d %b %Y') }}", "{{ date_string }}"):

@@ -193,3 +193,11 @@ def test_links_lead_on_and_pipes_stay(tmp_path):
     assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "a\n"
     replace_file("/dev/null", ["a\n"])
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_nobody_waits_at_a_pipe_in_a_files_place(tmp_path):
+    files.write(tmp_path, measured())
+    (tmp_path / "rows.jsonl.gz").unlink()
+    os.mkfifo(tmp_path / "rows.jsonl.gz")
+    with pytest.raises(RowsError, match="no regular file"):
+        files.read(tmp_path)

@@ -19,6 +19,12 @@ def end_at_once() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def again_at_once() -> None:
+    """After an import that took SIGINT for itself, as Polars does: what end_at_once() said holds again."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # for all that Python knows
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class heard:
     """A block in which Ctrl-C is KeyboardInterrupt again, so that what it leaves behind is cleaned up.
 

@@ -16,6 +16,7 @@ order, where a change of any layer's output moves the answer alike.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -28,6 +29,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+from toytransformer.compositions.io import read_plain
 
 Array = np.ndarray
 
@@ -208,7 +211,7 @@ class ModelFeatures:
     def read(cls, path: str | os.PathLike) -> ModelFeatures:
         """What `write` kept. Errors: ModelFeaturesError on any other file, OSError where there is none."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(read_plain(path)), allow_pickle=False) as file:
                 about = json.loads(str(file["about"]))
                 if about["version"] != VERSION:
                     raise ModelFeaturesError(f"{path}: version {about['version']}, this code reads {VERSION}")

@@ -4,6 +4,7 @@ import base64
 from pathlib import Path
 
 from figures import registry
+from toytransformer.compositions.io import read_plain
 
 MEDIA = {".svg": "image/svg+xml", ".png": "image/png"}  # in order of preference
 
@@ -19,7 +20,7 @@ def embed(folder: Path) -> list[dict[str, str]]:
     drawings = []
     for stem, (title, caption) in titles.items():
         if stem in files:
-            data = base64.b64encode(files[stem].read_bytes()).decode()
+            data = base64.b64encode(read_plain(files[stem])).decode()
             uri = f"data:{MEDIA[files[stem].suffix]};base64,{data}"
             drawings.append({"name": title, "caption": caption, "uri": uri})
     return drawings

@@ -4,9 +4,10 @@ It is the JSON that `python -m toytransformer verify --json FILE` writes: a list
 `COLUMNS`. A row whose verdict starts with "fail" counts as failed.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from toytransformer.compositions.io import read_json
 
 COLUMNS = (
     "claim",
@@ -32,7 +33,7 @@ def read(path: Path) -> list[dict]:
     """The ledger's rows; refuses a file that is not a list of rows with every column."""
     remedy = "`python -m toytransformer verify --json FILE` writes a ledger"
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = read_json(path)
     except ValueError as error:
         raise ReportError(f"{path} is not JSON ({error}); {remedy}") from error
     if not isinstance(rows, list) or not rows:

@@ -16,6 +16,7 @@ from results import frame as frames
 from results.cells import Cell, percent
 from results.files import ENDING, FILES, Measurements, is_folder_of_rows
 from results.frame import Frame
+from toytransformer.compositions.io import read_plain
 
 ROOT = Path(__file__).parents[2]
 #: In a run's folder, what was run.
@@ -100,14 +101,14 @@ def relative(path: Path) -> str:
 
 def identity(path: Path) -> dict[str, str]:
     """Which file it is, and its bytes."""
-    return {"path": relative(path), "SHA-256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"path": relative(path), "SHA-256": hashlib.sha256(read_plain(path)).hexdigest()}
 
 
 def _files(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file of measurements."""
     paths = [folder / f"{file}{ENDING}" for file in FILES]
     return {
-        f"SHA-256 of {path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        f"SHA-256 of {path.name}": hashlib.sha256(read_plain(path)).hexdigest()
         for path in paths
         if path.exists()
     }

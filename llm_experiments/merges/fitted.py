@@ -30,6 +30,7 @@ from llm_experiments.merges.loss import Example, encoded, frozen, mean_loss
 from llm_experiments.merges.merging import FittedMerge, target_layers
 from llm_experiments.models.handle import LoadedModel
 from toytransformer.compositions import replace_file
+from toytransformer.compositions.io import read_json
 from toytransformer.compositions.spec import Merge
 from toytransformer.merging import RuleError, check
 
@@ -99,7 +100,7 @@ def load(folder: str | os.PathLike, library: Sequence[AdapterWeights]) -> Fitted
     """What `save` wrote; `library` is the one that the merge was fitted on."""
     file = Path(folder) / FILE
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         own = [peft_files.read(file.parent / f"adapter-{number}") for number in range(content["adapters"])]
         merges = {layer: _merge(given) for layer, given in content["merges"].items()}
         merge, names, details = _merge(content["merge"]), tuple(content["names"]), content["details"]

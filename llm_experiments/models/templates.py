@@ -4,7 +4,8 @@ A template runs in Jinja's immutable sandbox and is offered what transformers of
 controls, `generation` blocks, tojson without escapes, raise_exception), with two differences: today is always
 DATE, and there is nothing to draw at random from. Before one is used, its probes are rendered in a process of
 its own, with SECONDS and BYTES as limits, and they must come out as they do here: a template that writes
-addresses or orders by hash differs. A later rendering ends after STEPS lines of Python.
+addresses or orders by hash differs. A later rendering ends after STEPS lines of Python, and is refused if
+Python's words for an address are in it.
 
 This file is run as that process and imports nothing but Jinja and the standard library.
 """
@@ -15,6 +16,7 @@ import contextlib
 import datetime
 import functools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +38,8 @@ FIXED = {"enable_thinking": False, "date_string": f"{DATE:%d %b %Y}"}
 SECONDS, BYTES = 2, 2**29
 STEPS = 200_000
 LENGTH = 1_000_000
+#: How Python shows where an object lies in memory.
+ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{6,}")
 #: Removed from Jinja's own: they draw at random.
 CHANCE = {"filters": ("random",), "globals": ("lipsum",)}
 
@@ -79,6 +83,9 @@ class ChatTemplate:
             text.encode()  # half a surrogate pair is no text
             if len(text) > LENGTH:
                 raise UnfitTemplate(f"it writes {len(text)} characters; more than {LENGTH} are no prompt")
+            given = f"{turns}{self.tokens}"  # of this very prompt: the probes may not have shown it
+            if written := next((word for word in ADDRESS.findall(text) if word not in given), None):
+                raise UnfitTemplate(f"it writes an address, {written}, which is another in every process")
             return text
         except UnfitTemplate:
             raise

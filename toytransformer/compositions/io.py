@@ -1,6 +1,7 @@
 """Files that appear whole, and where a result comes from."""
 
 import errno
+import json
 import os
 import platform
 import stat
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from toytransformer.interrupts import heard
 
@@ -16,6 +18,23 @@ from toytransformer.interrupts import heard
 HERE = Path(__file__).parents[1]
 #: Distributions that its results depend on.
 PACKAGES = ("lora-limits", "numpy", "scipy", "jax", "jaxlib", "flax", "optax")
+
+
+def read_plain(path: str | os.PathLike) -> bytes:
+    """The bytes of a regular file. Errors: OSError on all else: a pipe would be waited at for ever."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        return file.read()
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """The value in a file. Errors: OSError, and ValueError on what is no JSON, or is nested too deeply."""
+    try:
+        return json.loads(read_plain(path))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
 
 
 def replace_file(path: str | os.PathLike, lines: Iterable[str]) -> None:
