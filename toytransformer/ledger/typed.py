@@ -1,4 +1,4 @@
-"""Typed answers: where a direct question moves to another kind, and what Arrow then sees (theory.md, 8a)."""
+"""Typed answers: where a direct question moves to another kind, and what Arrow then sees (theory.md, 8d)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from toytransformer.typed import (
     trained_threshold,
 )
 
-SOURCE = "theory.md section 8a"
+SOURCE = "theory.md section 8d"
 SQRT = Merge("arrow-products", options={"temperature_scaling": "sqrt-width"})
 
 
