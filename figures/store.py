@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from predictors.plain import Row, described, short
 from toytransformer.compositions import provenance, replace_file
 from toytransformer.compositions.io import read_json
 
-if TYPE_CHECKING:
-    from toytransformer.regimes import Regime
-
-Row = dict[str, Any]
+__all__ = ["COMMITTED", "Row", "described", "one", "read", "short", "write"]
 
 COMMITTED = Path(__file__).parent / "data" / "theory_rows.json"
 
@@ -43,14 +40,3 @@ def one(rows: Iterable[Row], **wanted: object) -> Row:
     if len(chosen) != 1:
         raise ValueError(f"{len(chosen)} rows with {wanted}, need one; compute them anew with --fresh")
     return chosen[0]
-
-
-def short(value: float) -> float:
-    """Six significant digits, and zero for rounding error: enough to draw, the same on every machine."""
-    return 0.0 if abs(value) < 1e-9 else float(f"{value:.6g}")
-
-
-def described(regime: Regime) -> Row:
-    """The regime as JSON: infinity as text."""
-    described = {"dimension": regime.dimension, **regime.describe()}
-    return {key: "infinity" if value == math.inf else value for key, value in described.items()}

@@ -7,7 +7,7 @@ ask about; resampled whole, and compared whole) and training seeds (each a value
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +72,37 @@ def cluster_interval(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(found.low), float(found.high)
+
+
+def group_bootstrap(
+    statistic: Callable[[np.ndarray], float],
+    groups: Sequence[Any],
+    *,
+    seed: int,
+    confidence: float = 0.95,
+    draws: int = 999,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of any statistic, whole groups drawn with replacement.
+
+    statistic: of the numbers of the items that are drawn. Draws in which it is NaN are left out; (NaN, NaN)
+    where all are. Errors: StatisticsError on no items.
+    """
+    members: dict[Any, list[int]] = {}
+    for number, group in enumerate(groups):
+        members.setdefault(group, []).append(number)
+    if not members:
+        raise StatisticsError("no items: a bootstrap over groups needs one at least")
+    listed = [np.array(numbers) for numbers in members.values()]
+    rng = np.random.default_rng(seed)
+    drawn = [
+        statistic(np.concatenate([listed[i] for i in rng.integers(len(listed), size=len(listed))]))
+        for _ in range(draws)
+    ]
+    known = [value for value in drawn if not math.isnan(value)]
+    if not known:
+        return math.nan, math.nan
+    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 # --- paired tests -------------------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ def main_read():
 
 
 def test_committed_predictions_are_those_of_the_committed_rows(committed):
-    """Else: python -m figures all --fresh --toy figures/data/toy_rows.json"""
+    """Else: python -m figures all --fresh --toy predictors/data/toy_rows.json"""
     kept, (_, joined) = predictions.read(), committed
     assert predictions.lacking(joined.predictions, kept) == 0
     refused = {row["spec_hash"] for row in joined.predictions if "refused" in row}

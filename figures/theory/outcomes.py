@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from figures.store import Row, described, short
 from figures.theory import Computation
-from figures.theory.margins import undetermined
+from predictors.limit import undetermined
 from toytransformer import merging, symmetry
 from toytransformer.compositions import Composition, Merge, catalogue
 from toytransformer.prediction import predict

@@ -1,0 +1,143 @@
+"""How well predicted outcomes agree with measured ones, tier beside tier and beside two plain guesses.
+
+Of merged cells (several trained adapters): rank correlation of the share right, the share of cells whose most
+frequent outcome is the predicted one, the mean error of the share right. Intervals are bootstraps over whole
+libraries, as cells of one library are not independent. The guesses: whatever outcome is the commonest among
+these cells (and their mean share right), and that a merged model says what its base says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from predictors import tiers
+from predictors.tiers import Key, Line
+from results.cells import RIGHT, Cell
+from results.statistics import group_bootstrap
+
+COMMONEST, BASE_SAYS = "commonest outcome", "what the base says"
+#: Bootstrap draws of whole libraries.
+DRAWS = 999
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number and its 95% bootstrap interval over libraries; NaN where it is not defined."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One predictor on one set of cells.
+
+    rank: Spearman's correlation of predicted and measured share right. majority: share of cells whose most
+    frequent outcome is the predicted one. error: mean |predicted - measured| share right. distance: mean half
+    sum over outcomes of |predicted - measured| share.
+    """
+
+    base: str
+    kind: str
+    predictor: str
+    cells: int
+    libraries: int
+    rank: Measure
+    majority: Measure
+    error: Measure
+    distance: Measure
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        return asdict(self)
+
+
+def plain(cell: Cell) -> bool:
+    """Whether a cell counts: several trained adapters as they are, not one of a sweep of weights.
+
+    Dozens of points of one library would outweigh all others.
+    """
+    return cell.trained and len(cell.info.library) > 1 and not cell.info.variant and not cell.info.weights
+
+
+def table(
+    cells: Sequence[Cell], names: Sequence[str], lines: Mapping[Key, Line], limits: Mapping[str, Line]
+) -> list[Agreement]:
+    """By base model and question kind ("all": together) the agreement of every tier and guess.
+
+    All on the same cells: those of which every one of the tiers says something.
+    """
+    found = []
+    for base in dict.fromkeys(cell.info.base for cell in cells):
+        own = [cell for cell in cells if cell.info.base == base and plain(cell)]
+        said = {name: [tiers.of_cell(cell, name, lines, limits) for cell in own] for name in names}
+        both = [i for i in range(len(own)) if all(said[name][i] is not None for name in names)]
+        kinds = dict.fromkeys(own[i].question_kind for i in both)
+        for kind in (*kinds, "all"):
+            inside = [i for i in both if kind in ("all", own[i].question_kind)]
+            if not inside:
+                continue
+            there = [own[i] for i in inside]
+            predictions: dict[str, list[Line]] = {
+                name: [said[name][i] or {} for i in inside] for name in names
+            }
+            predictions |= guesses(there)
+            found += [compared(base, kind, name, there, shares) for name, shares in predictions.items()]
+    return found
+
+
+def guesses(cells: Sequence[Cell]) -> dict[str, list[Line]]:
+    """The two plain guesses, as predictions of these cells."""
+    common = [cell.most_frequent for cell in cells]
+    outcome = max(dict.fromkeys(common), key=common.count)
+    right = float(np.mean([cell.share for cell in cells]))
+    rest = 1 - right
+    constant = {RIGHT: right, outcome: 1.0} if outcome == RIGHT else {outcome: max(rest, 0.501), RIGHT: right}
+    return {COMMONEST: [constant] * len(cells), BASE_SAYS: [{"old": 1.0}] * len(cells)}
+
+
+def compared(base: str, kind: str, name: str, cells: Sequence[Cell], shares: Sequence[Line]) -> Agreement:
+    """Agreement of predicted shares with these cells."""
+    outcomes = list(dict.fromkeys(o for cell in cells for o in cell.outcomes))
+    measured = np.array([[cell.outcome(o) for o in outcomes] for cell in cells])
+    predicted = np.array([[said.get(o, 0.0) for o in outcomes] for said in shares])
+    right = outcomes.index(RIGHT)
+    libraries = [library(cell) for cell in cells]
+
+    def measure(statistic: Any) -> Measure:
+        value = float(statistic(np.arange(len(cells))))
+        low, high = group_bootstrap(statistic, libraries, seed=0, draws=DRAWS)
+        return Measure(value, low, high)
+
+    hit = measured.argmax(axis=1) == predicted.argmax(axis=1)
+    off = np.abs(measured - predicted)
+    return Agreement(
+        base,
+        kind,
+        name,
+        len(cells),
+        len(set(libraries)),
+        measure(lambda rows: spearman(predicted[rows, right], measured[rows, right])),
+        measure(lambda rows: hit[rows].mean()),
+        measure(lambda rows: off[rows, right].mean()),
+        measure(lambda rows: off[rows].sum(axis=1).mean() / 2),
+    )
+
+
+def library(cell: Cell) -> tuple[Any, ...]:
+    """What cells of one library of adapters have in common."""
+    info = cell.info
+    return (info.base, info.task, info.library, info.dataset, info.layers)
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> float:
+    """Rank correlation; NaN where one side has one value only."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+    return float(np.corrcoef(stats.rankdata(first), stats.rankdata(second))[0, 1])
