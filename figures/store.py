@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from predictors.plain import Row, described, short
 from toytransformer.compositions import provenance, replace_file

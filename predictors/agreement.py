@@ -2,8 +2,9 @@
 
 Of merged cells (several trained adapters): rank correlation of the share right, the share of cells whose most
 frequent outcome is the predicted one, the mean error of the share right. Intervals are bootstraps over whole
-libraries, as cells of one library are not independent. The guesses: whatever outcome is the commonest among
-these cells (and their mean share right), and that a merged model says what its base says.
+libraries, as cells of one library are not independent. The guesses: for every cell the mean shares of these
+cells, with whatever outcome is the most frequent in most of them in front; and that a merged model says what
+its base says.
 """
 
 from __future__ import annotations
@@ -96,14 +97,21 @@ def guesses(cells: Sequence[Cell]) -> dict[str, list[Line]]:
     """The two plain guesses, as predictions of these cells."""
     common = [cell.most_frequent for cell in cells]
     outcome = max(dict.fromkeys(common), key=common.count)
-    right = float(np.mean([cell.share for cell in cells]))
-    rest = 1 - right
-    constant = {RIGHT: right, outcome: 1.0} if outcome == RIGHT else {outcome: max(rest, 0.501), RIGHT: right}
+    names = dict.fromkeys(name for cell in cells for name in cell.outcomes)
+    constant = {name: float(np.mean([cell.outcome(name) for cell in cells])) for name in names}
+    constant[outcome] = max(constant[outcome], max(constant.values()) + 1e-9)  # it is the one that is named
     return {COMMONEST: [constant] * len(cells), BASE_SAYS: [{"old": 1.0}] * len(cells)}
 
 
-def compared(base: str, kind: str, name: str, cells: Sequence[Cell], shares: Sequence[Line]) -> Agreement:
-    """Agreement of predicted shares with these cells."""
+def compared(
+    base: str,
+    kind: str,
+    name: str,
+    cells: Sequence[Cell],
+    shares: Sequence[Line],
+    draws: int = DRAWS,
+) -> Agreement:
+    """Agreement of predicted shares with these cells; draws: of the bootstrap."""
     outcomes = list(dict.fromkeys(o for cell in cells for o in cell.outcomes))
     measured = np.array([[cell.outcome(o) for o in outcomes] for cell in cells])
     predicted = np.array([[said.get(o, 0.0) for o in outcomes] for said in shares])
@@ -112,7 +120,7 @@ def compared(base: str, kind: str, name: str, cells: Sequence[Cell], shares: Seq
 
     def measure(statistic: Any) -> Measure:
         value = float(statistic(np.arange(len(cells))))
-        low, high = group_bootstrap(statistic, libraries, seed=0, draws=DRAWS)
+        low, high = group_bootstrap(statistic, libraries, seed=0, draws=draws)
         return Measure(value, low, high)
 
     hit = measured.argmax(axis=1) == predicted.argmax(axis=1)
@@ -131,7 +139,7 @@ def compared(base: str, kind: str, name: str, cells: Sequence[Cell], shares: Seq
 
 
 def library(cell: Cell) -> tuple[Any, ...]:
-    """What cells of one library of adapters have in common."""
+    """What cells of one library of adapters have in common, as something to group by."""
     info = cell.info
     return (info.base, info.task, info.library, info.dataset, info.layers)
 

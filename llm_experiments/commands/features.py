@@ -27,6 +27,10 @@ from toytransformer.command_line import needs_extra
     show_default=True,
     help="all, or groups by comma: 0,3 keeps two layers, 0-9,10-19 two sums over ten.",
 )
+@click.option(
+    "--wordings", type=click.IntRange(min=1), default=8, show_default=True, help="Training wordings."
+)
+@click.option("--asked", type=click.IntRange(min=1), help="Test wordings [all of the profile's].")
 @needs_extra("llm")
 def features(
     out: Path,
@@ -35,6 +39,8 @@ def features(
     setups: str,
     profile_name: str | None,
     layers: str,
+    wordings: int,
+    asked: int | None,
     **model: Any,
 ) -> None:
     """Read the features of a base model, for predictions.
@@ -60,8 +66,9 @@ def features(
         scenes[0].task,
         study.plan,
         train=study.size.train,
-        test=study.size.test,
+        test=study.size.test[:asked],
         layers=layers,
+        wordings=wordings,
         tick=lambda what: click.echo(what, err=True),
     )
     found.write(out)

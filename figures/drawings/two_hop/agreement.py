@@ -14,13 +14,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from scipy import stats
 
 from figures import notes, registry, style
 from figures.drawings.two_hop import CELLS
 from figures.registry import NothingToDrawError
 from figures.style import BLACK, BLUE, GREY, VERMILION
+from predictors.agreement import library, spearman
 from results.cells import Cell
+from results.statistics import group_bootstrap
 
 PANELS = {
     "Single hops": (("hop1", "direct"), ("hop2", "direct")),
@@ -132,25 +133,11 @@ def correlation(cells: Sequence[Cell]) -> tuple[float, float, float]:
 
     Cells of one library of adapters are not independent, so whole libraries are drawn.
     """
-    libraries: dict[tuple, list[int]] = {}
-    for number, cell in enumerate(cells):
-        key = (cell.info.base, cell.info.task, cell.info.library, cell.info.dataset, cell.info.layers)
-        libraries.setdefault(key, []).append(number)
     margins = np.array([margin(cell) for cell in cells])
     shares = np.array([cell.share for cell in cells])
-    rng = np.random.default_rng(0)
-    members = [np.array(numbers) for numbers in libraries.values()]
-    drawn = []
-    for _ in range(DRAWS):
-        chosen = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
-        drawn.append(_spearman(margins[chosen], shares[chosen]))
-    known = [value for value in drawn if not np.isnan(value)]
-    low, high = np.quantile(known, [0.025, 0.975]) if known else (np.nan, np.nan)
-    return _spearman(margins, shares), float(low), float(high)
 
+    def statistic(rows: np.ndarray) -> float:
+        return spearman(margins[rows], shares[rows])
 
-def _spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """NaN where one side has one value only."""
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return float("nan")
-    return float(np.corrcoef(stats.rankdata(first), stats.rankdata(second))[0, 1])
+    low, high = group_bootstrap(statistic, [library(cell) for cell in cells], seed=0, draws=DRAWS)
+    return spearman(margins, shares), low, high

@@ -31,7 +31,7 @@ from toytransformer.model_features import ModelFeatures, Row
 
 Array = np.ndarray
 
-#: Over about so many of the training wordings the features of a stored prompt are averaged.
+#: Training wordings whose features are averaged, unless another number is given.
 WORDINGS = 8
 #: Contexts times names that are scored at once.
 ROWS = 1024
@@ -68,35 +68,31 @@ def read(
     train: Sequence[int],
     test: Sequence[int],
     layers: str = "all",
+    wordings: int = WORDINGS,
     tick: Callable[[str], None] = lambda what: None,
 ) -> ModelFeatures:
     """What the base does with the prompts of compositions on one draw of names; the first one is asked.
 
     words: the lexicon of each, which must agree. task: of the first, its items read from `reading`. train,
-    test: numbers of the wordings. layers: see `layer_groups`. tick: told what is done next.
+    test: numbers of the wordings. wordings: over about so many of the training ones the features of a stored
+    prompt are averaged. layers: see `layer_groups`. tick: told what is done next.
     """
     names = _united(words)
     groups = layer_groups(layers, len(down_projections(loaded.model)))
-    train = list(train)[:: max(1, len(train) // WORDINGS)]
+    train = list(train)[:: max(1, len(train) // wordings)]
     rows, kept = _rows(compositions, words, train, test)
     tick(f"{sum(len(members) for members in rows.values())} prompts")
     grams, sizes = _grams(loaded, rows, groups)
     tick("answers of the base")
-    items, scorer = read_items(reading, task.items), read_scorer(reading, task.scorer, task.context)
+    items = [item for item in read_items(reading, task.items) if item.extra["template"] in test]
+    scorer = read_scorer(reading, task.scorer, task.context)
     written = evaluation.texts(loaded, items)
     answers = evaluation.base_answers(items, written, scorer)
     said = {f"{item.extra['prompt']}/{item.ask}/{item.extra['template']}": answers[item.id] for item in items}
     surface = _surface(compositions, names, said.values())
     tick(f"log-probabilities of {len(surface)} names on {len(rows)} prompts")
     texts = list(surface.values())
-    scored = [rows[row][0] if row[1] != "stored" else kept[row] for row in rows]
-    logprobs = candidate_logprobs(
-        loaded,
-        [one.question for one in scored],
-        [one.begun for one in scored],
-        [texts] * len(scored),
-        batch=ROWS,
-    )
+    logprobs = _logprobs(loaded, [rows[row][0] if row[1] != "stored" else kept[row] for row in rows], texts)
     tick("answers with the facts in front")
     return ModelFeatures(
         rows=tuple(rows),
@@ -105,7 +101,7 @@ def read(
         entities=tuple(surface),
         surface=tuple(texts),
         unembedding=unembedding(loaded, texts),
-        logprobs=np.array(logprobs),
+        logprobs=logprobs,
         kinds=_kinds(compositions, words, surface),
         said=_called(said, surface, names),
         about={
@@ -166,6 +162,20 @@ def _grams(
         scale = float(np.trace(products)) / len(rows)
         grams[name], sizes[name] = products / scale, math.sqrt(scale)
     return grams, sizes
+
+
+def _logprobs(loaded: LoadedModel, scored: Sequence[Begun], names: Sequence[str]) -> Array:
+    """log p of every name, (row, name); what several rows share is computed once."""
+    contexts = list(dict.fromkeys((one.question, one.begun) for one in scored))
+    values = candidate_logprobs(
+        loaded,
+        [question for question, _ in contexts],
+        [begun for _, begun in contexts],
+        [list(names)] * len(contexts),
+        batch=ROWS,
+    )
+    found = dict(zip(contexts, values, strict=True))
+    return np.array([found[one.question, one.begun] for one in scored])
 
 
 #: Rows whose texts run through the model before their features are averaged.
