@@ -105,6 +105,7 @@ def _row(row: Row, cell: CellInfo, item: Item, kept: Kept, old: str | None) -> R
         text=row.text,
         marks=score.marks,
         logprobs=logprobs,
+        gates=row.gates,
     )
 
 

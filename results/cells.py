@@ -23,7 +23,7 @@ from toytransformer import interrupts
 interrupts.again_at_once()  # Polars takes Ctrl-C when it is imported
 
 from results import statistics
-from results.rows import BASE, RANDOM, CellInfo, Item, canonical
+from results.rows import BASE, RANDOM, CellInfo, Gates, Item, canonical
 
 #: Adapters below this on their own task leave open whether a merge took away what they never had.
 OWN_TASK = 0.95
@@ -32,6 +32,9 @@ DAGGER = "†"
 DAGGER_NOTE = f"{DAGGER} an adapter is under {OWN_TASK:.0%} right on its own task, alone"
 #: The outcome that is right.
 RIGHT = "correct"
+#: A name is garbled that is so many letters or fewer, but one at least, from an answer that was trained: the
+#: scorer's mark EDIT_DISTANCE says so of answers that are none of the other outcomes.
+EDIT_DISTANCE, GARBLED = "edit_distance", 2
 
 Seed = int | None
 
@@ -289,6 +292,27 @@ class Cell:
         counts = Counter(answer for answer in self.column("answer") if answer is not None)
         return [count / counts.total() for _, count in counts.most_common()]
 
+    @cached_property
+    def entropy(self) -> float | None:
+        """Entropy of the answers named, -sum p log p in nats; None where none is named.
+
+        The mean over training seeds and draws of names. n answers equally often have log n; 0 is a collapse
+        onto one.
+        """
+        answers: dict[str, Counter[str]] = {}
+        for cell, answer in zip(self._raw("cell"), self.column("answer"), strict=True):
+            if answer is not None:
+                answers.setdefault(cell, Counter())[answer] += 1
+        return _mean(map(_entropy, answers.values())) if answers else None
+
+    @cached_property
+    def garbled(self) -> float | None:
+        """Share of all rows whose answer is a garbled name; None where the scorer does not say."""
+        if EDIT_DISTANCE not in self.frame.marks:
+            return None
+        distances = self.column(f"marks.{EDIT_DISTANCE}")
+        return _mean(distance is not None and 0 < distance <= GARBLED for distance in distances)
+
     def of_seeds(self, other: Cell) -> Cell:
         """The same cell, of those training seeds only that another has.
 
@@ -330,8 +354,24 @@ class Cell:
         return [None if text is None else json.loads(text) for text in self.column("logprobs")]
 
     @cached_property
+    def gates(self) -> list[Gates | None]:
+        """How each row's answer was routed: by place, adapter and block; None where it was not."""
+        return [None if text is None else json.loads(text) for text in self.column("gates")]
+
+    def gate(self, place: str) -> Mapping[str, float]:
+        """Mean weight of each adapter at a place, over rows and blocks; empty where there is none."""
+        weights: dict[str, list[float]] = {}
+        for gates in self.gates:
+            for adapter, by_block in (gates or {}).get(place, {}).items():
+                weights.setdefault(adapter, []).append(_mean(by_block))
+        return {adapter: _mean(values) for adapter, values in weights.items()}
+
+    @cached_property
     def scored(self) -> Mapping[str, Mapping[str, float]]:
-        """By role and cluster the mean log-probability of its answers, over wordings, then over seeds."""
+        """By role and cluster the mean log-probability of its answers, over wordings, then over seeds.
+
+        Roles at a place of an answer step by step are "place/role".
+        """
         tables: dict[str, dict[str, dict[Seed, list[float]]]] = {}
         for seed, cluster, scores in zip(
             self.column("seed"), self.column("cluster"), self.logprobs, strict=True
@@ -356,6 +396,11 @@ class Cell:
 def percent(share: float) -> str:
     """A share in percent, with a decimal where one is there: 7.8, 100."""
     return f"{round(100 * share, 1):g}"
+
+
+def _entropy(counts: Counter[str]) -> float:
+    total = counts.total()
+    return math.fsum(n / total * math.log(total / n) for n in counts.values())
 
 
 def _mean(values: Iterable[float]) -> float:

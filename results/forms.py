@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from results.cells import DAGGER, DAGGER_NOTE, percent
+from results.cells import DAGGER, DAGGER_NOTE, GARBLED, percent
 from results.statistics import Shuffled
 from results.tables import Comparison, Entry, by_model
 
@@ -24,6 +24,12 @@ CHOSEN = {
         *("c2_gap", "toy_c1_gap", "toy_c2_gap", "leak1", "leak2"),
     ),
 }
+#: Columns beside the outcomes, and what they say.
+MARKED = ("garbled", "entropy")
+MARKED_NOTE = (
+    f"garbled: other answers whose name is 1 to {GARBLED} letters from a trained one; entropy: of the "
+    "answers named, in nats, mean over training seeds; n equally frequent answers have log n, one alone 0"
+)
 HIDDEN = ("kind", "model", "source", "spec_hash", "provenance")
 
 
@@ -104,10 +110,12 @@ def _outcomes(title: str, entries: Sequence[Entry]) -> Grid:
             entry.line + entry.cell.dagger,
             entry.column,
             *(percent(entry.cell.outcome(name)) for name in names),
+            "" if entry.cell.garbled is None else percent(entry.cell.garbled),
+            "" if entry.cell.entropy is None else f"{entry.cell.entropy:.2f}",
         )
         for entry in entries
     )
-    return Grid(title, ("", "", *names), rows, _daggers(entries))
+    return Grid(title, ("", "", *names, *MARKED), rows, (MARKED_NOTE, *_daggers(entries)))
 
 
 def _shuffled(title: str, scored: Sequence[tuple[Entry, Shuffled]]) -> Grid:

@@ -36,9 +36,12 @@ from results.files import Line
 from results.rows import VERSION, CellInfo, Item, RowsError, content_hash
 
 #: Columns of a frame, beside one "shares.<outcome>" for each outcome and one "marks.<mark>" for each mark.
-#: items: hash of the task's items. logprobs: JSON. place: number of what cells have in common but for their
-#: training seed and their draw of names.
-COLUMNS = ("cell", "item", "items", "cluster", "group", "ask", "seed", "place", "answer", "text", "logprobs")
+#: items: hash of the task's items. logprobs, gates: JSON. place: number of what cells have in common but for
+#: their training seed and their draw of names.
+COLUMNS = (
+    *("cell", "item", "items", "cluster", "group", "ask", "seed", "place"),
+    *("answer", "text", "logprobs", "gates"),
+)
 
 #: What the toy says of a composition: by "group/ask" any mapping with "shares".
 Predictions = Mapping[str, Mapping[str, Mapping[str, object]]]
@@ -155,9 +158,12 @@ def _read(source: files.Source) -> Frame:
 def _parsed(text: bytes) -> pl.DataFrame:
     """Rows as they are in a file, one column a field."""
     if not text:
-        texts = dict.fromkeys(("cell", "item", "answer", "text", "logprobs"), pl.String)
+        texts = dict.fromkeys(("cell", "item", "answer", "text", "logprobs", "gates"), pl.String)
         return pl.DataFrame(schema={"version": pl.Int64, **texts})
-    return pl.read_ndjson(text, infer_schema_length=None, schema_overrides={"logprobs": pl.String})
+    # A line without gates has no such field, and polars takes no override of a column that is not there.
+    nested = [name for name in ("logprobs", "gates") if f'"{name}": '.encode() in text]
+    rows = pl.read_ndjson(text, infer_schema_length=None, schema_overrides=dict.fromkeys(nested, pl.String))
+    return rows if "gates" in nested else rows.with_columns(gates=pl.lit(None, pl.String))
 
 
 def _frame(measurements: files.Measurements, rows: pl.DataFrame) -> Frame:
@@ -169,7 +175,7 @@ def _frame(measurements: files.Measurements, rows: pl.DataFrame) -> Frame:
             rows = rows.with_columns(pl.col(name).name.prefix_fields(f"{name}.")).unnest(name)
         elif name in rows.columns:
             rows = rows.drop(name)
-    strings = [pl.col(name).cast(pl.String) for name in ("answer", "text", "logprobs")]
+    strings = [pl.col(name).cast(pl.String) for name in ("answer", "text", "logprobs", "gates")]
     cells = pl.DataFrame(
         {
             "cell": list(measurements.cells),

@@ -28,6 +28,8 @@ ASKS = ("direct", "steps")
 BASE, RANDOM = "base", "random"
 
 Scalar = str | int | float | bool | None
+#: Weights of the adapters: by place in the prompt or answer, then by adapter, one for each block.
+Gates = Mapping[str, Mapping[str, tuple[float, ...]]]
 
 
 class RowsError(ValueError):
@@ -243,7 +245,9 @@ class Row(_Line):
     cell, item: key of the CellInfo, id of the item. answer: which answer of the task it is, None where none
     is named. shares: probability of each outcome of the domain, which sum to 1. text: what was written.
     marks: what the scorer says besides, by name: bools, numbers, None where it cannot be said. logprobs: of
-    candidate answers, by "role:answer", None where they were not scored.
+    candidate answers, by "role:answer", or by "place/role:answer" where an answer names several things; None
+    where they were not scored. gates: the weights that a routed merge gave its adapters, by place and
+    adapter, one number for each block of the model; None where it does not route. Not in a line without.
     Errors: RowsError on shares that are no distribution, and on numbers that are not finite.
     """
 
@@ -254,6 +258,7 @@ class Row(_Line):
     text: str | None = None
     marks: Mapping[str, bool | float | None] = field(default_factory=dict)
     logprobs: Mapping[str, float] | None = None
+    gates: Gates | None = None
 
     def __post_init__(self) -> None:
         _check_text(self, "cell")
@@ -265,6 +270,30 @@ class Row(_Line):
         shares = self.shares.values()
         if not all(share >= 0 for share in shares) or not math.isclose(math.fsum(shares), 1, abs_tol=1e-9):
             raise RowsError(f"shares {dict(self.shares)} on '{self.item}' must be >= 0 and sum to 1")
+        if self.gates is not None:
+            object.__setattr__(self, "gates", _gates(self.gates, self.item))
+
+    def to_dict(self) -> dict[str, Any]:
+        fields = super().to_dict()
+        if self.gates is None:
+            del fields["gates"]
+        return fields
+
+
+def _gates(given: Any, item: str) -> Gates:
+    """Gates as they are kept: plain mappings of tuples. Errors: RowsError on anything else."""
+    try:
+        found = {place: {a: tuple(map(float, w)) for a, w in on.items()} for place, on in given.items()}
+        numbers = [w for on in found.values() for weights in on.values() for w in weights]
+        names = [name for place, on in found.items() for name in (place, *on)]
+        if all(map(math.isfinite, numbers)) and all(isinstance(name, str) for name in names):
+            return found
+    except (AttributeError, TypeError, ValueError):
+        pass
+    raise RowsError(
+        f"gates {given!r} on '{item}' must be finite weights by block, by adapter, by place: "
+        '{"answer": {"hop1": [0.5, ..], ..}, ..}'
+    )
 
 
 def _plain(value: object) -> object:

@@ -60,6 +60,8 @@ class Entry:
             "outcomes": dict(cell.outcomes),
             "exact": cell.mark("exact"),
             "contains": cell.mark("contains"),
+            "garbled": cell.garbled,
+            "entropy": cell.entropy,
             "own_task": cell.own_task,
             "undertrained": cell.undertrained,
             "temperatures": list(cell.chosen.get("temperature", ())),

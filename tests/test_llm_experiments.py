@@ -12,6 +12,7 @@ import torch
 
 from llm_experiments.adapters.peft_files import read
 from llm_experiments.asking import evaluation
+from llm_experiments.asking.gates import ANSWER, PROMPT, PROMPT_END
 from llm_experiments.domains.task import read_items
 from llm_experiments.domains.two_hop.edit_step import REFERENCE, UNRELATED, Edit
 from llm_experiments.domains.two_hop.rendering import FIRST, SECOND, STEP_BY_STEP, THEREFORE
@@ -355,8 +356,14 @@ def test_rows_say_what_was_merged_how_and_on_what(finished, tiny):
             assert info.spectral_gap is not None
         for row in rows_of(store, step):
             assert row.cell == info.key and row.text is not None
-            scored = row.item.startswith("x") and "R2/direct" in row.item
-            assert (row.logprobs is not None) == scored
+            assert (row.logprobs is not None) == ("/direct" in row.item)
+            routed = {PROMPT, ANSWER if "/direct" in row.item else PROMPT_END}
+            assert set(row.gates or ()) == (routed if RULES[info.rule].routed else set())
+            for by_block in (row.gates or {}).values():
+                assert tuple(by_block) == info.library
+                assert all(
+                    sum(ws) == pytest.approx(1, abs=2e-4) for ws in zip(*by_block.values(), strict=True)
+                )
 
 
 def test_an_adapter_step_is_an_ordinary_adapter_checked_on_its_own_task(finished):

@@ -11,17 +11,28 @@ from hypothesis import strategies as st
 from tiny_models import tiny_qwen2
 
 from llm_experiments.asking import evaluation
-from llm_experiments.domains.task import read_candidates, read_items, read_scorer
+from llm_experiments.domains.task import LOGPROBS, read_candidates, read_items, read_scorer
 from llm_experiments.domains.two_hop.candidates import candidates, partners
 from llm_experiments.domains.two_hop.lexicon import lexicon
 from llm_experiments.domains.two_hop.rendering import render
-from llm_experiments.domains.two_hop.scorer import MARKS, Entities, Steps, context, entity_kinds, guessed_name
+from llm_experiments.domains.two_hop.scorer import (
+    HOP1,
+    HOP2,
+    MARKS,
+    WRITTEN,
+    Entities,
+    Steps,
+    context,
+    entity_kinds,
+    guessed_name,
+)
 from llm_experiments.domains.two_hop.task import item, items, task, two_hop
 from llm_experiments.domains.two_hop.templates import COMPOSED, COUNT, SIGNATURES, template
 from llm_experiments.engine.steps import Plan
 from llm_experiments.models.load import load
+from llm_experiments.scoring.words import edit_distance, plain
 from results.rows import Item
-from toytransformer.compositions import OUTCOMES, catalogue, question
+from toytransformer.compositions import OUTCOMES, SpecError, catalogue, question
 from toytransformer.compositions.setups import setup
 
 
@@ -207,6 +218,38 @@ def test_the_world_s_old_answer_is_a_mark():
     assert read("Nice", z2="Nice", base="z2").marks["says_world_old"]
 
 
+def test_how_far_another_answer_is_from_a_trained_one_is_a_mark():
+    """Trained places are York, New York and Frosk; Bergen and Nice are none of them."""
+    assert read("He lives in Yorck.").marks["edit_distance"] == 1
+    assert read("He lives in Froks, not York.").outcome == "correct"
+    assert read("So the answer is in New Yorrk.", "steps").marks["edit_distance"] == 1
+    assert read("In Nice.").marks["edit_distance"] == 4  # a name of the world, far from what was trained
+    assert read("nobody knows").marks["edit_distance"] is None
+    for text, base in (("York", None), ("New York", None), ("Frosk Vale", None), ("Bergen", "Bergen")):
+        assert "edit_distance" not in read(text, base=base).marks
+
+
+letters = st.text("abÁc ", max_size=5)
+
+
+@given(letters, letters, letters)
+def test_edit_distance_is_the_shortest_way_of_single_edits(a, b, c):
+    """Against the definition, as a search: all texts one edit further, until the other is met."""
+    start, end = (plain(text).casefold() for text in (a, b))
+    met, edits = {start}, 0
+    while end not in met:
+        near = {
+            text[:i] + letter + text[j:]
+            for text in met
+            for i in range(len(text) + 1)
+            for j in (i, i + 1)
+            for letter in ("", *set(end))
+        }
+        met, edits = {text for text in near if len(text) <= max(len(start), len(end))}, edits + 1
+    assert edit_distance(a, b) == edit_distance(b, a) == edits
+    assert edit_distance(a, c) <= edits + edit_distance(b, c)
+
+
 @given(st.data())
 def test_case_and_white_space_and_punctuation_around_do_not_matter(data):
     composition, names, scorer = worded(data.draw(st.sampled_from("FHR")))
@@ -253,7 +296,7 @@ def test_what_the_base_says_is_guessed_only_where_no_entity_is_named():
 
 def small_task(plan, dataset="R", number=2, **sizes):
     composition, names, _ = worded(dataset, number, facts=4)
-    options = {"train": (0, 1), "dev": (46,), "test": (48, 49), "dev_chains": 2} | sizes
+    options = {"train": (0, 1), "dev": (46,), "test": (48, 49), "dev_chains": 2, "logprobs": "all"} | sizes
     return composition, names, task(plan, composition, names, **options)
 
 
@@ -360,7 +403,11 @@ def test_rows_say_what_was_answered(scripted, role):
         assert row.answer == (None if role == "other" else entity_of(q))
         assert row.marks["exact"] == row.marks["contains"] == (role == "correct")
         assert ("hop1_right" in row.marks) == (q.decode == "steps")
-        assert (row.logprobs is not None) == (q.decode == "direct" and q.prompt.hops == 2)
+        places = {label.rpartition("/")[0] for label in row.logprobs}
+        steps = {HOP1, HOP2} if role == "other" else {HOP1, HOP2, WRITTEN}
+        assert places == (steps if q.decode == "steps" else {""})
+        shuffled = any(label.startswith("shuffled:") for label in row.logprobs)
+        assert shuffled == (q.decode == "direct" and q.prompt.hops == 2)
 
 
 def test_the_base_models_own_answer_is_the_old_one(scripted):
@@ -373,8 +420,8 @@ def test_the_base_models_own_answer_is_the_old_one(scripted):
     assert places and all(row.answer == "Washington" and row.shares["old"] == 1 for row in places)
     for row in ask(plan, made, model, old=said)[0]:
         assert row.answer == said[row.item] and row.shares["old"] == (row.answer is not None)
-        if row.logprobs:
-            assert "old:Washington" in row.logprobs
+        old = [label for label in row.logprobs if label.startswith("old:")]
+        assert old == [f"old:{row.answer}"] * (by_id[row.item].ask == "direct" and row.answer is not None)
     # another item's answer is not this item's: each is told its own
     moved = dict(zip(said, [None] * len(said), strict=True)) | {places[0].item: "Washington"}
     rows = ask(plan, made, model, old=moved)[0]
@@ -388,9 +435,10 @@ def test_rows_of_a_real_model_do_not_depend_on_the_batch(loaded):
     large, _ = ask(plan, made, loaded, batch=64, max_new_tokens=12)
     for a, b in zip(small, large, strict=True):
         assert replace(a, logprobs=None) == replace(b, logprobs=None)
-        if a.logprobs is not None:
+        if by_id[a.item].ask == "direct":
             kinds = {label.partition(":")[0] for label in a.logprobs} - {"old"}
-            assert kinds == {"correct", "bridge", "edited", "shuffled"}
+            two = {"bridge", "shuffled"} if by_id[a.item].group == "two-hop" else set()
+            assert kinds == {"correct", "edited", *two}
             assert f"correct:{names.names[by_id[a.item].roles['correct']]}" in a.logprobs
             # rounded to 1e-4, so half of it on either side beyond the rounding of float32 sums
             assert a.logprobs == pytest.approx(b.logprobs, abs=1e-3)
@@ -402,12 +450,39 @@ def test_candidates_are_seeded_and_of_the_kind_asked_for():
     assert given == candidates(composition, names, (48,), group=5)
     bearers = {name: token for token, name in names.names.items()}
     asked = [q for q in composition.questions if q.group == "two-hop" and q.decode == "direct"]
+    given = [one for one in given if " R1 R2/direct" in one.item]
     for q, one in zip(asked, given, strict=True):
         assert one.item == f"{q.prompt}/direct/48" and one.begun.count(names.names[q.prompt.entity]) == 1
         edited = [bearers[name] for label, name in one.texts.items() if label.startswith("edited")]
         assert len(edited) == 4 and all(scorer.kinds[token] == "place" for token in edited)
         assert q.correct not in edited
-    assert len({frozenset(one.texts) for one in candidates(composition, names, (48,), seed=1)}) == len(asked)
+    other = [one for one in candidates(composition, names, (48,), seed=1) if " R1 R2/direct" in one.item]
+    assert len({frozenset(one.texts) for one in other}) == len(asked)
+
+
+def test_log_probabilities_are_wanted_of_all_questions_or_of_some():
+    composition, names, _ = worded("R")
+    of = {level: candidates(composition, names, (48,), level=level) for level in LOGPROBS}
+    assert of["none"] == [] and of["direct"] == [one for one in of["all"] if not one.place]
+    assert {one.item.split("/")[1] for one in of["all"]} == {"direct", "steps"}
+    with pytest.raises(SpecError, match="none, direct, all"):
+        candidates(composition, names, (48,), level="some")
+
+
+@pytest.mark.parametrize("dataset", "FR")
+def test_the_places_of_a_chain_are_where_the_right_one_names_its_steps(dataset):
+    composition, names, scorer = worded(dataset)
+    by_id = {(one.item, one.place): one for one in candidates(composition, names, range(COUNT))}
+    asked = [q for q in composition.questions if q.decode == "steps"]
+    for q, k in product(asked, range(COUNT)):
+        one = item(composition, q, names, k)
+        first, second, written = (by_id[one.id, place] for place in (HOP1, HOP2, WRITTEN))
+        y, z = names.names[q.bridge], names.names[q.correct]
+        assert one.target.startswith(first.begun + y) and one.target.startswith(second.begun + z)
+        assert f"correct:{y}" in first.texts and f"correct:{z}" in second.texts
+        assert written.begun is None and written.texts == second.texts
+        assert scorer.begun(one, one.target, WRITTEN) == second.begun
+        assert scorer.begun(one, "I do not know.", WRITTEN) is None
 
 
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,18 @@ def test_marks_that_cannot_be_said_are_left_out_of_their_mean_and_none_of_all_ro
     assert cell.values("hop1_right") == {0: {"x1 R1 R2/steps/48": 1.0, "x3 R1 R2/steps/48": 0.0}}
     with pytest.raises(StatisticsError, match="hop1_right"):
         cell.values("nothing")
+
+
+def test_collapse_shows_in_the_entropy_of_answers_and_garbled_names_in_a_share():
+    """By training seed: two that each say one thing only, of two different ones, have no entropy."""
+    (even,) = cells(measured("1111"))
+    assert even.entropy == pytest.approx(math.log(4)) and even.garbled is None
+    (mixed,) = cells(measured("1111"), measured("....", seed=1))
+    assert mixed.entropy == pytest.approx(math.log(4))  # answers that name nobody count nowhere
+    (none,) = cells(measured("...."))
+    assert none.entropy is None
+    (wrong,) = cells(measured("1...", marks={"edit_distance": [None, 0, 2, 3]}))
+    assert wrong.garbled == 0.25
 
 
 def test_draws_of_names_are_one_cell_whose_chains_are_all_of_theirs():
@@ -216,3 +229,13 @@ def test_kept_rows_are_counted_as_they_are_written(name):
 def test_a_frame_of_cells_without_rows_is_empty():
     found = measured("1b")
     assert frame.of(replace(found, rows=[])).groups() == []
+
+
+def test_gates_are_read_where_they_are_and_averaged_over_rows_and_blocks():
+    routed = measured("11")
+    gates = [{"answer": {"hop1": (0.2, 0.4)}}, {"answer": {"hop1": (0.6, 0.8)}, "prompt": {"hop1": (1, 1)}}]
+    routed.rows = [replace(row, gates=given) for row, given in zip(routed.rows, gates, strict=True)]
+    plain, weighted = cells(measured("1.", rule="sum"), routed)
+    assert plain.gates == [None, None] and plain.gate("answer") == {}
+    assert weighted.gate("answer") == pytest.approx({"hop1": 0.5}) and weighted.gate("prompt") == {"hop1": 1}
+    assert weighted.gate("hop2") == {}

@@ -87,9 +87,7 @@ def candidate_logprobs(
     doing = f"scoring candidates of {len(jobs)} questions, {batch} rows at once"
     with quiet(loaded.model), explain_memory(doing, "take a smaller batch"):
         prefix = batches.shared_prefix(loaded, [context for context, _ in jobs]) if share_prefix else None
-        most = max((len(tails) for _, tails in jobs), default=1)
-        _check_count(batch, "batch")
-        for rows in _chunks(order, max(1, batch // most)):
+        for rows in _packed(order, [len(tails) for _, tails in jobs], batch):
             scored.update(zip(rows, batches.score(loaded, prefix, [jobs[row] for row in rows]), strict=True))
     return [scored[row] for row in range(len(jobs))]
 
@@ -128,6 +126,19 @@ def _chunks(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     _check_count(size, "batch")
     for start in range(0, len(order), size):
         yield order[start : start + size]
+
+
+def _packed(order: Sequence[int], sizes: Sequence[int], most: int) -> Iterator[Sequence[int]]:
+    """Jobs in order, so many together as have `most` rows, but one at least."""
+    _check_count(most, "batch")
+    chunk: list[int] = []
+    for job in order:
+        if chunk and sum(sizes[one] for one in chunk) + sizes[job] > most:
+            yield chunk
+            chunk = []
+        chunk.append(job)
+    if chunk:
+        yield chunk
 
 
 def _check_count(value: object, what: str) -> None:

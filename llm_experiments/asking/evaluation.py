@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llm_experiments.asking.decoding import answers, candidate_logprobs
-from llm_experiments.domains.task import Candidates
+from llm_experiments.asking.gates import ANSWER, PROMPT_END, Begun, gates
+from llm_experiments.domains.task import Candidates, TaskError
+from llm_experiments.merges.merging import AppliedMerge
 from llm_experiments.models.handle import LoadedModel
 from llm_experiments.models.prompts import target_ids
-from llm_experiments.scoring import Scorer
+from llm_experiments.scoring import Scorer, StepScorer
 from llm_experiments.scoring.words import spoken, words
 from results.rows import Item, Row
 
@@ -52,7 +54,8 @@ def ask(
     outcomes: Sequence[str],
     *,
     old: Mapping[str, str | None] | None = None,
-    candidates: Mapping[str, Candidates] | None = None,
+    candidates: Iterable[Candidates] = (),
+    applied: AppliedMerge | None = None,
     max_new_tokens: int | None = None,
     batch: int = 32,
 ) -> list[Row]:
@@ -60,17 +63,20 @@ def ask(
 
     cell: key of the cell the rows belong to. outcomes: the scorer's. old: the base model's answers by item,
     None where this model is the base itself, whose own they are. candidates: answers whose log-probabilities
-    are wanted, by item; the base's answer joins them as "old:name". max_new_tokens, batch: as in `texts`.
+    are wanted; the base's answer joins those without a place as "old:name". applied: the merge in force,
+    whose gates are kept where it routes. max_new_tokens, batch: as in `texts`.
     """
     written = texts(loaded, items, max_new_tokens=max_new_tokens, batch=batch)
     old = base_answers(items, written, scorer) if old is None else old
-    logprobs = _logprobs(loaded, items, scorer, old, candidates or {}, batch)
+    named = _named(items, written, scorer, candidates)
+    logprobs = _logprobs(loaded, named, scorer, old, batch)
+    routed = {} if applied is None else gates(loaded, applied, _begun(items, named), batch=batch)
     rows = []
     for item, text in zip(items, written, strict=True):
         score = scorer.score(item, text, old.get(item.id))
         shares = {outcome: float(outcome == score.outcome) for outcome in outcomes}
         numbers = logprobs.get(item.id)
-        rows.append(Row(cell, item.id, score.answer, shares, text, score.marks, numbers))
+        rows.append(Row(cell, item.id, score.answer, shares, text, score.marks, numbers, routed.get(item.id)))
     return rows
 
 
@@ -104,28 +110,62 @@ def _budget(loaded: LoadedModel, targets: Iterable[str | None], unknown: int = 6
     return math.ceil(1.5 * max(lengths)) + 8 if lengths else unknown
 
 
+@dataclass(frozen=True)
+class _Named:
+    """Where an answer names something: its item, how it begins, what may be named there."""
+
+    item: Item
+    begun: str
+    candidates: Candidates
+
+
+def _named(
+    items: Sequence[Item], written: Sequence[str], scorer: Scorer, candidates: Iterable[Candidates]
+) -> list[_Named]:
+    """The places of these items; those behind a written text only where it names something there."""
+    by_id = {item.id: (item, text) for item, text in zip(items, written, strict=True)}
+    found = []
+    for given in candidates:
+        if given.item not in by_id:
+            continue
+        item, text = by_id[given.item]
+        begun = given.begun
+        if begun is None:
+            if not isinstance(scorer, StepScorer):
+                raise TaskError(f"the scorer of '{item.id}' finds no steps: say how its answer begins")
+            begun = scorer.begun(item, text, given.place)
+        if begun is not None:
+            found.append(_Named(item, begun, given))
+    return found
+
+
+def _begun(items: Sequence[Item], named: Iterable[_Named]) -> list[Begun]:
+    """Every place of every item at which gates are kept; of items without any, the end of the prompt."""
+    found = [
+        Begun(one.item.id, one.candidates.place or ANSWER, one.item.question, one.begun) for one in named
+    ]
+    told = {begun.item for begun in found}
+    return found + [Begun(item.id, PROMPT_END, item.question, "") for item in items if item.id not in told]
+
+
 def _logprobs(
-    loaded: LoadedModel,
-    items: Sequence[Item],
-    scorer: Scorer,
-    old: Mapping[str, str | None],
-    candidates: Mapping[str, Candidates],
-    batch: int,
+    loaded: LoadedModel, named: Sequence[_Named], scorer: Scorer, old: Mapping[str, str | None], batch: int
 ) -> dict[str, dict[str, float]]:
     """log p of every candidate answer by label, for the items that have candidates."""
-    scored = [item for item in items if item.id in candidates]
-    labelled = [_labelled(candidates[item.id], old.get(item.id), scorer) for item in scored]
+    labelled = [_labelled(one.candidates, old.get(one.item.id), scorer) for one in named]
     distinct = [list(dict.fromkeys(texts.values())) for texts in labelled]
-    begun = [candidates[item.id].begun for item in scored]
-    values = candidate_logprobs(loaded, [item.question for item in scored], begun, distinct, batch=batch)
-    logprobs = {}
-    for item, texts, names, numbers in zip(scored, labelled, distinct, values, strict=True):
+    questions, begun = [one.item.question for one in named], [one.begun for one in named]
+    values = candidate_logprobs(loaded, questions, begun, distinct, batch=2 * batch)
+    logprobs: dict[str, dict[str, float]] = {}
+    for one, texts, names, numbers in zip(named, labelled, distinct, values, strict=True):
         by_name = dict(zip(names, numbers, strict=True))
-        logprobs[item.id] = {label: round(by_name[name], 4) for label, name in texts.items()}
+        start = one.candidates.place and one.candidates.place + "/"
+        told = {start + label: round(by_name[name], 4) for label, name in texts.items()}
+        logprobs.setdefault(one.item.id, {}).update(told)
     return logprobs
 
 
 def _labelled(given: Candidates, old: str | None, scorer: Scorer) -> dict[str, str]:
-    """A question's candidates, and the base's own answer where it can be written."""
-    name = None if old is None else scorer.name(old)
+    """A place's candidates, and the base's own answer where that names one thing and can be written."""
+    name = None if old is None or given.place else scorer.name(old)
     return {**given.texts, **({} if name is None else {f"old:{name}": name})}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,11 @@ def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) 
 @click.option("--seeds", default="0,1,2", show_default=True, help="Training seeds, by comma.")
 @click.option("--names", "draws", default="0", show_default=True, help="Draws of names, by comma.")
 @click.option("--profile", "profile_name", help="Size of the measurement (see `list`).")
+@click.option(
+    "--logprobs",
+    type=click.Choice(["none", "direct", "all"]),
+    help="Of which questions log-probabilities are kept: all is those of chains' steps too.",
+)
 @click.option("--out", type=FOLDER, default=OUT, show_default=True, help="Folder of the results.")
 @click.option("--limit", type=click.IntRange(min=1), help="Compute at most so many steps in this call.")
 @needs_extra("llm")
@@ -82,6 +88,7 @@ def run_experiments(
     seeds: str,
     draws: str,
     profile_name: str | None,
+    logprobs: str | None,
     out: Path,
     limit: int | None,
     **model: Any,
@@ -103,6 +110,8 @@ def run_experiments(
     model_chosen = options.chosen(**model)
     base = model_chosen.base
     profile, store = profile_named(profile_name, base), Store(out)
+    if logprobs is not None:
+        profile = replace(profile, logprobs=logprobs)
     whole = Plan()
     about = {"model": base.id, "digest": base.digest, "seeds": list(drawn), "profile": profile.name}
     about |= {} if worlds == (0,) else {"names": list(worlds)}

@@ -18,6 +18,10 @@ from llm_experiments.registry import Registry
 from llm_experiments.scoring import SCORERS, Json, Scorer, ScorerKind
 from results.rows import Item, Scalar
 
+#: Of which questions the log-probabilities of answers are kept: of none, of those that are answered at once,
+#: or also at every step of the others.
+LOGPROBS = ("none", "direct", "all")
+
 
 class TaskError(ValueError):
     """A task that cannot be built or asked; the message says why and what to do."""
@@ -59,14 +63,17 @@ class Example:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Answers to one item whose log-probabilities are wanted.
+    """Answers to one item, or to one of its steps, whose log-probabilities are wanted.
 
-    begun: how the answer begins before the candidate's name. texts: by label, "role:name".
+    begun: how the answer begins before the candidate's name; None for what was written up to there, which
+    the scorer says (`StepScorer.begun`). texts: by label, "role:name". place: what is named there, where an
+    answer names several things; labels of log-probabilities then begin with it, "place/role:name".
     """
 
     item: str
-    begun: str
+    begun: str | None
     texts: Mapping[str, str]
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,9 +154,9 @@ def read_examples(reading: Reading, ref: Ref) -> list[Example]:
     return [Example(**line) for line in reading.input(ref)]
 
 
-def read_candidates(reading: Reading, ref: Ref | None) -> dict[str, Candidates]:
-    """The candidates by item; none without a ref."""
-    return {} if ref is None else {line["item"]: Candidates(**line) for line in reading.input(ref)}
+def read_candidates(reading: Reading, ref: Ref | None) -> list[Candidates]:
+    """The candidates of a task's items; none without a ref."""
+    return [] if ref is None else [Candidates(**line) for line in reading.input(ref)]
 
 
 def read_scorer(reading: Reading, name: str, context: Ref | None) -> Scorer:

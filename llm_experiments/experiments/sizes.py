@@ -15,6 +15,7 @@ from toytransformer.compositions import SpecError
 class Profile:
     """The recipe of a measurement, and by `size` how large it is.
 
+    logprobs: of which questions log-probabilities are kept, one of domains.task.LOGPROBS.
     temperatures: those that a routing rule's is chosen from. sizes: by domain, in that domain's own terms, in
     place of what the domain says.
     """
@@ -22,6 +23,7 @@ class Profile:
     name: str
     about: str
     training: Training
+    logprobs: str = "direct"
     temperatures: tuple[float, ...] = (10.0, 1.0, 0.3, 0.1, 0.03, 0.01)
     sizes: Mapping[str, Any] = field(default_factory=dict)
 

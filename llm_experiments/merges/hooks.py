@@ -83,6 +83,7 @@ class Padding:
 class Tally:
     """Sums of routing statistics: tokens, entropy, weights, first choices; kept on the device, in float64.
 
+    watch: given, takes the weights (row, position, adapter) of every pass in place of the sums.
     places: which adapters of the library the layer routes among, None for all; the others have weight 0.
     """
 
@@ -90,8 +91,12 @@ class Tally:
         self.padding = padding
         self.places = places
         self.sums: torch.Tensor | None = None
+        self.watch: Callable[[torch.Tensor], None] | None = None
 
     def add(self, weights: torch.Tensor, shape: Sequence[int]) -> None:
+        if self.watch is not None:
+            self.watch(self._of_library(weights.detach()).reshape(*shape, -1))
+            return
         with torch.no_grad():
             weights = weights.double() if weights.device.type != "mps" else weights
             real = self.padding.tokens(shape, weights.device)[:, None].to(weights)
@@ -111,6 +116,14 @@ class Tally:
         mean_entropy = entropy / tokens if tokens else math.nan
         weights, first = self._spread(parts[:half]), self._spread(parts[half:])
         return Routing(int(tokens), weights, first, mean_entropy)
+
+    def _of_library(self, weights: torch.Tensor) -> torch.Tensor:
+        """(token, adapter routed among) as (token, adapter of the library)."""
+        if self.places is None:
+            return weights
+        whole = weights.new_zeros(len(weights), len(self.places))
+        whole[:, torch.tensor(self.places, device=weights.device)] = weights
+        return whole
 
     def _spread(self, values: Sequence[float]) -> tuple[float, ...]:
         """One value for each adapter of the library."""

@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
@@ -71,10 +72,30 @@ class AppliedMerge:
     details: Mapping[str, Any]
     _tallies: dict[str, Tally] = field(default_factory=dict)
 
+    @property
+    def routed(self) -> tuple[str, ...]:
+        """The layers whose routing is watched: none under a static merge or without `statistics=True`."""
+        return tuple(self._tallies)
+
     def routing(self) -> dict[str, Routing]:
         """The routing of every layer since the start or the last `reset`; needs `statistics=True`."""
         results = {name: tally.result() for name, tally in self._tallies.items()}
         return {name: result for name, result in results.items() if result is not None}
+
+    @contextmanager
+    def watched(self) -> Iterator[Mapping[str, torch.Tensor]]:
+        """The routing of the last forward pass inside, by layer: weights (row, position, adapter).
+
+        Such passes do not count in `routing`. Empty where the merge does not route; needs `statistics=True`.
+        """
+        latest: dict[str, torch.Tensor] = {}
+        for name, tally in self._tallies.items():
+            tally.watch = partial(latest.__setitem__, name)
+        try:
+            yield latest
+        finally:
+            for tally in self._tallies.values():
+                tally.watch = None
 
     def reset(self) -> None:
         """Forget the statistics gathered so far."""

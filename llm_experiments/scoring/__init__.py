@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from llm_experiments.registry import Registry
 from results.rows import Item
@@ -41,6 +41,14 @@ class Scorer(Protocol):
 
     def name(self, answer: str) -> str | None:
         """An answer in words, as a model would write it; None where it has none."""
+
+
+@runtime_checkable
+class StepScorer(Scorer, Protocol):
+    """A scorer that also finds the steps of an answer."""
+
+    def begun(self, item: Item, text: str, place: str) -> str | None:
+        """The text up to what is named at a place, None where nothing is."""
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,20 @@ def places(text: Sequence[str], part: Sequence[str]) -> list[int]:
     return [i for i in range(len(text) - length + 1) if length and list(text[i : i + length]) == part]
 
 
+def edit_distance(first: str, second: str) -> int:
+    """Levenshtein's distance in letters, without case and accents: insertions, deletions, substitutions.
+
+    One row of the dynamic programme at a time; no dependency has it, and names are short.
+    """
+    left, right = (plain(name).casefold() for name in (first, second))
+    row = list(range(len(right) + 1))
+    for i, letter in enumerate(left, start=1):
+        above, row = row, [i]
+        for j, other in enumerate(right, start=1):
+            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (letter != other)))
+    return row[-1]
+
+
 @dataclass(frozen=True)
 class Mention:
     """Words start .. end - 1 are a name; tokens: the entities that bear it."""

@@ -19,6 +19,7 @@ from llm_experiments.scoring import SCORERS
 from llm_experiments.steps.adapters import read_library, regauged
 from results.rows import CellInfo, Item, Scalar, items_hash
 from toytransformer.compositions import Merge, replace_file
+from toytransformer.merging import resolve
 
 #: What a cell says of how something was chosen: on which kind of items, and on which draw of names.
 CHOSEN_BY = ("chosen_by", "chosen_names")
@@ -105,7 +106,7 @@ class Ask(Step):
     """
 
     kind = "answers"
-    version = 2
+    version = 3
     resources = Resources(model=True)
 
     title: str = field(compare=False)
@@ -144,13 +145,22 @@ class Ask(Step):
             merge = fitted.fit(
                 loaded, library, self.merge, examples, seed=self.seed or 0, training=self.training
             )
-        routed = self.sweep is not None
+        routed = resolve(self.merge.rule).routed
         with merging.apply(loaded, library, merge, seed=self.seed or 0, statistics=routed) as applied:
             gap = applied.details.get("spectral_gap", {}).get("smallest")
             info = self._info(loaded.id, loaded.digest, str(loaded.dtype), items, chosen, gap)
             candidates = read_candidates(context, reading.candidates)
             outcomes = SCORERS[reading.scorer].outcomes
-            rows = evaluation.ask(loaded, items, scorer, info.key, outcomes, old=old, candidates=candidates)
+            rows = evaluation.ask(
+                loaded,
+                items,
+                scorer,
+                info.key,
+                outcomes,
+                old=old,
+                candidates=candidates,
+                applied=applied,
+            )
         replace_file(folder / "cells.jsonl", [info.to_json() + "\n"])
         replace_file(folder / "rows.jsonl", (row.to_json() + "\n" for row in rows))
         details = {**applied.details, "routing": {name: asdict(r) for name, r in applied.routing().items()}}

@@ -243,6 +243,7 @@ class TwoHop(Study):
             dev=self.size.dev,
             test=self.size.test,
             dev_chains=self.size.dev_facts,
+            logprobs=self.profile.logprobs,
             made=self._training_sets,
         )
         return Scene(composition, words, worded, elsewhere)

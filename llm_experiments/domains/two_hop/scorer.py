@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ from llm_experiments.scoring.words import (
     Names,
     Said,
     contains,
+    edit_distance,
     final_answer,
     places,
     plain,
@@ -31,6 +32,9 @@ from toytransformer.compositions import OUTCOMES, Composition
 from toytransformer.compositions.spec import trained_answers
 
 _SECOND = ("second", "we", "need")
+#: Where an answer step by step names something: in its first step, in its second behind the right first one,
+#: and in its second behind what was written.
+HOP1, HOP2, WRITTEN = "hop1", "hop2", "hop2 as written"
 
 MARKS = {
     "exact": "the text is the expected one; of chains: ends in the right name",
@@ -40,16 +44,21 @@ MARKS = {
     "hop2_right": "the second step names the right entity",
     "has_form": "the text says what the answer is, as a chain ends",
     "says_world_old": "the answer is what the world held before the edits",
+    "edit_distance": "of an answer that is `other`: letters between its name and the nearest trained answer",
 }
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What a chain of thought says on its way, as entities: to hop 1, asked in hop 2, to hop 2."""
+    """What a chain of thought says on its way, as entities: to hop 1, asked in hop 2, to hop 2.
+
+    begun: the text up to the name that answers hop 2.
+    """
 
     hop1: str | None
     asked: str | None
     hop2: str | None
+    begun: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -108,12 +117,16 @@ class Entities:
         self.ends: Mapping[str, str] = context["ends"]
         self.edited: frozenset[str] = frozenset(context["edited"])
         self._with: dict[str, Names] = {}
+        self._distances: dict[tuple[str, str], int | None] = {}
 
     def score(self, item: Item, text: str, base_answer: str | None) -> Score:
         """The entity answered, which of the five outcomes that is, and the marks of its text."""
         answer = self.answer(item, text, base_answer)
+        outcome = self.outcome(item, answer, base_answer)
         marks = self._marks(item, text, answer, base_answer)
-        return Score(self.outcome(item, answer, base_answer), answer, marks)
+        if outcome == "other":
+            marks["edit_distance"] = self._edit_distance(item, text, answer)
+        return Score(outcome, answer, marks)
 
     def outcome(self, item: Item, answer: str | None, base_answer: str | None) -> str:
         """Which of the five an answer is: the first that fits."""
@@ -156,11 +169,33 @@ class Entities:
             answer = self._first(mentions, asked, kind, self._start(asked, said, mentions))
             if answer is not None:
                 return answer
-        ending = final_answer(text) if asked.ask == "steps" else None
-        guess = guessed_name(ending or text, item.question, kind)
+        guess = self._guess(item, text)
         if guess is None or any(self._mentions(Said(guess), None)):
             return self.answer(item, text)
         return guess
+
+    def _guess(self, item: Item, text: str) -> str | None:
+        """A name in the text that no entity here need have, from capital letters."""
+        asked = _Question.of(item, None)
+        ending = final_answer(text) if asked.ask == "steps" else None
+        return guessed_name(ending or text, item.question, self._kind(asked, -1))
+
+    def _edit_distance(self, item: Item, text: str, answer: str | None) -> int | None:
+        """Letters between the name answered and the nearest trained answer of the kind asked for.
+
+        None where the text has no name, or nothing of that kind was trained.
+        """
+        name = self._guess(item, text) if answer is None else self.name(answer)
+        kind = self._kind(_Question.of(item, None), -1)
+        return None if name is None else self._nearest(name, kind)
+
+    def _nearest(self, name: str, kind: str) -> int | None:
+        """Letters between a name and the nearest trained answer of a kind."""
+        if (name, kind) not in self._distances:
+            trained = (t for t in self.edited if t in self.names and self.kinds.get(t) == kind)
+            distances = (edit_distance(name, self.names[token]) for token in trained)
+            self._distances[name, kind] = min(distances, default=None)
+        return self._distances[name, kind]
 
     def name(self, answer: str) -> str | None:
         """The entity's name; a name that no entity has is its own."""
@@ -177,10 +212,15 @@ class Entities:
             hop1 = self._first(mentions, asked, middle, 0, second)
             about = self._first(mentions, asked, middle, second, end)
             behind = [mention for mention in mentions if about not in mention.tokens]
-            hop2 = self._first(behind, asked, last, second, end)
+            hop2, where = self._first_at(behind, asked, last, second, end)
             if hop1 or about or hop2:
-                return Steps(hop1, about, hop2)
+                begun = None if where is None else said.plain[: said.words[where.start][1]]
+                return Steps(hop1, about, hop2, begun)
         return Steps(None, None, None)
+
+    def begun(self, item: Item, text: str, place: str) -> str | None:
+        """The text up to the name that its second step answers with, None where it names nobody there."""
+        return self.steps(item, text).begun if place == WRITTEN else None
 
     def _marks(self, item: Item, text: str, answer: str | None, base_answer: str | None) -> dict[str, Mark]:
         said = spoken(text)
@@ -239,6 +279,17 @@ class Entities:
         end: int | None = None,
     ) -> str | None:
         """The first entity of a kind (None: any) named between two words, other than the one asked about."""
+        return self._first_at(mentions, asked, kind, start, end)[0]
+
+    def _first_at(
+        self,
+        mentions: Sequence[Mention],
+        asked: _Question,
+        kind: str | None,
+        start: int,
+        end: int | None = None,
+    ) -> tuple[str | None, Mention | None]:
+        """The same, and where it is named."""
         for mention in mentions:
             inside = start <= mention.start and (end is None or mention.end <= end)
             if not inside or asked.entity in mention.tokens:
@@ -246,8 +297,8 @@ class Entities:
             edited = sorted(self.edited.intersection(mention.tokens))
             for token in dict.fromkeys((*asked.roles, *edited, *mention.tokens)):
                 if token in mention.tokens and (kind is None or self.kinds.get(token, kind) == kind):
-                    return token
-        return None
+                    return token, mention
+        return None, None
 
 
 def guessed_name(text: str, asked: str, kind: str) -> str | None:
@@ -255,7 +306,7 @@ def guessed_name(text: str, asked: str, kind: str) -> str | None:
 
     The first run of capitalised words that is neither in the question nor made of the templates' words; of
     places, one behind a preposition where there is one. For the answers of a base model whose world nobody
-    knows, never for the outcome of a merge.
+    knows, and for how far a name is from others, never for the outcome of a merge.
     """
     shown = plain(spoken(text))
     word = r"[^\W\d_a-z][\w'’-]*\.?"

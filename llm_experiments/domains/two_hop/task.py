@@ -81,16 +81,19 @@ def task(
     dev: Sequence[int],
     test: Sequence[int],
     dev_chains: int,
+    logprobs: str = "direct",
     made: dict[object, TrainingSet] | None = None,
 ) -> Task:
     """The composition in the words of a lexicon.
 
     train, dev, test: numbers of the wordings that adapters are trained in, choices are made on and questions
     are asked in. dev_chains: choices are made on the single hops of so many of the chains that are asked.
+    logprobs: of which questions the probabilities of answers are wanted (domains.task.LOGPROBS).
     made: training sets of other compositions in the same wordings, which this one takes or adds to.
     Errors: SpecError on facts that cannot be worded, LexiconError on entities without a name.
     """
     single = single_hops(composition, dev_chains)
+    scored = candidates(composition, words, test, level=logprobs)
     return Task(
         domain="two-hop",
         name=composition.name,
@@ -102,7 +105,7 @@ def task(
             for adapter in composition.adapters
         },
         context=inputs.add_input([scorer.context(composition, words)]),
-        candidates=inputs.add_input([asdict(given) for given in candidates(composition, words, test)]),
+        candidates=inputs.add_input(asdict(given) for given in scored),
         dataset=words.dataset,
         names=words.seed,
         setting=dict(composition.setting),
