@@ -10,18 +10,21 @@ from hypothesis import strategies as st
 
 from toytransformer import kernel
 from toytransformer.adapters import closed_form
-from toytransformer.typed import (
+from toytransformer.prototypes import (
     Group,
-    TypedError,
     arrow_weights,
-    direct_question,
+    bridged_known,
     first_direction,
     fresh,
+    known,
+    seen,
+)
+from toytransformer.typed import (
+    TypedError,
+    direct_question,
     fresh_threshold,
     kind_lines,
-    known,
     overlaps,
-    seen,
     trained_threshold,
     typed_threshold,
 )
@@ -235,6 +238,18 @@ def test_a_shared_bridge_of_fresh_facts_takes_the_weights_to_one_half():
     assert before < 0.51
 
 
+@given(st.integers(3, 6), st.integers(2, 6), st.floats(0.1, 0.9), lengths)
+def test_a_bridge_ties_where_the_base_has_said_its_kind_and_nowhere_else(n, m, t, length):
+    """One kind: the common part that is left is 1 - m_r of the kind, too little to stand out of the
+    differences."""
+    for groups, products in bridged_known(
+        n, m, t, first=2 * n, second=3 * n, same_kind=False, relation_length=length
+    ):
+        assert np.all(np.linalg.eigvalsh(products[1:, 1:]) > 0)
+        if t > 0.5 and m > 2:
+            assert first_direction(groups, products, relation_length=length).coefficients
+
+
 def test_bad_input_is_named():
     tied = first_direction([known(3, "R1", 0.5)])
     for wrong, said in (
@@ -244,6 +259,7 @@ def test_bad_input_is_named():
         (lambda: typed_threshold((0, 1), (1, 0)), "exchange"),
         (lambda: kind_lines([1.0, np.nan], "ab"), "finite"),
         (lambda: first_direction([]), "no groups"),
+        (lambda: first_direction([known(2, "R1", 0.5)], np.eye(2)), r"products of shape \(2, 2\)"),
         (lambda: Group(0, "R1", 1.0), "count is 0"),
         (lambda: Group(2, "R1", 0.1, (0.5,)), "own is 0.1"),
         (lambda: seen([known(3, "R1", 0.5)], tied, relation="R1"), "differences within a group"),

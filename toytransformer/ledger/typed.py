@@ -12,24 +12,17 @@ from toytransformer import symmetry
 from toytransformer.adapters import closed_form
 from toytransformer.bases import ExactBase, TrainedBase, wanted_shift
 from toytransformer.compositions import Composition, Merge, Prompt, setups
+from toytransformer.compositions.knowledge import known_to
 from toytransformer.ledger.pair import LIMIT, pair
 from toytransformer.ledger.registry import Row, Run, algebraic, asymptotic, claim, close, same
-from toytransformer.ledger.routing import arrow, routing
+from toytransformer.ledger.routing import arrow
 from toytransformer.prediction import Prediction, predict
+from toytransformer.prototypes import arrow_weights, bridged_known, first_direction, fresh, known, seen
 from toytransformer.readout import Typed
 from toytransformer.regimes import FullLimit
 from toytransformer.symmetry import SymmetricPrediction as Symmetric
 from toytransformer.toy import Toy
-from toytransformer.typed import (
-    arrow_weights,
-    first_direction,
-    fresh,
-    fresh_threshold,
-    known,
-    overlaps,
-    seen,
-    trained_threshold,
-)
+from toytransformer.typed import fresh_threshold, overlaps, trained_threshold
 
 SOURCE = "theory.md section 8d"
 SQRT = Merge("arrow-products", options={"temperature_scaling": "sqrt-width"})
@@ -82,9 +75,13 @@ def _lead(found: Symmetric) -> float:
     return float(found.own[0, y] - found.own[0, z])
 
 
-def weights_of(predicted: Prediction) -> np.ndarray:
-    """Arrow's weights on each question, (question, adapter)."""
-    return routing(predicted, LIMIT)
+def weights_of(predicted: Prediction, trained: bool = False) -> np.ndarray:
+    """Arrow's weights on each question, (question, adapter); trained: under a trained base."""
+    composition = predicted.composition
+    known = TrainedBase().prompts(composition.world) if trained else ()
+    prompts = tuple(dict.fromkeys((*composition.prompts, *known)))
+    rows = dict(zip(prompts, LIMIT.features(prompts).values, strict=True))
+    return arrow(predicted).routing(np.stack([rows[q.prompt] for q in composition.questions]))
 
 
 @claim("the first right-singular direction of typed facts", source=SOURCE)
@@ -152,7 +149,43 @@ def bridged(run: Run) -> Iterator[Row]:
             note = "the bridge is what both see, so each hop is near the edge of section 6"
             room = algebraic(1 / gap)
             yield close(text, expected, float(weights[row, hop]), room, regime="limit", note=note)
+    yield from _known_bridges()
     plain = predict(pair(5, merge=SQRT), toy(0.6))
     note = "known facts of one kind have nothing in common at any t: no prototype"
     gap = min(arrow(plain).details["spectral_gaps"])
     yield close("without a bridge: spectral gap", 0.0, gap, algebraic(), regime="limit", note=note)
+
+
+def _known_bridges() -> Iterator[Row]:
+    """Known facts and a base trained on one-hop facts; the bridge's names of its kinds, or of others."""
+    for n, same_kind in ((5, True), (5, False), (20, False)):
+        predicted = _trained_bridge(n, 0.6, same_kind)
+        gaps = arrow(predicted).details["spectral_gaps"]
+        sides = bridged_known(n, n, 0.6, first=2 * n, second=3 * n, same_kind=same_kind)
+        directions = [first_direction(groups, products) for groups, products in sides]
+        text = f"a base trained on one-hop facts, a bridge of {'the same' if same_kind else 'another'} kind"
+        for hop, direction in enumerate(directions):
+            label = f"{text}, n = {n}: spectral gap of adapter {hop + 1}"
+            note = "the base has said the kind already, so prototypes tie" if same_kind else ""
+            yield close(label, direction.gap, gaps[hop], algebraic(n), regime="limit", note=note)
+        if not same_kind:
+            own = seen(sides[0][0], directions[0], relation="R1", member=0)
+            partners = seen(sides[1][0], directions[1], relation="R1")
+            expected, _ = arrow_weights((own, partners))
+            measured = float(weights_of(predicted, trained=True)[0, 0])
+            label = f"{text}, n = {n}: weight of adapter 1 on its own hop"
+            yield close(label, expected, measured, algebraic(n), regime="limit")
+
+
+def _trained_bridge(n: int, t: float, same_kind: bool) -> Prediction:
+    """Setup 2 on known facts asked hop by hop, under Arrow and a base trained on one-hop facts."""
+    whole = setups.setup(2, facts=n, merge=SQRT)
+    whole = whole.with_world(known_to(whole.world, [q.prompt for q in whole.questions], "one-hop"))
+
+    def kind(name: str) -> str:
+        role = "person" if name.removeprefix("bridge_")[0] in "xyuv" else "place"
+        return role if same_kind or not name.startswith("bridge_") else f"{role} of the bridge"
+
+    asked = tuple(q for q in whole.questions if q.group in ("hop1", "hop2"))
+    readout = Typed(t, {name: kind(name) for name in whole.world.entities})
+    return predict(replace(whole, questions=asked), Toy(LIMIT, TrainedBase(), readout))
