@@ -57,8 +57,10 @@ def standard_error(prediction: Prediction, first: int | None = None) -> Float[Ar
     asked = np.stack([rows[question.prompt] for question in composition.questions[:first]])
     count = len(composition.adapters)
     weights = composition.merge.weights or (1.0 if rule == "sum" else 1.0 / count,) * count
-    how = {"gauge_matters": False, "base": base, "coordinates": coordinates}
-    loras = [train(adapter, world, rows, **how) for adapter in composition.adapters]
+    loras = [
+        train(adapter, world, rows, gauge_matters=False, base=base, coordinates=coordinates)
+        for adapter in composition.adapters
+    ]
     unexplained, of_base = [], asked
     for adapter, weight in zip(composition.adapters, weights, strict=True):
         facts = np.stack([rows[fact.prompt] for fact in adapter.stored(world)])

@@ -30,7 +30,7 @@ import numpy as np
 
 from toytransformer import adapters as lora
 from toytransformer import merging
-from toytransformer.bases import TrainedBase, base_output, one_hot
+from toytransformer.bases import ExactBase, TrainedBase, base_output, one_hot
 from toytransformer.compositions import (
     OUTCOMES,
     Composition,
@@ -45,7 +45,7 @@ from toytransformer.compositions import (
 from toytransformer.compositions.knowledge import BYSTANDER
 from toytransformer.merging import RuleError
 from toytransformer.prediction import tie_tolerance, toy_record
-from toytransformer.readout import Coordinates, Gram, Typed
+from toytransformer.readout import Coordinates, OneHot, Typed
 from toytransformer.regimes import FullLimit, Regime, square_root
 from toytransformer.toy import Toy, as_toy
 
@@ -220,12 +220,12 @@ def predict(
 
     def scores(parts: Sequence[Sequence[np.ndarray]]) -> Scores:
         """The sum of parts that are given sector by sector: own, other and beside."""
-        means = sum(part[0] for part in parts)
-        deviations = [part[1] if rest else 0.0 for part in parts]
+        deviations = [part[1] if rest else np.zeros((len(questions), count)) for part in parts]
         gaps = [part[0][:, :count] - own for part, own in zip(parts, deviations, strict=True)]
-        other = sum(gaps) / facts
-        own = sum(deviations) + other
-        beside = means[:, count:] / math.sqrt(facts * max(bystanders, 1))
+        other = np.sum(gaps, axis=0) / facts
+        own = np.sum(deviations, axis=0) + other
+        means = np.sum([part[0][:, count:] for part in parts], axis=0)
+        beside = means / math.sqrt(facts * max(bystanders, 1))
         every = np.hstack([own, other, beside])
         tie = tie_tolerance(np.stack(list(mean.rows.values())), every, factors, mean.coordinates)
         return Scores(own, other, beside, tie)
@@ -299,7 +299,8 @@ def _sector(pair: Composition, toy: Toy, name: str, facts: int, bystanders: int)
     world, swap = pair.world, chains_swapped(pair)
     if not isinstance(toy.regime, FullLimit):
         raise SpecError(f"regime {toy.regime.name!r} draws what tells chains apart; use the dense prediction")
-    if not (toy.base.exact or isinstance(toy.base, TrainedBase)) or isinstance(toy.readout, Gram):
+    ours = isinstance(toy.base, ExactBase | TrainedBase) and isinstance(toy.readout, OneHot | Typed)
+    if not ours:
         raise SpecError("a base or a readout that was measured tells chains apart; use the dense prediction")
     known = [fact for fact in world.known if chain_of(fact.prompt.entity) == 1 and not toy.base.exact]
     every = (*(prompt for prompt in pair.prompts if chain_of(prompt.entity) == 1), *(f.prompt for f in known))
@@ -325,14 +326,15 @@ def _sector(pair: Composition, toy: Toy, name: str, facts: int, bystanders: int)
     own = gram[:k, :k] - other  # 0 between a chain and a bystander, who share no entity
     root = square_root(own + np.outer(scale, scale) * other)
     rows = dict(zip(prompts, root, strict=True))
-    if isinstance(toy.readout, Typed):
-        kinds = toy.readout.kind_of(world)
+    readout = toy.readout if isinstance(toy.readout, Typed) else OneHot()
+    if isinstance(readout, Typed):
+        kinds = readout.kind_of(world)
         if apart := [entity for entity in names if kinds[entity] != kinds[partner(entity)]]:
             raise SpecError(
                 f"{apart[0]!r} and {partner(apart[0])!r} are of two kinds, which tells chains apart; use the "
                 "dense prediction"
             )
-    sector = _Sector(world, rows, tuple(names), toy.readout.sector(world, names, weights(names)), None)
+    sector = _Sector(world, rows, tuple(names), readout.sector(world, names, weights(names)), None)
     if not known:
         empty = lora.LoRA(np.zeros((len(names), 1)), np.zeros((root.shape[1], 1)))
         return sector if toy.base.exact else replace(sector, base=empty)

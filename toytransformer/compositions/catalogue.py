@@ -15,6 +15,7 @@ from toytransformer.compositions.spec import (
     Adapter,
     Composition,
     Merge,
+    Scalar,
     check_count,
     question,
     shortened,
@@ -414,7 +415,7 @@ def build(
     about = scene.several_hops
     world = with_bystanders(scene.world, about, bystanders, own_second=own_second)
     world = world if degree is None else known_to(world, about, degree)
-    more = {"degree": degree, "bystanders": bystanders, "own_second": own_second}
+    more: dict[str, Scalar] = {"degree": degree, "bystanders": bystanders, "own_second": own_second}
     chosen = scene.default if library is None else check_library(library, scene.library, name)
     adapters = tuple(Adapter(adapter, scene.library[adapter], rank, gauge) for adapter in chosen)
     asked = tuple(question(world, p, group=group, decode=scene.decode) for group, p in scene.asked)
@@ -425,8 +426,17 @@ def build(
         Merge() if merge is None else merge,
         asked,
         _true(world, scene.shown),
-        {"facts": facts, "known": known, "examples": examples, "gauge": gauge, "rank": rank, "seed": seed}
-        | {key: value for key, value in more.items() if value},
+        {
+            **{
+                "facts": facts,
+                "known": known,
+                "examples": examples,
+                "gauge": gauge,
+                "rank": rank,
+                "seed": seed,
+            },
+            **{key: value for key, value in more.items() if value},
+        },
     )
 
 
