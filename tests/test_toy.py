@@ -300,7 +300,7 @@ def test_the_nearest_fact_to_a_two_hop_question():
     # cosines of hidden states, counted by hand: r^2 for a shared relation, 1 for a shared entity
     prompts = [Prompt("x", ("R1", "R2")), Prompt("x", ("R2",)), Prompt("y", ("R2",)), Prompt("x", ("R1",)),
                Prompt("u", ("R1", "R2"))]  # fmt: skip
-    for length in (1.0, 2.0, 3.0):
+    for length in (0.5, 1.0, 1.14, 1.142, 2.0, 3.0):
         r = length**2
         gram = FullLimit(relation_length=length).hidden_gram(prompts)
         norms = np.sqrt(np.diag(gram))
@@ -308,7 +308,7 @@ def test_the_nearest_fact_to_a_two_hop_question():
         assert np.allclose(gram[0, 1:], [r + 1 / 2, r, 1 / 2, r + r / 4])
         cosines = (gram[0] / norms / norms[0])[1:]
         assert np.argmax(cosines[:3]) == 0  # of one-hop facts, x's own R2
-        assert (cosines[3] > cosines[0]) == (length > 1)  # else other people's R1 R2
+        assert (cosines[3] > cosines[0]) == (5 * r**3 + r**2 - 9 * r - 1 > 0)  # else other people's R1 R2
 
 
 @pytest.mark.parametrize("length", [1.0, 2.0])

@@ -18,6 +18,7 @@ from toytransformer.ledger import (
     mixture,
     typed,
     tables,
+    idealisations,
 )
 
 # isort: on
@@ -33,6 +34,7 @@ __all__ = [
     "closed_form",
     "composition",
     "constants",
+    "idealisations",
     "kernels",
     "merging",
     "mixture",
