@@ -244,6 +244,8 @@ def test_rows_name_the_adapters_that_answer(name):
         adapters = [plan.steps[address] for address in step.library.values()]
         experts = [plan.steps[a.of] if isinstance(a, RandomAdapter) else a for a in adapters]
         assert [expert.title.partition(" of ")[0] for expert in experts] == list(step.library), step.label
+        if step.about.spec_hash is None:
+            continue
         assert [adapter.name for adapter in spec_of(plan, step).adapters] == list(step.library)
         assert spec_of(plan, step).merge == step.merge
 

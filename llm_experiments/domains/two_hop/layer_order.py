@@ -172,7 +172,7 @@ def _patched(plain: Ask, pairs: Ref, patch: Patch) -> AskPatched:
     return AskPatched(
         title=f"{plain.title} (patched at {patch.place} with {patch.source})",
         digest=plain.digest,
-        about=plain.about,
+        about=replace(plain.about, spec_hash=None),  # nothing predicts it
         reading=plain.reading,
         library=plain.library,
         merge=plain.merge,

@@ -59,7 +59,7 @@ class TwoHopRows(Rows):
         return self.cell(0, "sum", question, dataset, library=(name,), control=name)
 
     def merged(self, question: str, dataset: str, library: Iterable[str]) -> list[Cell]:
-        """Every cell in which this library is merged, by any rule, setup, training, and weights but zero."""
+        """Every cell of a setup in which this library is merged, by any rule, training, weights but zero."""
         about = {"dataset": dataset, "library": tuple(library), "control": None}
         cells = select(self.cells, **QUESTIONS[question], **about)
-        return [cell for cell in cells if all(cell.info.weights or (1,))]
+        return [c for c in cells if all(c.info.weights or (1,)) and c.info.task.startswith("setup-")]
