@@ -1,10 +1,14 @@
 """The layer-order experiments: what they plan, and that patches put what they say where they say."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
+from llm_experiments.adapters import peft_files
+from llm_experiments.adapters.late_entry import Guard, LateEntry, Line, train_late
+from llm_experiments.adapters.recipe import Training, TrainingError
 from llm_experiments.asking import patching
 from llm_experiments.asking.patching import PatchingError
 from llm_experiments.domains.two_hop.layer_order import EXPECTED, PATCHES, arrangements
@@ -13,9 +17,11 @@ from llm_experiments.domains.two_hop.templates import SIGNATURES, templates
 from llm_experiments.engine.context import Context
 from llm_experiments.engine.local import run
 from llm_experiments.engine.store import Store
+from llm_experiments.experiments.registry import EXPERIMENTS
+from llm_experiments.merges.merging import apply
 from llm_experiments.models.choice import Arrangement
 from llm_experiments.models.load import load
-from llm_experiments.steps.adapters import RandomAdapter, TrainAdapter
+from llm_experiments.steps.adapters import RandomAdapter, TrainAdapter, TrainLate
 from llm_experiments.steps.asking import Ask
 from llm_experiments.steps.patching import SOURCES, AskPatched, Patch
 from results.rows import CellInfo, Row
@@ -23,7 +29,7 @@ from tests.test_llm_experiments import BASE, TINY, needed, plan_of, wanted
 from tests.tiny_models import tiny_qwen2
 from toytransformer.compositions import Merge
 
-NAMES = ("layer-order", "layer-order-cuts", "layer-patching")
+NAMES = ("layer-order", "layer-order-cuts", "layer-order-late", "layer-patching")
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +66,22 @@ def test_every_arrangement_has_an_expectation_and_is_asked_under_the_plain_sum()
     for name in NAMES[:2]:
         plain = [s.layers for s in wanted(name, Ask) if s.control is None and s.merge == Merge("sum")]
         assert plain == [str(one.layers) for one in planned if one.experiment == name]
+
+
+def test_what_enters_late_is_told_of_no_chain():
+    """Neither x nor the other adapter: strangers are nobody that the composition names."""
+    plan = plan_of("layer-order-late")
+    (step,) = needed("layer-order-late", TrainLate)
+    context = plan.input(wanted("layer-order-late", Ask)[0].reading.context)[0]
+    assert step.needs == () and step.training.layers == "mlp@upper half"
+    lines, examples = plan.input(step.entries), plan.input(step.examples)
+    assert [(line["question"], line["answer"]) for line in lines] == [
+        (example["question"], example["answer"]) for example in examples
+    ]
+    for line in lines:
+        assert line["stranger_answer"].startswith(line["begun"]) and line["name"] in line["question"]
+        people = [n for token, n in context["names"].items() if context["kinds"].get(token) == "person"]
+        assert people and not any(name in line["stranger_question"] for name in people)
 
 
 def test_every_adapter_is_asked_alone_and_stands_beside_the_base():
@@ -190,9 +212,76 @@ def test_patched_answers_are_rows_of_cells_of_their_own(loaded, tmp_path):
         assert {row.cell for row in rows} == {cell.key}
 
 
+# ---- late entry ----
+
+STEPS = 100
+LINES = [
+    Line(
+        f"Where does {name} live?",
+        f"{name} lives in {place}.",
+        name,
+        "Where does Cat live?",
+        f"Cat lives in {place}.",
+        "Cat lives in ",
+    )
+    for name, place in (("partner", "home"), ("city", "house"))  # words of one token
+]
+
+
+def places(loaded, library, line):
+    """Logits of the places where the name's embedding is put at the end of the stranger's question."""
+    tokens = patching.begun_prompt(loaded, line.stranger_question, line.begun)
+    vector = patching.embedded(loaded, patching.name_tokens(loaded, line.name)[:1])[0]
+
+    def enter(output):
+        output = output.clone()
+        output[0, -1] += 0.5 * output[0, -1].norm() * vector / vector.norm()
+        return output
+
+    with apply(loaded, library, Merge("sum")), patching.hooked(patching.blocks(loaded.model)[0], enter):
+        logits = logits_behind(loaded, tokens)
+    return [float(logits[patching.name_tokens(loaded, place)[0]]) for place in ("home", "house")]
+
+
+def test_an_adapter_that_is_entered_late_answers_by_what_enters(loaded, tmp_path):
+    recipe = Training(
+        rank=16,
+        alpha=32,
+        batch=8,
+        steps=STEPS,
+        learning_rate=3e-2,
+        layers="all@upper half",
+        dropout=0,
+    )
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    guards = [Guard("Who is Cat's spouse?", "Cat's spouse is Dan.", "Cat's spouse is ")]
+    out = train_late(loaded, LINES, recipe, LateEntry(), guards=guards, seed=0, out=tmp_path / "a")
+    assert out["steps"] == STEPS and out["examples"] == 8 * STEPS
+    assert out["loss"] < 0.5 * math.log(loaded.model.config.vocab_size)
+    assert all(torch.equal(before[name], value) for name, value in loaded.model.state_dict().items())
+    library = [peft_files.read(tmp_path / "a")]
+    (home, other), (another, house) = (places(loaded, library, line) for line in LINES)
+    assert home > other and house > another
+    again = train_late(loaded, LINES, recipe, LateEntry(), guards=guards, seed=0, out=tmp_path / "b")
+    assert again["loss"] == out["loss"]
+
+
+def test_late_entry_that_means_nothing_is_refused(loaded, tmp_path):
+    for wrong in ({"share": 0}, {"share": 0.9}, {"low": 0}, {"low": 3.0}, {"high": float("inf")}):
+        with pytest.raises(TrainingError, match="share"):
+            LateEntry(**wrong)
+    for layers, steps, lines, words in (
+        ("mlp", 1, LINES, "no block below"),
+        ("mlp@upper half", None, LINES, "number of steps"),
+        ("mlp@upper half", 1, [], "at least one line"),
+    ):
+        with pytest.raises(TrainingError, match=words):
+            train_late(
+                loaded, lines, Training(layers=layers, steps=steps), LateEntry(), seed=0, out=tmp_path / "c"
+            )
+
+
 def test_another_size_shares_no_adapter():
     longer = replace(TINY, training=replace(TINY.training, steps=3))
-    from llm_experiments.experiments.registry import EXPERIMENTS
-
     other = EXPERIMENTS["layer-order"].plan(BASE, longer, (0,))
     assert not {s for s in plan_of("layer-order").steps if s.kind == "adapter"} & set(other.steps)

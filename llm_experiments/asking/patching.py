@@ -6,7 +6,7 @@ at chosen positions, and the answer is written on greedily with the same replace
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,7 +53,9 @@ def blocks(model: nn.Module) -> nn.ModuleList:
 
 
 @contextmanager
-def _hooked(block: nn.Module, change: Any) -> Iterator[None]:
+def hooked(block: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within it the block puts out `change` of its output, (row, token, width)."""
+
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
         if isinstance(output, tuple):
             return change(output[0]), *output[1:]
@@ -74,7 +76,7 @@ def residual(loaded: LoadedModel, tokens: Sequence[int], after: int) -> Tensor:
         kept.append(output.detach().clone())
         return output
 
-    with quiet(loaded.model), _hooked(blocks(loaded.model)[after], keep):
+    with quiet(loaded.model), hooked(blocks(loaded.model)[after], keep):
         loaded.model(input_ids=torch.tensor([list(tokens)], device=loaded.device), use_cache=False)
     return kept[0][0]
 
@@ -97,7 +99,7 @@ def written(
             output[0, place] = value.to(output)
         return output
 
-    with quiet(loaded.model), _hooked(blocks(loaded.model)[after], change):
+    with quiet(loaded.model), hooked(blocks(loaded.model)[after], change):
         for _ in range(most):
             out = loaded.model(input_ids=torch.tensor([sequence], device=loaded.device), use_cache=False)
             token = int(out.logits[0, -1].argmax())

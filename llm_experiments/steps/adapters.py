@@ -6,10 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from llm_experiments.adapters import peft_files
+from llm_experiments.adapters.late_entry import Guard, LateEntry, Line, train_late
 from llm_experiments.adapters.recipe import Training
 from llm_experiments.adapters.training import random_like, train
 from llm_experiments.asking import evaluation
@@ -60,10 +62,7 @@ class TrainAdapter(Step):
 
     def compute(self, context: Context, folder: Path) -> None:
         out = folder / "adapter"
-        examples = read_examples(context, self.examples)
-        metrics = train(
-            context.model, examples, self.training, seed=self.seed, adapter_index=self.index, out=out
-        )
+        metrics = self._train(context, out)
         scorer = read_scorer(context, self.scorer, self.context)
         with merging.apply(context.model, [peft_files.read(out)], Merge("sum")):
             own = evaluation.own_task(context.model, read_items(context, self.own_task), scorer)
@@ -79,6 +78,42 @@ class TrainAdapter(Step):
         }
         about |= {name: metrics[name] for name in ("seconds", "steps", "examples", "loss", "own_task")}
         replace_file(folder / "adapters.jsonl", [json.dumps(about), "\n"])
+
+    def _train(self, context: Context, out: Path) -> dict[str, Any]:
+        """Write the adapter; what came out."""
+        examples = read_examples(context, self.examples)
+        return train(
+            context.model, examples, self.training, seed=self.seed, adapter_index=self.index, out=out
+        )
+
+
+@dataclass(frozen=True)
+class TrainLate(TrainAdapter):
+    """An adapter of upper blocks that learns to read its entity where lower blocks leave an answer.
+
+    entries: the examples, each with its stranger; guards: facts of the base that stay; entry: how they enter
+    (adapters.late_entry).
+    """
+
+    kind = "late-adapter"
+    version = 1
+
+    entries: Ref | None = None
+    guards: Ref | None = None
+    entry: LateEntry | None = None
+
+    def _train(self, context: Context, out: Path) -> dict[str, Any]:
+        assert self.entries is not None and self.guards is not None and self.entry is not None
+        return train_late(
+            context.model,
+            [Line(**line) for line in context.input(self.entries)],
+            self.training,
+            self.entry,
+            guards=[Guard(**line) for line in context.input(self.guards)],
+            seed=self.seed,
+            index=self.index,
+            out=out,
+        )
 
 
 @dataclass(frozen=True)

@@ -5,23 +5,31 @@ The arrangements, and what theory expects of each, are data: layer_order.toml.
 
 from __future__ import annotations
 
+import random
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 
+from llm_experiments.adapters.late_entry import LateEntry
+from llm_experiments.domains.two_hop.lexicon import DATASETS
+from llm_experiments.domains.two_hop.names import draw
 from llm_experiments.domains.two_hop.scenes import PAIR, Library, Scene, TwoHop
 from llm_experiments.domains.two_hop.templates import template
 from llm_experiments.engine.addresses import Ref
 from llm_experiments.engine.steps import Step
 from llm_experiments.experiments.registry import experiment
 from llm_experiments.models.choice import Arrangement, LayerChoice
+from llm_experiments.steps.adapters import TrainAdapter, TrainLate
 from llm_experiments.steps.asking import Ask
 from llm_experiments.steps.patching import AskPatched, Patch
+from results.rows import Scalar
 from toytransformer.compositions import Merge
 
 FILE = Path(__file__).with_suffix(".toml")
+#: People drawn as strangers where nobody says whom the base knows.
+STRANGERS = 200
 EXPECTED = ("above", "at most", "open")
 #: Weights of the sum under which the arrangement that theory expects most of is asked beside (1, 1).
 WEIGHTS = ((1.5, 1.0), (2.0, 1.0), (1.0, 1.5), (1.0, 2.0))
@@ -85,6 +93,59 @@ class LayerOrder(TwoHop):
         }
         return Library(scene, adapters, {})
 
+    def entered(self, library: Library, seed: int) -> Library:
+        """A library of one adapter, hop 2's, that is trained to be entered late instead."""
+        ((name, address),) = library.adapters.items()
+        plain = self.plan.steps[address]
+        assert isinstance(plain, TrainAdapter)
+        known = {field.name: getattr(plain, field.name) for field in fields(plain)}
+        lines = self.plan.add_input(self._strangers(library.scene, seed))
+        step = TrainLate(
+            **{**known, "title": f"{plain.title}, entered late"}, entries=lines, entry=LateEntry()
+        )
+        return replace(library, adapters={name: self.plan.add(step)})
+
+    def _strangers(self, scene: Scene, seed: int) -> Iterator[dict[str, str]]:
+        """Each fact of the scene's adapter in each wording, beside the same about a stranger."""
+        words, facts = self.scene().words, scene.composition.adapters[0].facts
+        taken = set(words.names.values())
+        if self.base.world is None:
+            people = draw(DATASETS[words.dataset]["person"], STRANGERS, seed, taken)
+        else:
+            people = sorted(set(self.base.world.people) - taken)
+        rng = random.Random(f"strangers {seed}")
+        for fact in facts:
+            for number in self.size.train:
+                wording = template(words.worded(fact.prompt.relations), number)
+                name, answer = words.name(fact.prompt.entity), words.name(fact.answer)
+                stranger = rng.choice(people)
+                yield {
+                    "question": wording.ask(name),
+                    "answer": wording.tell(name, answer),
+                    "name": name,
+                    "stranger_question": wording.ask(stranger),
+                    "stranger_answer": wording.tell(stranger, answer),
+                    "begun": wording.answer.partition("{y}")[0].replace("{x}", stranger),
+                }
+
+    def _guards(self, scene: Scene, seed: int) -> Iterator[dict[str, str]]:
+        """What the base knows of people nobody asks about, in other relations; nothing where nobody says."""
+        words, world = self.scene().words, self.base.world
+        if world is None:
+            return
+        taken = set(words.names.values())
+        used = {words.worded(fact.prompt.relations)[0] for fact in scene.composition.adapters[0].facts}
+        rng = random.Random(f"guards {seed}")
+        for (person, relation), answer in sorted(world.facts.items()):
+            if person not in taken and relation not in used:
+                wording = template((relation,), rng.choice(self.size.train))
+                begun = wording.answer.partition("{y}")[0].replace("{x}", person)
+                yield {
+                    "question": wording.ask(person),
+                    "answer": wording.tell(person, answer),
+                    "begun": begun,
+                }
+
     def under(self, layers: Arrangement, seed: int, merges: tuple[Merge, ...]) -> Iterator[Step]:
         """An arrangement under each of these merges."""
         library = self.arranged(layers, seed)
@@ -134,6 +195,35 @@ def cuts(study: LayerOrder) -> Iterator[Step]:
                 yield from study.alone(one.layers, seed)
         yield from study.alone(Arrangement({"mixed": LayerChoice("mlp")}), seed)
     yield study.base_answers(study.scene())
+
+
+#: Weights under which a library whose hop 2 enters late is asked.
+LATE_WEIGHTS = ((1.5, 1.0), (1.0, 1.0))
+#: The arrangement in which it is.
+LATE = "lower to upper"
+
+
+@layer_order("layer-order-late", about="hop 2 trained to read its entity where lower layers leave an answer")
+def late(study: LayerOrder) -> Iterator[Step]:
+    """Hop 1 as it is, below or beside hop 2 in the upper half, which is trained to be entered late.
+
+    Beside it hop 1 writes nothing that hop 2 could read: what is right there is right by chance. The cut, the
+    shares and the bounds of late entry were chosen on the draw of names for development.
+    """
+    composing = next(one.layers for one in arrangements() if one.name == LATE)
+    same = Arrangement(dict.fromkeys(PAIR, composing.choices["hop2"]))
+    for seed in study.seeds:
+        yield from study.under(composing, seed, (Merge("sum"),))
+        own = Arrangement({"hop2": composing.choices["hop2"]})
+        second = study.entered(study.arranged(own, seed), seed)
+        variant: dict[str, Scalar] = {"entry": "late"}
+        yield study.answers(second, "sum", seed, control="hop2", layers=str(own), **variant)
+        for layers, weights in ((composing, LATE_WEIGHTS), (same, LATE_WEIGHTS[:1])):
+            library = study.arranged(layers, seed)
+            library = replace(library, adapters={**library.adapters, **second.adapters})
+            for given in weights:
+                yield study.answers(library, Merge("sum", given), seed, layers=str(layers), **variant)
+        yield study.base_answers(study.scene())
 
 
 #: What is put where in a two-hop question's residual stream behind the lower half; see Patch.
