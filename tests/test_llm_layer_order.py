@@ -1,5 +1,6 @@
 """The layer-order experiments: what they plan, and that patches put what they say where they say."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -73,7 +74,7 @@ def test_what_enters_late_is_told_of_no_chain():
     plan = plan_of("layer-order-late")
     (step,) = needed("layer-order-late", TrainLate)
     context = plan.input(wanted("layer-order-late", Ask)[0].reading.context)[0]
-    assert step.needs == () and step.training.layers == "mlp@upper half"
+    assert step.needs == () and step.guards in plan.inputs and step.training.layers == "mlp@upper half"
     lines, examples = plan.input(step.entries), plan.input(step.examples)
     assert [(line["question"], line["answer"]) for line in lines] == [
         (example["question"], example["answer"]) for example in examples
@@ -279,6 +280,16 @@ def test_late_entry_that_means_nothing_is_refused(loaded, tmp_path):
             train_late(
                 loaded, lines, Training(layers=layers, steps=steps), LateEntry(), seed=0, out=tmp_path / "c"
             )
+
+
+def test_the_step_trains_and_is_checked_on_its_own_task(loaded, tmp_path):
+    (step,) = needed("layer-order-late", TrainLate)
+    store = Store(tmp_path / "run")
+    context = Context(store, lambda: loaded)
+    summary = run(plan_of("layer-order-late"), store, context, wanted=[step.address], progress=False)
+    assert not summary.failed, summary.failed
+    (adapter,) = map(json.loads, (store.results(step.address) / "adapters.jsonl").open())
+    assert adapter["own_task"]["items"] > 0 and adapter["steps"] == TINY.training.steps
 
 
 def test_another_size_shares_no_adapter():

@@ -100,9 +100,9 @@ class LayerOrder(TwoHop):
         assert isinstance(plain, TrainAdapter)
         known = {field.name: getattr(plain, field.name) for field in fields(plain)}
         lines = self.plan.add_input(self._strangers(library.scene, seed))
-        step = TrainLate(
-            **{**known, "title": f"{plain.title}, entered late"}, entries=lines, entry=LateEntry()
-        )
+        guards = self.plan.add_input(self._guards(library.scene, seed))
+        known["title"] = f"{plain.title}, entered late"
+        step = TrainLate(**known, entries=lines, guards=guards, entry=LateEntry())
         return replace(library, adapters={name: self.plan.add(step)})
 
     def _strangers(self, scene: Scene, seed: int) -> Iterator[dict[str, str]]:
