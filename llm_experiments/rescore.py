@@ -23,18 +23,18 @@ SAME_BASE = ("domain", "base", "digest", "dtype", "dataset", "names", "split")
 
 @dataclass
 class _Said:
-    """What a base answers: by item, the question as it was asked and the name that was answered."""
+    """What a base answers: by item and question as it was asked, the name that was answered."""
 
-    answers: dict[str, tuple[str, str | None]] = field(default_factory=dict)
+    answers: dict[tuple[str, str], str | None] = field(default_factory=dict)
 
     def name(self, item: Item, cell: CellInfo) -> str | None:
-        question, name = self.answers.get(item.id, (None, None))
-        if question != item.question:
+        asked = (item.id, item.question)
+        if asked not in self.answers:
             raise RowsError(
                 f"the base {cell.base} was not asked '{item.id}' of {cell.task} on {cell.dataset}: "
                 "without its answer there is no old one"
             )
-        return name
+        return self.answers[asked]
 
 
 def rescored(measurements: Measurements, world: KnownFacts) -> Measurements:
@@ -70,7 +70,7 @@ def rescored(measurements: Measurements, world: KnownFacts) -> Measurements:
             scored = _row(row, cell, item, kept, old)
             if info.control == BASE:
                 answer = None if scored.answer is None else kept.scorer.name(scored.answer)
-                base.answers.setdefault(item.id, (item.question, answer))
+                base.answers.setdefault((item.id, item.question), answer)
             done[info.key][1].append(scored)
     for key in measurements.cells:  # in the order there was
         cell, scored_rows = done[key]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llm_experiments.domains.two_hop import scorer
 from llm_experiments.domains.two_hop.known import KnownFacts
 from llm_experiments.domains.two_hop.lexicon import Lexicon, lexicon
+from llm_experiments.domains.two_hop.rendering import in_context
 from llm_experiments.domains.two_hop.task import item
 from results.rows import CellInfo, Item, RowsError
 from toytransformer.compositions import Composition, Question
@@ -41,6 +42,8 @@ class Kept:
         template = kept.extra["template"]
         assert isinstance(template, int)
         now = item(self.composition, question, self.words, template)
+        if "context" in kept.extra:
+            now = in_context(now, self.composition, self.words)
         if (now.id, now.question, now.target) != (kept.id, kept.question, kept.target):
             raise RowsError(
                 f"'{kept.id}' of {self.composition.name} was asked as {kept.question!r}, and would be as "

@@ -1,12 +1,14 @@
 """Facts and questions as English: one paraphrase each, plain or with the steps written out (Table 6)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llm_experiments.domains.two_hop.lexicon import Lexicon
 from llm_experiments.domains.two_hop.templates import template as paraphrase
-from toytransformer.compositions import Adapter, Fact, Prompt, Question, SpecError, World
+from results.rows import Item
+from toytransformer.compositions import Adapter, Composition, Fact, Prompt, Question, SpecError, World
+from toytransformer.compositions.spec import hops
 
 Form = Literal["direct", "chain"]
 FORMS: tuple[Form, ...] = ("direct", "chain")
@@ -99,3 +101,19 @@ def question_text(question: Question | Prompt, lexicon: Lexicon, template: int) 
     text = paraphrase(lexicon.worded(prompt.relations), template).ask(lexicon.name(prompt.entity))
     steps = isinstance(question, Question) and question.decode == "steps"
     return STEP_BY_STEP + text if steps else text
+
+
+def in_context(item: Item, composition: Composition, lexicon: Lexicon) -> Item:
+    """The item with both facts of its chain in front, worded as it is: what is answered can be copied.
+
+    Its extras say so: "context" is "facts". Errors: SpecError where no chain of the composition has its fact.
+    """
+    entity, *_ = str(item.extra["prompt"]).split()
+    template = item.extra["template"]
+    assert isinstance(template, int)
+    prompts = dict.fromkeys(q.prompt for q in composition.questions if q.prompt.hops == 2)
+    for facts in (hops(composition.world, prompt) for prompt in prompts):
+        if entity in [fact.prompt.entity for fact in facts]:
+            told = "".join(render(fact, None, lexicon, template).answer + " " for fact in facts)
+            return replace(item, question=told + item.question, extra={**item.extra, "context": "facts"})
+    raise SpecError(f"no chain of '{composition.name}' is about '{entity}': ask about chains")
