@@ -18,7 +18,7 @@ from llm_experiments.steps.adapters import TrainAdapter
 from llm_experiments.steps.asking import Ask
 
 BASE = Base("embedded", "0" * 16, BaseWorld.read(EMBEDDED / "world.json"))
-NAMES = ("scales", "context", "tiers-development", "tiers-test", "bridge")
+NAMES = ("scales", "context", "oracle-gate", "tiers-development", "tiers-test", "bridge")
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,8 @@ def test_nothing_of_the_test_setups_is_merged_in_development(plans):
     for name, numbers in (("tiers-development", DEVELOPMENT), ("tiers-test", TEST)):
         tasks = {step.about.task for step in wanted(plans[name])}
         assert tasks == {f"setup-{number}" for number in numbers}
+    for step in wanted(plans["oracle-gate"]):
+        assert step.about.task in {f"setup-{number}" for number in DEVELOPMENT}
     assert not set(DEVELOPMENT) & set(TEST) and set(DEVELOPMENT) | set(TEST) == {0, 2, 4, 5, 6, 7, 8}
     assert all(len(step.library) < 2 for name in ("scales", "context") for step in wanted(plans[name]))
 
@@ -62,6 +64,18 @@ def test_scale_curves_ask_directly_and_have_one_set_of_candidates(plans):
     assert len({step.reading.candidates for step in alone}) == 1
     groups = {(item.group, item.ask) for step in alone for item in read_items(plan, step.reading.items)}
     assert groups == {("hop1", "direct"), ("hop2", "direct"), ("two-hop", "direct")}
+
+
+def test_the_oracle_gate_asks_chains_beside_the_best_router_and_the_sum(plans):
+    plan = plans["oracle-gate"]
+    gated = [step for step in wanted(plan) if step.variant.get("gate") == "by step"]
+    assert len(gated) == len(DEVELOPMENT) and all(tuple(step.library) == PAIR for step in gated)
+    for step in gated:
+        items = read_items(plan, step.reading.items)
+        assert {item.ask for item in items} == {"steps"}
+        assert all(item.target.count(step.marker) == 1 for item in items)
+    beside = {(step.merge.rule, step.merge.option_dict.get("top_k")) for step in wanted(plan)}
+    assert beside == {("sum", None), ("arrow-products", 1)}
 
 
 def test_in_context_every_right_answer_stands_in_the_prompt_before_the_question(plans):

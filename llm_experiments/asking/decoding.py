@@ -8,7 +8,7 @@ under whatever merge is active.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -29,8 +29,13 @@ def answers(
     max_new_tokens: int,
     batch: int = 32,
     share_prefix: bool = True,
+    begun: Sequence[str] | None = None,
+    turn: Callable[[int], None] = lambda number: None,
 ) -> list[str]:
     """The greedy answer to each question, in order, up to the end of turn or `max_new_tokens`.
+
+    begun: what each answer begins with, which is part of it. turn: called with 0 before prompts with what is
+    begun are read, with 1 before anything is written.
 
     Greedy means the largest logit at every step: sampling, repetition penalties and whatever else a model's
     generation_config asks for play no part. Prompts are sorted by length into batches padded on the left.
@@ -38,17 +43,23 @@ def answers(
     Errors: DecodingError on counts below 1.
     """
     _check_count(max_new_tokens, "max_new_tokens")
-    prompts = [prompt_ids(loaded, question) for question in questions]
+    starts = [begun_ids(loaded, text) for text in begun] if begun else [[] for _ in questions]
+    prompts = [
+        prompt_ids(loaded, question) + start for question, start in zip(questions, starts, strict=True)
+    ]
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     written: dict[int, list[int]] = {}
     doing = f"answering {len(prompts)} questions, {batch} at once"
     with quiet(loaded.model), explain_memory(doing, "take a smaller batch"):
+        turn(0)
         prefix = batches.shared_prefix(loaded, prompts) if share_prefix else None
         stops = end_tokens(loaded)
         for rows in _chunks(order, batch):
+            turn(0)
             started = batches.start(loaded, prefix, [prompts[row] for row in rows])
+            turn(1)
             written.update(zip(rows, batches.greedy(loaded, started, stops, max_new_tokens), strict=True))
-    return [_text(loaded, written[row]) for row in range(len(prompts))]
+    return [_text(loaded, starts[row] + written[row]) for row in range(len(prompts))]
 
 
 def _text(loaded: LoadedModel, tokens: list[int]) -> str:

@@ -6,7 +6,7 @@ What is merged is whatever hooks are active on the model while these functions r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llm_experiments.asking.decoding import answers, candidate_logprobs
@@ -19,7 +19,16 @@ from llm_experiments.scoring import Scorer, StepScorer
 from llm_experiments.scoring.words import spoken, words
 from results.rows import Item, Row
 
-__all__ = ["OwnTask", "answers", "ask", "base_answers", "candidate_logprobs", "own_task", "texts"]
+__all__ = [
+    "OwnTask",
+    "answers",
+    "ask",
+    "base_answers",
+    "candidate_logprobs",
+    "own_task",
+    "texts",
+    "texts_in_turn",
+]
 
 
 def texts(
@@ -39,6 +48,27 @@ def texts(
         for row, text in zip(rows, said, strict=True):
             written[row] = text
     return written
+
+
+def texts_in_turn(
+    loaded: LoadedModel, items: Sequence[Item], marker: str, turn: Callable[[int], None]
+) -> list[str]:
+    """The greedy answers; from behind the marker's first place on, written when it is the next one's turn.
+
+    turn: says whose turn it is, 0 up to the marker, 1 behind it.
+    """
+    turn(0)
+    first = texts(loaded, items)
+    rows = [row for row, text in enumerate(first) if marker in text]
+    said = answers(
+        loaded,
+        [items[row].question for row in rows],
+        max_new_tokens=_budget(loaded, [items[row].target for row in rows]),
+        begun=[first[row].partition(marker)[0] + marker for row in rows],
+        turn=turn,
+    )
+    again = dict(zip(rows, said, strict=True))
+    return [again.get(row, text) for row, text in enumerate(first)]
 
 
 def base_answers(items: Iterable[Item], written: Iterable[str], scorer: Scorer) -> dict[str, str | None]:

@@ -1,6 +1,7 @@
 """What predictions of merges start from, and the merges that they are held against.
 
     scales               each adapter alone over weights, and random ones of its norm
+    oracle-gate          each step of a chain by its own adapter: a bound for every router
     context              the base and each adapter with the facts in the prompt: copying, form, the chains' k
     tiers-development    merges of the setups that predictions may be developed on
     tiers-test           merges of the others, which are not looked at before predictions of them are kept
@@ -12,15 +13,17 @@ folder the merges are of those very adapters that were asked alone: CellInfo.ada
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from functools import partial
 
 from llm_experiments.domains.task import keep_items, read_items
-from llm_experiments.domains.two_hop.rendering import in_context
+from llm_experiments.domains.two_hop.rendering import SECOND, in_context
 from llm_experiments.domains.two_hop.scenes import PAIR, Library, Scene, TwoHop
 from llm_experiments.engine.addresses import Address
 from llm_experiments.engine.steps import Step
 from llm_experiments.experiments.registry import experiment
+from llm_experiments.steps.staged import AskInTurn
 from toytransformer.compositions import Merge
 
 #: Weights of an adapter alone, and of a random one.
@@ -104,6 +107,27 @@ def _in_context(study: TwoHop, alone: Library, base: Address, seed: int, name: s
         control=name,
         variant=CONTEXT,
     )
+
+
+@two_hop(
+    "oracle-gate", about="hop 1's adapter writes the first step, hop 2's the second: a bound for routers"
+)
+def oracle_gate(study: TwoHop) -> Iterator[Step]:
+    """Beside it Arrow's hard choice, which is the best known router, and both adapters at weight 1.
+
+    Only setups that predictions may be developed on: what the others' merges say is not looked at yet.
+    """
+    for seed in study.seeds:
+        for number in DEVELOPMENT:
+            scene = study.setup(number, "R")
+            library = study.library(scene, seed, layers="mlp")
+            items = [item for item in read_items(study.plan, scene.task.items) if item.ask == "steps"]
+            asked = study.answers(library, "sum", seed, gate="by step")
+            fields = {field.name: getattr(asked, field.name) for field in dataclass_fields(asked)}
+            fields["reading"] = replace(asked.reading, items=keep_items(study.plan, items), candidates=None)
+            yield AskInTurn(**fields, marker=SECOND.split()[0])
+            hard = Merge("arrow-products", options={"top_k": 1, "temperature": 1.0})
+            yield from study.merged(scene, seed, (hard, "sum"))
 
 
 def direct(study: TwoHop, scene: Scene) -> Scene:
