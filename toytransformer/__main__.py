@@ -341,7 +341,8 @@ def _answers(predicted: Prediction | SymmetricPrediction, shown: tuple[Record, .
             table.add_row(record.prompt, "undetermined", "undetermined")
         return table
     errors = _standard_errors(predicted, SHOWN)
-    heading = "merged output (largest coefficients" + (" ± standard error)" if errors else ")")
+    what = "scores" if "typed" in shown[0].regime else "coefficients"
+    heading = f"merged output (largest {what}" + (" ± standard error)" if errors else ")")
     table = Table("question", "answer", "outcome", heading)
     for row, record in enumerate(shown):
         outcome = max(record.shares, key=lambda name: record.shares[name])

@@ -18,6 +18,7 @@ import numpy as np
 from toytransformer.compositions import Composition
 from toytransformer.prediction import Prediction, predict
 from toytransformer.regimes import Regime
+from toytransformer.toy import Toy
 
 #: Facts up to which all relabellings are gone through: 40,320 predictions.
 MOST = 8
@@ -45,12 +46,12 @@ class RelabellingResult:
 def average(
     build: Callable[[tuple[int, ...]], Composition],
     facts: int,
-    regime: Regime,
+    regime: Regime | Toy,
     *,
     relabellings: Iterable[tuple[int, ...]] | None = None,
 ) -> RelabellingResult:
     """Predict `build(sigma)` for every permutation sigma of range(facts) (or those given) in the same draw
-    of the regime.
+    of the regime, or of the regime of a toy.
 
     Raises ValueError for more than MOST facts without given relabellings, and for none.
 

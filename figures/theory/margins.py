@@ -12,7 +12,7 @@ def margins_of(predicted: Prediction) -> list[tuple[float, str]]:
     """Right output minus the largest other one, and the outcome (ties: "tie"), question by question."""
     margins = []
     names = predicted.composition.world.entities
-    rows = zip(predicted.composition.questions, predicted.output, predicted.distributions, strict=True)
+    rows = zip(predicted.questions, predicted.output, predicted.distributions, strict=True)
     for question, output, answers in rows:
         right = names.index(question.correct)
         outcomes = {question.outcome(answer) for answer in answers}

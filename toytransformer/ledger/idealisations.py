@@ -8,16 +8,17 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from toytransformer import merging, symmetry
 from toytransformer.adapters import LoRA, closed_form
 from toytransformer.bases import ExactBase, TrainedBase, one_hot
-from toytransformer.compositions import Composition, Fact, Merge, Prompt
+from toytransformer.compositions import Composition, Fact, Merge, Prompt, World
 from toytransformer.compositions.knowledge import DEGREES
 from toytransformer.estimates import standard_error
-from toytransformer.ledger.pair import Drawn, outcome, pair, threshold
+from toytransformer.ledger.pair import LIMIT, Drawn, outcome, pair, threshold
 from toytransformer.ledger.registry import (
     Row,
     Run,
@@ -31,8 +32,9 @@ from toytransformer.ledger.registry import (
 )
 from toytransformer.network import OneLayerTransformer
 from toytransformer.prediction import predict, train
-from toytransformer.readout import Typed
+from toytransformer.readout import Gram, Typed
 from toytransformer.regimes import Finite, FullLimit, WidthLimit
+from toytransformer.relabelling import average
 from toytransformer.symmetry import SymmetricPrediction
 from toytransformer.toy import Toy
 from toytransformer.typed import fresh_threshold, trained_threshold
@@ -156,8 +158,9 @@ def explicit(run: Run) -> Iterator[Row]:
         rngs=nnx.Rngs(run.seed),
     )
     facts = [fact.prompt for fact in world.known]
-    network.fit_readout(facts, one_hot(world, [fact.answer for fact in world.known]))
     phi = dict(zip(prompts, np.asarray(network.features(prompts), float), strict=True))
+    answers = one_hot(world, [fact.answer for fact in world.known])
+    network.readout[...] = jnp.asarray(_fit([phi[prompt] for prompt in facts], answers))
     rows = np.stack(list(phi.values()))
     room = solver(
         1e2 * 2.0**-52 * float(np.linalg.cond(rows @ rows.T)), "eps x condition of the features' Gram matrix"
@@ -166,7 +169,7 @@ def explicit(run: Run) -> Iterator[Row]:
     said = np.asarray(network(questions), float)
     base = TrainedBase().output(world, questions, phi)
     gap = float(np.abs(said - base).max())
-    yield close("what the base says, by JAX least squares", 0.0, gap, room, regime="finite d=32 m=256")
+    yield close("what the base says, W by least squares", 0.0, gap, room, regime="finite d=32 m=256")
     gram = readout.gram(world)
     vectors, shift = _embedding(len(gram), gram, run.seed), np.zeros_like(said)
     for adapter in composition.adapters:
@@ -303,6 +306,39 @@ def _threshold(length: float, trained: bool, known: bool) -> float:
         return found.shares["bridge"] == 0
 
     return threshold(place, 0.0, 0.95)
+
+
+def tied_names(world: World, cosine: float) -> Gram:
+    """A readout in which y_i and z_i lie together, cosine between 0 and 1, and all else apart."""
+    place = {name: i for i, name in enumerate(world.entities)}
+    matrix = np.eye(len(place))
+    for name in world.entities:
+        if (twin := name.replace("y", "z")) != name and twin in place:
+            matrix[place[name], place[twin]] = matrix[place[twin], place[name]] = cosine
+    return Gram(world.entities, matrix)
+
+
+@claim("relabelling under other readouts and bases", source=f"{SOURCE}, section 5")
+def relabelled(run: Run) -> Iterator[Row]:
+    n, third = 3, Tolerance(1e-12, "algebraic", "a mean of at most n! shares 1/k, each exact to 1e-16")
+    for rule, degree in itertools.product(("sum", "arrow-products"), ("nothing", "one-hop")):
+        regime = WidthLimit(dimension=64, seed=run.seed, relation_length=2.0)
+        model, merge = Toy(regime, TrainedBase(), Typed(0.4)), Merge(rule)
+        build = functools.partial(_relabelled, n=n, merge=merge, degree=degree, bystanders=2)
+        found = average(build, n, model)
+        text = f"n x accuracy over all sigma, {rule}, trained base ({degree}), t = 0.4"
+        yield at_most(text, 1.0, n * found.accuracy, third, regime="width d=64", note="the bound holds")
+    merge, world = Merge("sum", (1.0, 3.0)), pair(n, False).world
+    build = functools.partial(_relabelled, n=n, merge=merge, degree="nothing")
+    for cosine, expected in ((0.0, 1 / n), (0.3, 1.0)):
+        found = average(build, n, Toy(LIMIT, ExactBase(), tied_names(world, cosine)))
+        text = f"accuracy over all sigma, sum 1, 3, fresh: y_i and z_i at cosine {cosine:g}"
+        note = "outside the bound: this readout ties the bridge to the answer" if cosine else ""
+        yield close(text, expected, found.accuracy, third, regime="limit", note=note)
+
+
+def _relabelled(sigma: tuple[int, ...], n: int, merge: Merge, **how: Any) -> Composition:
+    return pair(n, sigma=sigma, merge=merge, **how)
 
 
 @claim("a million facts of a typed toy", source=SOURCE)

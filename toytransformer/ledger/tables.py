@@ -148,7 +148,7 @@ NEAREST = (("Rel1", "Rel4"), ("Rel3", "Rel2"), ("Rel5", "Rel2"))
 def share_answering(predicted: Prediction, *pairs: tuple[str, str]) -> float:
     """Share of answers that are what one of these trained two-hop relations gives for the same x."""
     world, total = predicted.composition.world, []
-    for question, answers in zip(predicted.composition.questions, predicted.distributions, strict=True):
+    for question, answers in zip(predicted.questions, predicted.distributions, strict=True):
         wanted = {world.truth(Prompt(question.prompt.entity, relations)) for relations in pairs}
         total.append(math.fsum(share for answer, share in answers.items() if answer in wanted))
     return math.fsum(total) / len(total)
