@@ -19,6 +19,7 @@ from toytransformer.network import OneLayerTransformer
 from toytransformer.prediction import predict
 from toytransformer.readout import Gram, OneHot, ReadoutError, Typed
 from toytransformer.regimes import Finite, FullLimit, RegimeError, WidthLimit, streams
+from toytransformer.relabelling import average
 from toytransformer.toy import Toy, as_toy
 from toytransformer.training import train_lora
 
@@ -233,6 +234,38 @@ def test_answers_in_steps_are_the_answers_to_the_steps():
         assert alone.distributions[0] == pytest.approx(found.distributions[row])
         assert np.abs(alone.output[0] - found.output[row]).max() <= found.tie + alone.tie
         assert question.old == composition.world.entailed(question.prompt)  # the base answers step by step
+
+
+@settings(max_examples=8)
+@given(
+    st.sampled_from(DEGREES),
+    st.floats(0, 0.9),
+    st.sampled_from(["sum", "mean", "linear"]),
+    st.sampled_from([LIMIT, FullLimit(relation_length=2)]),
+)
+def test_no_composition_by_relabelling_with_kinds_and_a_trained_base(degree, t, rule, regime):
+    n, merge = 3, Merge(rule)
+    found = average(
+        lambda sigma: small(facts=n, degree=degree, sigma=sigma, merge=merge, gauge="facts"),
+        n,
+        Toy(regime, TrainedBase(), Typed(t)),
+    )
+    assert found.accuracy <= 1 / n + 1e-12 and found.label_blind
+
+
+def test_a_readout_that_ties_the_bridge_to_the_answer_composes_every_relabelling():
+    n, merge = 3, Merge("sum", (1.0, 3.0))
+    names = catalogue.build("two-hop", facts=n, known=False).world.entities
+    for cosine, expected in ((0.0, 1 / n), (0.2, 1.0)):
+        matrix = np.eye(len(names))
+        for i in range(1, n + 1):
+            y, z = names.index(f"y{i}"), names.index(f"z{i}")
+            matrix[y, z] = matrix[z, y] = cosine
+        toy = Toy(LIMIT, ExactBase(), Gram(names, matrix))
+        found = average(
+            lambda sigma: catalogue.build("two-hop", facts=n, known=False, sigma=sigma, merge=merge), n, toy
+        )
+        assert found.accuracy == pytest.approx(expected) and found.label_blind == (cosine == 0)
 
 
 # ---- readouts ----

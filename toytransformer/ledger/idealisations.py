@@ -166,7 +166,8 @@ def explicit(run: Run) -> Iterator[Row]:
         1e2 * 2.0**-52 * float(np.linalg.cond(rows @ rows.T)), "eps x condition of the features' Gram matrix"
     )
     questions = [question.prompt for question in composition.questions]
-    said = np.asarray(network(questions), float)
+    outputs = dict(zip(prompts, np.asarray(network(prompts), float), strict=True))
+    said = np.stack([outputs[prompt] for prompt in questions])
     base = TrainedBase().output(world, questions, phi)
     gap = float(np.abs(said - base).max())
     yield close("what the base says, W by least squares", 0.0, gap, room, regime="finite d=32 m=256")
@@ -175,7 +176,7 @@ def explicit(run: Run) -> Iterator[Row]:
     for adapter in composition.adapters:
         stored = [fact.prompt for fact in adapter.facts]
         new = one_hot(world, [fact.answer for fact in adapter.facts])
-        changes = (new - np.asarray(network(stored), float)) @ vectors.T
+        changes = (new - np.stack([outputs[prompt] for prompt in stored])) @ vectors.T
         shift += np.stack([phi[p] for p in questions]) @ _fit([phi[p] for p in stored], changes).T
     expected = (said @ vectors.T + shift) @ vectors
     fitted, root = TrainedBase().fit(world, phi), readout.on(world)
