@@ -268,3 +268,23 @@ def test_softmax_attention_becomes_uniform_as_d_grows():
 def test_softmax_attention_stays_one_hot_under_the_variance_reading():
     # theory.md, R1: logits grow like sqrt d, so one of the two tokens gets all the attention
     assert attention_gap(256, "variance") > 0.5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dependent_states_give_coordinates_that_rounding_does_not_decide(seed):
+    """(u, R3) = (x, R3) + (u, R1) - (x, R1), so that QR would go on along a direction of rounding."""
+    prompts = [Prompt(entity, (relation,)) for entity in "xu" for relation in ("R1", "R3")]
+    prompts += [Prompt("x", ("R1", "R2")), Prompt("u", ("R3", "R2"))]
+    tokens = hidden.token_coefficients(prompts, "strict")
+    on_tokens = tokens.residual.toarray(), tokens.attention.toarray()
+    states = np.asarray(hidden.sample_states(jax.random.key(seed), *on_tokens, dimension=512))
+    stirred = states * (1 + np.finfo(float).eps * np.random.default_rng(seed).uniform(-1, 1, states.shape))
+    # A root moves by at most the rounding of the Gram matrix over its smallest pivot, here about 1/4.
+    rounding = 16 * sum(states.shape) * np.finfo(float).eps * np.abs(states @ states.T).max()
+    root = hidden.triangular_root(jnp.asarray(states))
+    assert np.abs(root.T @ root - states @ states.T).max() <= rounding
+    assert np.abs(root - hidden.triangular_root(jnp.asarray(stirred))).max() <= rounding
+    features = [
+        hidden.sample_features(jax.random.key(7), jnp.asarray(s), width=64) for s in (states, stirred)
+    ]
+    assert np.abs(features[0] - features[1]).max() <= 64 * rounding

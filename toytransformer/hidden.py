@@ -231,7 +231,7 @@ def _neuron_chunks(
     rng: jax.Array, states: jax.Array, width: int
 ) -> tuple[Callable[[jax.Array], jax.Array], int]:
     """relu(U h) chunk after chunk of neurons, (prompt, neuron), zero beyond `width`; and how many chunks."""
-    _, upper = jnp.linalg.qr(states.T)
+    upper = triangular_root(states)
     size = min(CHUNK, width)
 
     def draw(step: jax.Array) -> jax.Array:
@@ -239,3 +239,31 @@ def _neuron_chunks(
         return jax.nn.relu(upper.T @ normal) * (step * size + jnp.arange(size) < width)
 
     return draw, math.ceil(width / size)
+
+
+def triangular_root(states: jax.Array) -> jax.Array:
+    """An upper R with R^T R = states @ states.T, (min(prompt, direction), prompt).
+
+    QR gives it. Where a state depends on those before it, as (u, R3) does on (x, R1), (x, R3) and (u, R1),
+    QR goes on along a direction of pure rounding, on which all later coordinates would depend: there R is the
+    Cholesky factor of the Gram matrix, with a row of zeros for that state. A pivot is rounding up to
+    (direction + prompt) eps |h|^2, of the inner products and of the elimination.
+    """
+    _, upper = jnp.linalg.qr(states.T)
+    if upper.shape[0] < upper.shape[1]:
+        return upper
+    gram = states @ states.T
+    rounding = sum(states.shape) * jnp.finfo(gram.dtype).eps * jnp.diag(gram)
+    dependent = jnp.diag(upper) ** 2 <= rounding
+
+    def row(rest_and_root: tuple[jax.Array, jax.Array], j: jax.Array) -> tuple[tuple, None]:
+        rest, root = rest_and_root
+        pivot = jnp.where(rest[j, j] > rounding[j], rest[j, j], jnp.inf)
+        new = jnp.where(jnp.arange(len(gram)) >= j, rest[j] / jnp.sqrt(pivot), 0.0)
+        return (rest - jnp.outer(new, new), root.at[j].set(new)), None
+
+    def skipping() -> jax.Array:
+        (_, root), _ = jax.lax.scan(row, (gram, jnp.zeros_like(gram)), jnp.arange(len(gram)))
+        return root
+
+    return jax.lax.cond(jnp.any(dependent), skipping, lambda: upper)
