@@ -9,7 +9,7 @@ its base says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -118,27 +118,24 @@ def compared(
     right = outcomes.index(RIGHT)
     libraries = [library(cell) for cell in cells]
 
-    def measure(statistic: Any) -> Measure:
-        value = float(statistic(np.arange(len(cells))))
-        low, high = group_bootstrap(statistic, libraries, seed=0, draws=draws)
-        return Measure(value, low, high)
-
     hit = measured.argmax(axis=1) == predicted.argmax(axis=1)
     off = np.abs(measured - predicted)
-    return Agreement(
-        base,
-        kind,
-        name,
-        len(cells),
-        len(set(libraries)),
-        measure(lambda rows: spearman(predicted[rows, right], measured[rows, right])),
-        measure(lambda rows: hit[rows].mean()),
-        measure(lambda rows: off[rows, right].mean()),
-        measure(lambda rows: off[rows].sum(axis=1).mean() / 2),
-    )
+
+    def statistics(rows: np.ndarray) -> list[float]:
+        return [
+            spearman(predicted[rows, right], measured[rows, right]),
+            float(hit[rows].mean()),
+            float(off[rows, right].mean()),
+            float(off[rows].sum(axis=1).mean() / 2),
+        ]
+
+    values = statistics(np.arange(len(cells)))
+    intervals = group_bootstrap(statistics, libraries, seed=0, draws=draws)
+    measures = [Measure(value, *ends) for value, ends in zip(values, intervals, strict=True)]
+    return Agreement(base, kind, name, len(cells), len(set(libraries)), *measures)
 
 
-def library(cell: Cell) -> tuple[Any, ...]:
+def library(cell: Cell) -> Hashable:
     """What cells of one library of adapters have in common, as something to group by."""
     info = cell.info
     return (info.base, info.task, info.library, info.dataset, info.layers)

@@ -15,7 +15,7 @@ MEASURES = ("rank", "majority", "error", "distance")
 
 def as_text(found: Sequence[Agreement]) -> str:
     """A table with a line for each base, question kind and predictor."""
-    rows = [("base", "questions", "predictor", "cells", *MEASURES)]
+    rows: list[tuple[str, ...]] = [("base", "questions", "predictor", "cells", *MEASURES)]
     rows += [
         (
             *(one.base, one.kind, one.predictor, str(one.cells)),

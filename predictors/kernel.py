@@ -14,7 +14,6 @@ the share of chains that the base gets right with the facts in front (copying an
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +24,7 @@ from scipy.special import logsumexp
 from predictors.registry import BaseModel, NoPredictionError, Shares, needed, predictor
 from toytransformer import merging
 from toytransformer.adapters import LoRA, closed_form
-from toytransformer.compositions import Composition, Fact, Prompt, Question
+from toytransformer.compositions import OUTCOMES, Composition, Fact, Prompt, Question
 from toytransformer.compositions.spec import hops, trained_answers
 from toytransformer.merging import MergeContext, RuleError
 from toytransformer.model_features import ModelFeatures, Row
@@ -42,14 +41,14 @@ def kernel(spec: Composition, base: BaseModel | None) -> Shares:
     on single entries of Delta W.
     """
     model = needed(base, "T2").features
-    counts: dict[str, Counter[str]] = {}
+    counts: dict[str, dict[str, float]] = {}
     for wording in model.wordings:
         try:
             answers = {form: _answers(spec, model, form, wording) for form in ("direct", "steps")}
         except (RegimeError, RuleError) as error:
             raise NoPredictionError(str(error)) from error
         for question in spec.questions:
-            share = counts.setdefault(f"{question.group}/{question.decode}", Counter())
+            share = counts.setdefault(f"{question.group}/{question.decode}", dict.fromkeys(OUTCOMES, 0.0))
             if question.decode == "direct":
                 share[_outcome(spec, model, question, wording, answers["direct"][question.prompt].now)] += 1
             else:

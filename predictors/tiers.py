@@ -24,7 +24,7 @@ from toytransformer.compositions import Composition, replace_file
 Line = Mapping[str, Any]
 COMMITTED = Path(__file__).parent / "data" / "tiers.jsonl"
 #: Of a line: tier, spec hash, the base's digest, dataset and draw of names.
-Key = tuple[str, str, str, str, int]
+Key = tuple[str, str | None, str | None, str | None, int | None]
 
 
 def read(path: Path = COMMITTED) -> list[Line]:
@@ -72,7 +72,9 @@ def wanted(cells: Iterable[Cell], frame: Frame, folder: Path) -> list[Wanted]:
     found: dict[tuple[str, str, int], Wanted] = {}
     for cell in cells:
         for info in cell.infos if cell.trained else ():
-            if info.dataset is None or info.names is None or info.spec_hash not in frame.specs:
+            if info.dataset is None or info.names is None or info.digest is None:
+                continue
+            if info.spec_hash is None or info.spec_hash not in frame.specs:
                 continue
             place = (info.dataset, info.names)
             if place not in bases:
@@ -103,7 +105,7 @@ def complete(
 
 
 def _line(tier: str, one: Wanted) -> Line:
-    about = {"tier": tier, "spec_hash": one.spec.spec_hash, "digest": one.digest}
+    about: dict[str, Any] = {"tier": tier, "spec_hash": one.spec.spec_hash, "digest": one.digest}
     about |= {"dataset": one.dataset, "names": one.names}
     try:
         shares = PREDICTORS[tier].predict(one.spec, one.base)
@@ -128,7 +130,7 @@ def of_cell(cell: Cell, tier: str, lines: Mapping[Key, Line], limits: Mapping[st
             shares = row.get("asked", {}).get(cell.question_kind, {}).get("shares")
         else:
             place = (tier, info.spec_hash, info.digest, info.dataset, info.names)
-            shares = lines.get(place, {}).get("asked", {}).get(cell.question_kind)  # type: ignore[call-overload]
+            shares = lines.get(place, {}).get("asked", {}).get(cell.question_kind)
         if shares is None:
             return None
         said.append(shares)

@@ -7,7 +7,7 @@ ask about; resampled whole, and compared whole) and training seeds (each a value
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,34 +75,39 @@ def cluster_interval(
 
 
 def group_bootstrap(
-    statistic: Callable[[np.ndarray], float],
-    groups: Sequence[Any],
+    statistic: Callable[[np.ndarray], Sequence[float]],
+    groups: Sequence[Hashable],
     *,
     seed: int,
     confidence: float = 0.95,
     draws: int = 999,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of any statistic, whole groups drawn with replacement.
+) -> list[tuple[float, float]]:
+    """Percentile bootstrap intervals of any statistics, whole groups drawn with replacement.
 
-    statistic: of the numbers of the items that are drawn. Draws in which it is NaN are left out; (NaN, NaN)
-    where all are. Errors: StatisticsError on no items.
+    statistic: from the numbers of the items that are drawn to one or several values, an interval for each.
+    Draws in which a value is NaN are left out of its interval, which is NaN where all are. Errors:
+    StatisticsError on no items.
     """
-    members: dict[Any, list[int]] = {}
+    members: dict[Hashable, list[int]] = {}
     for number, group in enumerate(groups):
         members.setdefault(group, []).append(number)
     if not members:
         raise StatisticsError("no items: a bootstrap over groups needs one at least")
     listed = [np.array(numbers) for numbers in members.values()]
     rng = np.random.default_rng(seed)
-    drawn = [
-        statistic(np.concatenate([listed[i] for i in rng.integers(len(listed), size=len(listed))]))
-        for _ in range(draws)
-    ]
-    known = [value for value in drawn if not math.isnan(value)]
-    if not known:
-        return math.nan, math.nan
-    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    drawn = np.array(
+        [
+            statistic(np.concatenate([listed[i] for i in rng.integers(len(listed), size=len(listed))]))
+            for _ in range(draws)
+        ]
+    )
+    intervals = []
+    for values in drawn.T:
+        known = values[~np.isnan(values)]
+        ends = [(1 - confidence) / 2, (1 + confidence) / 2]
+        low, high = np.quantile(known, ends) if len(known) else (math.nan, math.nan)
+        intervals.append((float(low), float(high)))
+    return intervals
 
 
 # --- paired tests -------------------------------------------------------------------------------------------

@@ -212,3 +212,22 @@ def test_the_shuffled_baseline_sees_what_no_answer_shows_and_not_what_answers_sh
     assert (right.argmax(1) == range(20)).mean() < 0.5
     with pytest.raises(ValueError, match="shuffled"):
         statistics.shuffled_baseline([("x1", None)], seed=0)
+
+
+def test_groups_are_drawn_whole():
+    """With one item in a group it is the ordinary bootstrap: SciPy's, up to the noise of both draws."""
+    values = np.random.default_rng(3).exponential(size=40)
+    ((low, high), nothing) = statistics.group_bootstrap(
+        lambda rows: [values[rows].mean(), float("nan")], range(40), seed=0, draws=4_000
+    )
+    other = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=4_000, rng=1)
+    spread = values.std() / np.sqrt(40)
+    # a quantile q of n draws lies within 5 sqrt(q (1 - q) / n) of its level, at the normal density there
+    noise = 5 * np.sqrt(2 * 0.025 * 0.975 / 4_000) / stats.norm.pdf(1.96) * spread
+    assert abs(low - other.confidence_interval.low) < noise
+    assert abs(high - other.confidence_interval.high) < noise
+    assert all(map(np.isnan, nothing))
+    (one,) = statistics.group_bootstrap(lambda rows: [values[rows].mean()], ["same"] * 40, seed=0, draws=9)
+    assert one == pytest.approx((values.mean(), values.mean()))  # one group is drawn as it is
+    with pytest.raises(statistics.StatisticsError, match="no items"):
+        statistics.group_bootstrap(lambda rows: [0.0], [], seed=0)

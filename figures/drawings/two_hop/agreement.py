@@ -136,8 +136,8 @@ def correlation(cells: Sequence[Cell]) -> tuple[float, float, float]:
     margins = np.array([margin(cell) for cell in cells])
     shares = np.array([cell.share for cell in cells])
 
-    def statistic(rows: np.ndarray) -> float:
-        return spearman(margins[rows], shares[rows])
+    def statistic(rows: np.ndarray) -> list[float]:
+        return [spearman(margins[rows], shares[rows])]
 
-    low, high = group_bootstrap(statistic, [library(cell) for cell in cells], seed=0, draws=DRAWS)
+    ((low, high),) = group_bootstrap(statistic, [library(cell) for cell in cells], seed=0, draws=DRAWS)
     return spearman(margins, shares), low, high
