@@ -1,19 +1,22 @@
 """T2, the measured kernel: the base model's own features and log-probabilities in the place of the toy's.
 
-Adapters store their facts by the closed form (eq. 23) in the base's features: the change of every fact is
-read in the features of its training wordings, and asked in the test's, at once or as a step of a chain.
-Scores are log-probabilities. A fact is stored by moving the new answer against what the base says, as the
-gradient of cross-entropy does,
+Adapters store their facts by the closed form (eq. 23) in the base's features, in the wording that they are
+asked in (a bridge's, which nobody asks about, in the mean of its training wordings); a step of a chain reads
+them in the features of that step. Scores are log-probabilities. A fact is stored by moving the new answer
+against what the base says, as the gradient of cross-entropy does,
 
     change = g (i_new - q),   q = the base's probabilities of the other answers,   g = 2 m / |i_new - q|^2,
 
 m the base's log-odds against the new answer: the adapter is as sure of the new answer as the base was that it
-is wrong. Nothing is fitted. The answer is the largest score; two hops in steps are both steps in turn, times
-the share of chains that the base gets right with the facts in front (copying and form).
+is wrong. No number is fitted. That facts are stored in their own wording, that layers count by their size and
+that the names' cosines in the unembedding are left out was chosen by how adapters alone are predicted. The
+answer is the largest score; two hops in steps are both steps in turn, times the share of chains that the base
+gets right with the facts in front (copying and form).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +34,9 @@ from toytransformer.model_features import ModelFeatures, Row
 from toytransformer.regimes import Measured, RegimeError
 
 Array = np.ndarray
+
+#: Of the Gram matrix, in units of its mean diagonal: what half precision leaves uncertain.
+RIDGE = 1e-3
 
 
 @predictor("T2", "the base's own features and log-probabilities", needs="features of the base")
@@ -78,12 +84,15 @@ def _answers(spec: Composition, model: ModelFeatures, form: str, wording: int) -
     rule = merging.resolve(spec.merge.rule)
     if rule.needs_data:
         raise NoPredictionError(f"{spec.merge.rule} is fitted on examples, whose features are not kept")
-    regime = Measured(model=model, form=form, wording=wording)
+    regime = Measured(model=model, form=form, wording=wording, own_wording=True)
     stored = [fact for adapter in spec.adapters for fact in adapter.stored(spec.world)]
     prompts = tuple(dict.fromkeys((*(fact.prompt for fact in stored), *asked)))
     features = regime.features(prompts, neurons=rule.needs_neurons)
     shown = features.values if features.trained is None else features.trained
-    trained, now = (dict(zip(prompts, rows, strict=True)) for rows in (shown, features.values))
+    # kernel ridge: every prompt has a small direction of its own while it is trained
+    apart = math.sqrt(RIDGE) * np.eye(len(prompts))
+    trained = dict(zip(prompts, np.hstack([shown, apart]), strict=True))
+    now = dict(zip(prompts, np.hstack([features.values, 0 * apart]), strict=True))
     adapters = []
     for adapter in spec.adapters:
         facts = adapter.stored(spec.world)

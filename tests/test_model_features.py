@@ -170,6 +170,8 @@ def test_facts_are_stored_as_trained_and_asked_as_asked():
     alone = Measured(model=model).features(one_hop)
     assert alone.trained is None  # both are the stored rows
     assert np.abs(as_trained.output - found.output).max() > 0.01
+    own = Measured(model=model, wording=0, own_wording=True).features(one_hop)
+    assert own.trained is None  # asked and trained rows are the same
 
 
 def test_what_the_file_lacks_is_refused():

@@ -227,7 +227,8 @@ class Measured:
     model: what was read off it. form, wording: in which the prompts are asked ("direct" or "steps"; None: as
     adapters are trained on them, which then hold their facts exactly). layers: groups of the file's layers
     (None: all); the kernel is the sum of theirs, as for adapters on all of them at first order, or with
-    `alike` of kernels of equal size.
+    `alike` of kernels of equal size. own_wording: adapters are trained on prompts in the wording that is asked,
+    where the file has it, and hold their facts in it exactly; else on the mean over training wordings.
     A prompt that is not asked in this form (a bridge's, say) has the features it is trained with, and one
     that is not trained those it is asked with. Errors: RegimeError on a form or wording that the file lacks,
     on a prompt it lacks altogether, and by rules that need single neurons.
@@ -238,6 +239,7 @@ class Measured:
     wording: int | None = None
     layers: tuple[str, ...] | None = None
     alike: bool = False
+    own_wording: bool = False
     seed: ClassVar[int] = 0
     name: ClassVar[str] = "measured"
     dimension: ClassVar[float] = math.inf
@@ -262,6 +264,7 @@ class Measured:
             "wording": self.wording,
             "layers": ",".join(self.layers or ()),
             "alike": self.alike,
+            "own_wording": self.own_wording,
         }
 
     def gram(self, prompts: Sequence[Prompt]) -> np.ndarray:
@@ -297,7 +300,8 @@ class Measured:
                     "about its prompts"
                 )
             asked.append(there[0])
-            trained.append(there[-1])
+            spoken: Row = (str(prompt), "direct", self.wording)
+            trained.append(spoken if self.own_wording and spoken in self.model else there[-1])
         return asked, trained
 
 
