@@ -227,8 +227,8 @@ class Measured:
     model: what was read off it. form, wording: in which the prompts are asked ("direct" or "steps"; None: as
     adapters are trained on them, which then hold their facts exactly). layers: groups of the file's layers
     (None: all); the kernel is the sum of theirs, as for adapters on all of them at first order, or with
-    `alike` of kernels of equal size. own_wording: adapters are trained on prompts in the wording that is asked,
-    where the file has it, and hold their facts in it exactly; else on the mean over training wordings.
+    `alike` of kernels of equal size. own_wording: adapters are trained on prompts in the wording they are
+    asked in, where the file has it, and hold their facts in it exactly; else on the mean over training ones.
     A prompt that is not asked in this form (a bridge's, say) has the features it is trained with, and one
     that is not trained those it is asked with. Errors: RegimeError on a form or wording that the file lacks,
     on a prompt it lacks altogether, and by rules that need single neurons.
