@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from llm_experiments.domains.task import DOMAINS
 from llm_experiments.domains.two_hop import names
 from llm_experiments.domains.two_hop.pages import TwoHopRows
 from llm_experiments.experiments.registry import EXPERIMENTS, Work
 from llm_experiments.experiments.sizes import PROFILES
 from llm_experiments.experiments.study import Base
 from llm_experiments.scoring.words import final_answer
-from results import pages
+from results import claims, frame, pages
+from results.cells import Cell
+from results.files import is_folder_of_rows
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "llm_experiments" / "data"
 #: Page -> template.
 PAGES = {
     ROOT / "docs" / "results.md": ROOT / "docs" / "results.md.jinja",
+    ROOT / "docs" / "paper-vs-us.md": ROOT / "docs" / "paper-vs-us.md.jinja",
     ROOT / "docs" / "costs.md": ROOT / "docs" / "costs.md.jinja",
     ROOT / "README.md": ROOT / "docs" / "README.md.jinja",
 }
@@ -41,7 +47,47 @@ def timed(*cases: str) -> list[dict[str, object]]:
     return [row for row in rows if row["case"] in cases and row["ratio"] is not None]
 
 
-FUNCTIONS: Mapping[str, Callable[..., object]] = {"invented": invented, "work": work, "timed": timed}
+@cache
+def _measured() -> dict[str, list[Cell]]:
+    """The cells of every kept folder, by its name."""
+    return {
+        folder.name: frame.read(folder).groups()
+        for folder in sorted(DATA.iterdir())
+        if is_folder_of_rows(folder)
+    }
+
+
+def paper_claims() -> list[claims.Claim]:
+    """What kept rows say to every claim of the paper."""
+    return claims.judged(_measured(), DOMAINS)
+
+
+def row_by_row(table: str) -> list[claims.Beside]:
+    """The rows of one of the paper's tables that kept rows have a cell for."""
+    return claims.row_by_row(table, _measured())
+
+
+def theorems() -> list[dict[str, object]]:
+    """The paper's theorems: what of them, and what against them, the table of proofs calls proved."""
+    lines = (ROOT / "proofs" / "README.md").read_text(encoding="utf-8").splitlines()
+    proved = {
+        name for line in lines if line.endswith("| proved |") for name in re.findall(r"`(\w+\.\w+)`", line)
+    }
+    return [
+        {
+            **theorem,
+            "holds": set(theorem["proved"]) <= proved,
+            "fails": set(theorem["counterexamples"]) <= proved,
+        }
+        for theorem in claims.claims()["theorem"]
+    ]
+
+
+FUNCTIONS: Mapping[str, Any] = {
+    **{"invented": invented, "work": work, "timed": timed},
+    **{"paper_claims": paper_claims, "row_by_row": row_by_row, "theorems": theorems},
+    **{"models": lambda: list(_measured()), "counted": claims.counted, "verdicts": claims.VERDICTS},
+}
 
 
 def render(template: Path) -> str:

@@ -93,6 +93,13 @@ def as_printed(cell: Cell) -> Entry | None:
     return None if None in words.values() else words
 
 
+def asked(cell: Cell) -> str:
+    """How the paper asked a library of several; of one adapter, of which it does not say it, at once."""
+    known = _task(cell.info)
+    several = known is not None and len(cell.info.library) > 1
+    return str(known[0].get("asked", cell.ask)) if known is not None and several else "direct"
+
+
 def is_row(printed: Entry, table: Entry, row: Entry) -> bool:
     """Whether a cell, in the paper's words, is that row of a table."""
     wanted = {key: value for key, value in {**table.get("fixed", {}), **row}.items() if key != "values"}
@@ -107,11 +114,9 @@ def beside(cell: Cell, experiment: str | None = None) -> Printed | None:
     asked them.
     """
     printed = as_printed(cell)
-    known = _task(cell.info)
-    if printed is None or known is None:
+    if printed is None:
         return None
-    asked = known[0].get("asked", cell.ask) if len(cell.info.library) > 1 else cell.ask
-    if cell.ask != asked:
+    if len(cell.info.library) > 1 and cell.ask != asked(cell):
         return None
     every = tables()
     for name in sorted(every, key=lambda name: (name != experiment, -len(every[name]["models"]))):
