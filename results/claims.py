@@ -75,7 +75,7 @@ def judged(models: Mapping[str, Sequence[Cell]], domains: Collection[str]) -> li
 
 
 def _claim(entry: Entry, models: Mapping[str, Sequence[Cell]], domains: Collection[str]) -> Claim:
-    numbers = _Numbers.of(entry)
+    numbers = Numbers.of(entry)
     findings = []
     for model, cells in models.items():
         sides = [_ways(_cells(entry, side, cells)) for side in ("first", "second") if _is_given(entry, side)]
@@ -98,15 +98,15 @@ def _is_given(entry: Entry, side: str) -> bool:
 
 
 @dataclass(frozen=True)
-class _Numbers:
-    """Of each of the paper's models the first row's value and the second's, in percent."""
+class Numbers:
+    """Of each of the paper's models the first row's value and the second's, and the bound; all in percent."""
 
     first: tuple[float, ...] = ()
     second: tuple[float, ...] = ()
     bound: float | None = None
 
     @classmethod
-    def of(cls, entry: Entry) -> _Numbers:
+    def of(cls, entry: Entry) -> Numbers:
         sides = [
             row["values"] for name in ("first", "second") if name in entry and (row := _row(entry, name))
         ]
@@ -183,7 +183,7 @@ def way(cell: Cell) -> str:
 # ---- verdicts ----
 
 
-def _finding(entry: Entry, model: str, way: str, cells: Sequence[Cell], numbers: _Numbers) -> Finding:
+def _finding(entry: Entry, model: str, way: str, cells: Sequence[Cell], numbers: Numbers) -> Finding:
     verdict, tail = RULE[entry["rule"]](cells, numbers)
     ours = " against ".join(map(_ours, cells))
     dagger = max(cell.dagger for cell in cells)
@@ -194,17 +194,17 @@ def _ours(cell: Cell) -> str:
     return f"{cell} `{cell.info.rule}`, {cell.ask}"
 
 
-def _below(cells: Sequence[Cell], numbers: _Numbers) -> tuple[str, str]:
+def _below(cells: Sequence[Cell], numbers: Numbers) -> tuple[str, str]:
     bound = (numbers.bound or 0.0) / 100
     return (REPRODUCES if cells[0].high < bound else DOES_NOT if cells[0].low > bound else UNDECIDED), ""
 
 
-def _overlaps(cells: Sequence[Cell], numbers: _Numbers) -> tuple[str, str]:
+def _overlaps(cells: Sequence[Cell], numbers: Numbers) -> tuple[str, str]:
     low, high = min(numbers.first) / 100, max(numbers.first) / 100
     return (REPRODUCES if cells[0].low <= high and low <= cells[0].high else DOES_NOT), ""
 
 
-def _higher(cells: Sequence[Cell], numbers: _Numbers) -> tuple[str, str]:
+def _higher(cells: Sequence[Cell], numbers: Numbers) -> tuple[str, str]:
     tables = [cell.by_cluster() for cell in cells]
     shared = [cluster for cluster in tables[0] if cluster in tables[1]]
     if len(shared) < 2:
@@ -217,7 +217,7 @@ def _higher(cells: Sequence[Cell], numbers: _Numbers) -> tuple[str, str]:
     return verdict, f": {points}"
 
 
-RULE: Mapping[str, Callable[[Sequence[Cell], _Numbers], tuple[str, str]]] = {
+RULE: Mapping[str, Callable[[Sequence[Cell], Numbers], tuple[str, str]]] = {
     "higher": _higher,
     "below": _below,
     "overlaps": _overlaps,

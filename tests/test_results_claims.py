@@ -16,7 +16,7 @@ def cell(low, high, clusters=None):
 
 
 def numbers(first=(), second=(), bound=None):
-    return claims._Numbers(first, second, bound)
+    return claims.Numbers(first, second, bound)
 
 
 @pytest.mark.parametrize(
