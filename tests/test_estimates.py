@@ -1,6 +1,7 @@
 """Derived standard errors of finite outputs: against the closed form for one fact, and repeated draws."""
 
 import math
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -60,6 +61,33 @@ def test_repeated_draws_of_a_trained_base_and_a_typed_readout_spread_as_derived(
         scores.append((drawn.output[:1] - limit[:1]) / error)
     variance = np.mean(np.square(scores), axis=(0, 1))
     assert np.all(np.abs(variance - 1) < 5 * math.sqrt(2 / repeats)), variance
+
+
+def test_the_error_of_a_trained_base_is_the_slope_in_each_neurons_weight():
+    """Outputs are functions of means over neurons: their variance is sum_r (d output / d weight_r)^2."""
+    composition = catalogue.build("two-hop", bystanders=1, own_second=True, merge=Merge("sum", (1.0, 1.5)))
+    regime = Finite(dimension=math.inf, width=64, relation_length=2)
+    toy = Toy(regime, TrainedBase(), Typed(0.4))
+    drawn = {}
+
+    class Weighted(Finite):
+        def features(self, prompts, *, neurons=False):
+            if prompts not in drawn:
+                drawn[prompts] = Finite.features(self, prompts, neurons=True)
+            found = drawn[prompts]
+            return replace(found, values=found.values * np.sqrt(weights))
+
+    variance, step = 0.0, 1e-5
+    for neuron in range(regime.width):
+        sides = []
+        for sign in (1, -1):
+            weights = np.ones(regime.width)
+            weights[neuron] += sign * step
+            weighted = Weighted(dimension=math.inf, width=64, relation_length=2)
+            sides.append(predict(composition, replace(toy, regime=weighted)).output)
+        variance = variance + ((sides[0] - sides[1]) / (2 * step)) ** 2
+    # central differences: step^2 of the third slope, and rounding over the step
+    np.testing.assert_allclose(standard_error(predict(composition, toy)), np.sqrt(variance), rtol=1e-6)
 
 
 def test_weights_scale_the_error():
