@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llm_experiments.domains.task import read_items
+from llm_experiments.domains.two_hop.kept import Kept
 from llm_experiments.domains.two_hop.rendering import STEP_BY_STEP, in_context
 from llm_experiments.domains.two_hop.scenes import PAIR, TwoHop
 from llm_experiments.domains.two_hop.tiers import DEVELOPMENT, TEST, WEIGHTS
@@ -16,8 +17,10 @@ from llm_experiments.experiments.study import Base
 from llm_experiments.models.sources import EMBEDDED
 from llm_experiments.steps.adapters import TrainAdapter
 from llm_experiments.steps.asking import Ask
+from results.rows import CellInfo
 
 BASE = Base("embedded", "0" * 16, BaseWorld.read(EMBEDDED / "world.json"))
+INFO = {"setting": {}, "spec_hash": None, "names": 0, "digest": None, "dtype": None, "library": ()}
 NAMES = ("scales", "context", "oracle-gate", "tiers-development", "tiers-test", "bridge")
 
 
@@ -104,6 +107,20 @@ def test_a_scene_in_context_is_the_same_however_it_is_reached():
         facts = f"{items[id].target} {items[other].target} "
         assert in_context(items[id], scene.composition, scene.words).question == facts + items[id].question
         assert in_context(items[other], scene.composition, scene.words).question.startswith(facts)
+
+
+@pytest.mark.parametrize("dataset", "FR")
+def test_answers_in_context_can_be_read_anew(dataset):
+    """What is kept of such an item and its composition gives the same item again."""
+    study = TwoHop(BASE, PROFILES["embedded"], (0,), 0, Plan())
+    scene = study.setup(2, dataset)
+    info = CellInfo(
+        **dict.fromkeys(("domain", "task", "items", "base", "rule"), "-"), **INFO, dataset=dataset
+    )
+    kept = Kept(info, scene.composition, BASE.world)
+    for item in read_items(study.plan, scene.task.items):
+        told = in_context(item, scene.composition, scene.words)
+        assert kept.item(told) == told and kept.item(item) == item != told
 
 
 def test_adapters_are_trained_by_the_profile_alone(plans):

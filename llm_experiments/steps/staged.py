@@ -21,8 +21,7 @@ class AskInTurn(Ask):
     """Items asked step by step: the first adapter reads the prompt and writes up to `marker`, the second on.
 
     What is written up to there, marker included, was computed with the first adapter and stays so; an answer
-    without the marker is the first adapter's alone. It is an upper bound of what any router of these two can
-    do by steps.
+    without the marker is the first adapter's alone. So routes who knows which step is being written.
     """
 
     kind = "answers-in-turn"

@@ -1,7 +1,7 @@
 """What predictions of merges start from, and the merges that they are held against.
 
     scales               each adapter alone over weights, and random ones of its norm
-    oracle-gate          each step of a chain by its own adapter: a bound for every router
+    oracle-gate          each step of a chain by its own adapter: a router that knows the step
     context              the base and each adapter with the facts in the prompt: copying, form, the chains' k
     tiers-development    merges of the setups that predictions may be developed on
     tiers-test           merges of the others, which are not looked at before predictions of them are kept
@@ -110,11 +110,13 @@ def _in_context(study: TwoHop, alone: Library, base: Address, seed: int, name: s
 
 
 @two_hop(
-    "oracle-gate", about="hop 1's adapter writes the first step, hop 2's the second: a bound for routers"
+    "oracle-gate", about="hop 1's adapter writes the first step, hop 2's the second: a router that knows"
 )
 def oracle_gate(study: TwoHop) -> Iterator[Step]:
-    """Beside it Arrow's hard choice, which is the best known router, and both adapters at weight 1.
+    """Beside it Arrow's hard choice and both adapters at weight 1.
 
+    Adapters change places behind the words that open the second step: an adapter of plain facts that has to
+    write them itself falls back to a plain sentence, and what is measured then is the form.
     Only setups that predictions may be developed on: what the others' merges say is not looked at yet.
     """
     for seed in study.seeds:
@@ -125,7 +127,7 @@ def oracle_gate(study: TwoHop) -> Iterator[Step]:
             asked = study.answers(library, "sum", seed, gate="by step")
             fields = {field.name: getattr(asked, field.name) for field in dataclass_fields(asked)}
             fields["reading"] = replace(asked.reading, items=keep_items(study.plan, items), candidates=None)
-            yield AskInTurn(**fields, marker=SECOND.split()[0])
+            yield AskInTurn(**fields, marker=SECOND.rstrip())
             hard = Merge("arrow-products", options={"top_k": 1, "temperature": 1.0})
             yield from study.merged(scene, seed, (hard, "sum"))
 
