@@ -65,7 +65,9 @@ def test_repeated_draws_of_a_trained_base_and_a_typed_readout_spread_as_derived(
 
 def test_the_error_of_a_trained_base_is_the_slope_in_each_neurons_weight():
     """Outputs are functions of means over neurons: their variance is sum_r (d output / d weight_r)^2."""
-    composition = catalogue.build("two-hop", bystanders=1, own_second=True, merge=Merge("sum", (1.0, 1.5)))
+    # fresh facts: what the base says to them, and so what adapters store, has noise of its own
+    how = {"known": False, "bystanders": 1, "own_second": True}
+    composition = catalogue.build("two-hop", merge=Merge("sum", (1.0, 1.5)), **how)
     regime = Finite(dimension=math.inf, width=64, relation_length=2)
     toy = Toy(regime, TrainedBase(), Typed(0.4))
     drawn = {}
