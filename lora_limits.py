@@ -50,6 +50,7 @@ SECTIONS = {
                     "export",
                     "pretrain",
                     "features",
+                    "register",
                 )
             },
         },

@@ -9,7 +9,7 @@ if __name__ == "__main__":
 
 import click
 
-from llm_experiments.commands import adapters, data, features, rows, runs
+from llm_experiments.commands import adapters, data, features, register, rows, runs
 from toytransformer.command_line import run
 
 
@@ -22,7 +22,7 @@ for command in (
     *(runs.list_names, runs.run_experiments, runs.status),
     *(rows.table, rows.keep, rows.migrate, rows.rescore, rows.results),
     *(adapters.check, adapters.merge),
-    *(data.export, data.pretrain, features.features),
+    *(data.export, data.pretrain, features.features, register.register),
 ):
     cli.add_command(command)
 

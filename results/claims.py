@@ -107,13 +107,12 @@ class Numbers:
 
     @classmethod
     def of(cls, entry: Entry) -> Numbers:
-        sides = [
-            row["values"] for name in ("first", "second") if name in entry and (row := _row(entry, name))
-        ]
-        readable = [
-            values for values in zip(*sides, strict=True) if not any(math.isnan(value) for value in values)
-        ]
-        return cls(*map(tuple, zip(*readable, strict=True)), bound=entry.get("bound"))
+        sides = [_row(entry, name)["values"] for name in ("first", "second") if name in entry]
+        readable = [values for values in zip(*sides, strict=True) if not any(map(math.isnan, values))]
+        first, second = (
+            tuple(values[side] for values in readable) if side < len(sides) else () for side in (0, 1)
+        )
+        return cls(first, second, entry.get("bound"))
 
     @property
     def differences(self) -> list[float]:

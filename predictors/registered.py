@@ -1,0 +1,89 @@
+"""Predictions of cells that are planned and not yet measured, with the commit of the code that made them.
+
+    lines = register(planned, lines, ("T0", "T1", "T2"), commit)
+    looked_at(cell, keys(lines))     whether a cell's answers could be known when predictors were developed
+
+A line is a prediction as in `predictors.tiers`, and "base" and "git". The first that is registered stands:
+nothing replaces it. A cell counts as not looked at only if all of its compositions, on its base and draws of
+names, are registered; all others were there while predictors were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from predictors.plain import short
+from predictors.registry import PREDICTORS, BaseModel, NoPredictionError
+from predictors.tiers import Key, Line, key
+from results.cells import Cell
+from toytransformer.compositions import Composition
+
+REGISTERED = Path(__file__).parent / "data" / "registered.jsonl"
+#: Of a composition on a base: spec hash, the base's digest, dataset and draw of names.
+Place = tuple[str, str, str, int]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A composition that will be measured, and what is known of its base, None where nothing is kept."""
+
+    spec: Composition
+    base_id: str
+    digest: str
+    dataset: str
+    names: int
+    base: BaseModel | None
+
+    @property
+    def place(self) -> Place:
+        return (self.spec.spec_hash, self.digest, self.dataset, self.names)
+
+
+def register(
+    planned: Sequence[Planned], kept: Iterable[Line], tiers: Sequence[str], commit: str
+) -> list[Line]:
+    """The kept lines, and one for each tier and planned composition that has none yet.
+
+    Errors: ValueError on a predictor that there is not.
+    """
+    if unknown := [tier for tier in tiers if tier not in PREDICTORS]:
+        raise ValueError(f"there is no predictor {unknown[0]!r}: choose {', '.join(PREDICTORS)}")
+    lines: dict[Key, Line] = {key(line): line for line in kept}
+    for one in planned:
+        for tier in tiers:
+            about: dict[str, Any] = {
+                **{"tier": tier, "spec_hash": one.spec.spec_hash, "digest": one.digest},
+                **{"dataset": one.dataset, "names": one.names, "base": one.base_id},
+                **{"composition": one.spec.name, "rule": one.spec.merge.rule, "git": commit},
+            }
+            if key(about) not in lines:
+                lines[key(about)] = {**about, **_said(tier, one)}
+    return list(lines.values())
+
+
+def _said(tier: str, one: Planned) -> dict[str, Any]:
+    try:
+        shares = PREDICTORS[tier].predict(one.spec, one.base)
+    except NoPredictionError as refusal:
+        return {"refused": str(refusal)}
+    return {
+        "asked": {
+            kind: {outcome: short(share) for outcome, share in said.items() if share}
+            for kind, said in shares.items()
+        }
+    }
+
+
+def places(lines: Iterable[Line]) -> set[Place]:
+    """What is registered, by any tier."""
+    return {(line["spec_hash"], line["digest"], line["dataset"], line["names"]) for line in lines}
+
+
+def looked_at(cell: Cell, registered: Collection[Place]) -> bool:
+    """Whether a cell's answers could be known when predictors were made: all that is not registered."""
+    return not all(
+        (info.spec_hash, info.digest, info.dataset, info.names) in registered for info in cell.infos
+    )

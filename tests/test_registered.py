@@ -1,0 +1,57 @@
+"""Predictions that are kept before anything is measured: by whom, of what, once."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from llm_experiments.__main__ import cli
+from predictors import registered
+from predictors.tiers import read, write
+from toytransformer.compositions import Merge
+from toytransformer.compositions.setups import setup
+
+
+@pytest.fixture(scope="module")
+def planned():
+    specs = [setup(0, facts=3).with_merge(Merge(rule)) for rule in ("sum", "mean")]
+    return [registered.Planned(spec, "made", "d", "R", 1, None) for spec in specs]
+
+
+def cell(*places):
+    fields = ("spec_hash", "digest", "dataset", "names")
+    infos = tuple(SimpleNamespace(**dict(zip(fields, place, strict=True))) for place in places)
+    return SimpleNamespace(infos=infos)
+
+
+def test_the_first_prediction_stands_and_names_its_commit(tmp_path, planned):
+    first = registered.register(planned[:1], [], ["T0", "T2"], "a" * 40)
+    assert [line["tier"] for line in first] == ["T0", "T2"] and first[0]["git"] == "a" * 40
+    assert sum(first[0]["asked"]["hop1/direct"].values()) == pytest.approx(1)
+    assert "needs what was measured of the base" in first[1]["refused"]
+    again = registered.register(planned, first, ["T0"], "b" * 40)
+    assert again[:2] == first and [line["git"][0] for line in again] == ["a", "a", "b"]
+    write(tmp_path / "kept.jsonl", again)
+    assert read(tmp_path / "kept.jsonl") == json.loads(json.dumps(again))
+    with pytest.raises(ValueError, match="there is no predictor 'T9'"):
+        registered.register(planned, [], ["T9"], "c")
+
+
+def test_a_cell_is_looked_at_unless_all_of_it_is_registered(planned):
+    known = registered.places(registered.register(planned[:1], [], ["T0"], "a"))
+    (place,) = known
+    assert not registered.looked_at(cell(place), known)
+    assert registered.looked_at(cell(place, (place[0], "d", "R", 0)), known)  # another draw was there
+    assert registered.looked_at(cell((planned[1].spec.spec_hash, *place[1:])), known)
+
+
+def test_what_is_committed_was_predicted_by_committed_code():
+    lines = read(registered.REGISTERED)
+    assert all(len(line["git"]) == 40 for line in lines)
+    assert all(("asked" in line) != ("refused" in line) for line in lines)
+
+
+def test_an_unknown_experiment_is_refused():
+    done = CliRunner().invoke(cli, ["register", "nothing", "--model", "embedded"])
+    assert done.exit_code != 0
