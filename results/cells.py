@@ -389,6 +389,14 @@ class Cell:
         values = list(self.scored[role].values())
         return _mean(values), *statistics.cluster_interval(values, range(len(values)), seed=0, draws=999)
 
+    def by_draw(self) -> list[float]:
+        """Share of right answers by draw of names, over training seeds."""
+        drawn = {info.key: info.names for info in self.infos}
+        values: dict[int | None, list[float]] = {}
+        for key, share in zip(self._raw("cell"), self._raw(f"shares.{RIGHT}"), strict=True):
+            values.setdefault(drawn[key], []).append(share)
+        return [_mean(shares) for shares in values.values()]
+
     def __str__(self) -> str:
         return f"{percent(self.share)}%{self.dagger} [{percent(self.low)}, {percent(self.high)}]"
 

@@ -13,6 +13,7 @@ from llm_experiments.adapters.recipe import Training, TrainingError
 from llm_experiments.asking import patching
 from llm_experiments.asking.patching import PatchingError
 from llm_experiments.domains.two_hop.layer_order import EXPECTED, PATCHES, arrangements
+from llm_experiments.domains.two_hop.pages import TwoHopRows
 from llm_experiments.domains.two_hop.rendering import FIRST, SECOND, STEP_BY_STEP, THEREFORE
 from llm_experiments.domains.two_hop.templates import SIGNATURES, templates
 from llm_experiments.engine.context import Context
@@ -22,6 +23,7 @@ from llm_experiments.experiments.registry import EXPERIMENTS
 from llm_experiments.merges.merging import apply
 from llm_experiments.models.choice import Arrangement
 from llm_experiments.models.load import load
+from llm_experiments.pages import DATA
 from llm_experiments.steps.adapters import RandomAdapter, TrainAdapter, TrainLate
 from llm_experiments.steps.asking import Ask
 from llm_experiments.steps.patching import SOURCES, AskPatched, Patch
@@ -211,6 +213,14 @@ def test_patched_answers_are_rows_of_cells_of_their_own(loaded, tmp_path):
         assert [row.item for row in rows] == [item["id"] for item in plan.input(step.reading.items)]
         assert cell.variant == {"patched": step.patch.place, "with": step.patch.source}
         assert {row.cell for row in rows} == {cell.key}
+
+
+def test_kept_rows_have_a_share_for_each_draw_of_names():
+    """Against the rows themselves: every draw asks as many questions."""
+    layers = str(arrangements()[0].layers)
+    cell = TwoHopRows(DATA / "embedded").cell("layer-order", "sum", "direct", layers=layers)
+    assert len(cell.by_draw()) == len(cell.names) > 1
+    assert sum(cell.by_draw()) / len(cell.names) == pytest.approx(cell.share)
 
 
 # ---- late entry ----
