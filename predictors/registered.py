@@ -4,7 +4,7 @@
     looked_at(cell, keys(lines))     whether a cell's answers could be known when predictors were developed
 
 A line is a prediction as in `predictors.tiers`, and "base" and "git". The first that is registered stands:
-nothing replaces it. A cell counts as not looked at only if all of its compositions, on its base and draws of
+nothing replaces it. What a tier needs and nobody has measured yet can be registered later. A cell counts as not looked at only if all of its compositions, on its base and draws of
 names, are registered; all others were there while predictors were made.
 """
 
@@ -59,8 +59,8 @@ def register(
                 **{"dataset": one.dataset, "names": one.names, "base": one.base_id},
                 **{"composition": one.spec.name, "rule": one.spec.merge.rule, "git": commit},
             }
-            if key(about) not in lines:
-                lines[key(about)] = {**about, **_said(tier, one)}
+            if key(about) not in lines and (said := _said(tier, one)):
+                lines[key(about)] = {**about, **said}
     return list(lines.values())
 
 
@@ -68,7 +68,7 @@ def _said(tier: str, one: Planned) -> dict[str, Any]:
     try:
         shares = PREDICTORS[tier].predict(one.spec, one.base)
     except NoPredictionError as refusal:
-        return {"refused": str(refusal)}
+        return {} if one.base is None else {"refused": str(refusal)}
     return {
         "asked": {
             kind: {outcome: short(share) for outcome, share in said.items() if share}
