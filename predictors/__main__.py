@@ -56,7 +56,7 @@ def agreement(folders: tuple[Path, ...], tiers: str, kept: Path | None, fresh: b
             click.echo(f"{folder.name}: {len(wanted)} compositions, {len(lines) - before} computed", err=True)
             cells += own
             if len(lines) > before:
-                keeping.write(path, lines)
+                keeping.write(path, [line for line in lines if PREDICTORS[line["tier"]].kept])
     by_key = {keeping.key(line): line for line in lines}
     found = comparing.table(cells, names, by_key, keeping.limits())
     click.echo({"csv": forms.as_csv, "json": forms.as_json}.get(form, forms.as_text)(found), nl=False)

@@ -4,8 +4,9 @@
     looked_at(cell, keys(lines))     whether a cell's answers could be known when predictors were developed
 
 A line is a prediction as in `predictors.tiers`, and "base" and "git". The first that is registered stands:
-nothing replaces it. What a tier needs and nobody has measured yet can be registered later. A cell counts as not looked at only if all of its compositions, on its base and draws of
-names, are registered; all others were there while predictors were made.
+nothing replaces it. What a tier needs and nobody has measured yet can be registered later. A cell counts as
+not looked at only if all of its compositions, on its base and draws of names, are registered; all others were
+there while predictors were made.
 """
 
 from __future__ import annotations

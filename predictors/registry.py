@@ -24,14 +24,20 @@ class NoPredictionError(ValueError):
     """A composition that a predictor does not speak of; the message says why."""
 
 
+class Alone:
+    """What was measured of single adapters; predictors.curves says what."""
+
+
 @dataclass(frozen=True)
 class BaseModel:
-    """What was measured of a base model, without any adapter.
+    """What was measured of a base model, without any adapter or with one alone.
 
-    features: of one draw of names (toytransformer.model_features).
+    features: of one draw of names (toytransformer.model_features). alone: of single adapters, None where
+    nothing was measured.
     """
 
     features: ModelFeatures
+    alone: Alone | None = None
 
     @classmethod
     def read(cls, folder: Path, dataset: str, names: int) -> BaseModel | None:
@@ -45,24 +51,29 @@ Predict = Callable[[Composition, BaseModel | None], Shares]
 
 @dataclass(frozen=True)
 class Predictor:
-    """A registered predictor. about: one line; needs: what it is given beside the composition."""
+    """A registered predictor.
+
+    about: one line. needs: what it is given beside the composition. kept: whether what it says can be kept,
+    as it does not grow with the rows.
+    """
 
     name: str
     about: str
     needs: str
     predict: Predict
+    kept: bool = True
 
 
 PREDICTORS: dict[str, Predictor] = {}
 
 
-def predictor(name: str, about: str, *, needs: str) -> Callable[[Predict], Predict]:
+def predictor(name: str, about: str, *, needs: str, kept: bool = True) -> Callable[[Predict], Predict]:
     """Enter a function (spec, base) -> shares under a tier's name."""
 
     def enter(predict: Predict) -> Predict:
         if name in PREDICTORS:
             raise ValueError(f"predictor {name!r} is there already: give another name")
-        PREDICTORS[name] = Predictor(name, about, needs, predict)
+        PREDICTORS[name] = Predictor(name, about, needs, predict, kept)
         return predict
 
     return enter

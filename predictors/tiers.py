@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from predictors import limit
+from predictors.curves import Curves
 from predictors.plain import short
 from predictors.registry import PREDICTORS, BaseModel, NoPredictionError
 from results.cells import Cell
@@ -78,12 +81,25 @@ def wanted(cells: Iterable[Cell], frame: Frame, folder: Path) -> list[Wanted]:
                 continue
             place = (info.dataset, info.names)
             if place not in bases:
-                bases[place] = BaseModel.read(folder, *place)
+                read_off = BaseModel.read(folder, *place)
+                bases[place] = read_off and replace(read_off, alone=_alone(frame, *place))
             base = bases[place]
             if base is not None and base.features.about["digest"] == info.digest:
                 spec = Composition.from_json(json.dumps(frame.specs[info.spec_hash]))
                 found.setdefault((info.spec_hash, *place), Wanted(spec, info.digest, *place, base))
     return list(found.values())
+
+
+def _alone(frame: Frame, dataset: str, names: int) -> Curves:
+    """What the rows of one draw of names say of single adapters."""
+    own = []
+    for cell in frame.groups():
+        infos = tuple(i for i in cell.infos if (i.dataset, i.names) == (dataset, names))
+        if infos:
+            keys = {info.key for info in infos}
+            inside = np.array([key in keys for key in cell.column("cell")])
+            own.append(replace(cell, infos=infos, index=cell.index[inside]))
+    return Curves.of(own, frame.specs)
 
 
 def complete(
@@ -97,7 +113,7 @@ def complete(
     for number, one in enumerate(compositions, start=1):
         for tier in tiers:
             place = (tier, one.spec.spec_hash, one.digest, one.dataset, one.names)
-            if tier != "T0" and place not in lines:
+            if tier != "T0" and (place not in lines or not PREDICTORS[tier].kept):
                 lines[place] = _line(tier, one)
         if tick:
             tick(number, len(compositions))
