@@ -7,8 +7,9 @@
                                           log-probabilities (theory.md, section 9)
 
 w is the weight that the merge gives: 1 for `sum`, 1/n for `mean`, and for routed rules the realised gate at
-that question, which is a measurement of the merged model's routing and not of its answers. The leak l is 0: of two
-adapters with a bridge each loses its own hop, not its partner's. Nothing is fitted to merged answers.
+that question, which is a measurement of the merged model's routing and not of its answers. The leak
+l is 0: of two adapters with a bridge each loses its own hop, not its partner's. Nothing is
+fitted to merged answers.
 """
 
 from __future__ import annotations
