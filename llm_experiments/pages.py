@@ -16,12 +16,17 @@ from llm_experiments.experiments.registry import EXPERIMENTS, Work
 from llm_experiments.experiments.sizes import PROFILES
 from llm_experiments.experiments.study import Base
 from llm_experiments.scoring.words import final_answer
+from predictors import agreement as comparing
+from predictors import forms, registered, tiers
+from predictors.agreement import Agreement
 from results import claims, frame, pages
 from results.cells import Cell
 from results.files import is_folder_of_rows
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "llm_experiments" / "data"
+#: The predictors whose kept predictions the pages count.
+TIERS = ("T0", "T1", "T2")
 #: Page -> template.
 PAGES = {
     ROOT / "docs" / "results.md": ROOT / "docs" / "results.md.jinja",
@@ -67,6 +72,30 @@ def row_by_row(table: str) -> list[claims.Beside]:
     return claims.row_by_row(table, _measured())
 
 
+@cache
+def agreement(*, looked_at: bool) -> list[Agreement]:
+    """How the kept predictions agree with merged cells: those looked at beforehand, or those not."""
+    known = registered.places(tiers.read(registered.REGISTERED))
+    cells = [
+        cell
+        for cells in _measured().values()
+        for cell in cells
+        if comparing.plain(cell) and registered.looked_at(cell, known) == looked_at
+    ]
+    lines = [*tiers.read(), *tiers.read(registered.REGISTERED)]
+    return comparing.table(cells, TIERS, {tiers.key(line): line for line in lines}, tiers.limits())
+
+
+def scaled() -> bool:
+    """Whether adapters were measured alone over weights."""
+    return any(len(c.info.library) == 1 and c.info.weights for cells in _measured().values() for c in cells)
+
+
+def commits() -> list[str]:
+    """The commits of the code that made the registered predictions."""
+    return sorted({line["git"] for line in tiers.read(registered.REGISTERED)})
+
+
 def theorems() -> list[dict[str, object]]:
     """The paper's theorems: what of them, and what against them, the table of proofs calls proved."""
     lines = (ROOT / "proofs" / "README.md").read_text(encoding="utf-8").splitlines()
@@ -86,6 +115,7 @@ def theorems() -> list[dict[str, object]]:
 FUNCTIONS: Mapping[str, Any] = {
     **{"invented": invented, "work": work, "timed": timed},
     **{"paper_claims": paper_claims, "row_by_row": row_by_row, "theorems": theorems},
+    **{"agreement": agreement, "commits": commits, "scaled": scaled, "with_interval": forms.with_interval},
     **{"models": lambda: list(_measured()), "counted": claims.counted, "verdicts": claims.VERDICTS},
 }
 

@@ -19,7 +19,7 @@ def as_text(found: Sequence[Agreement]) -> str:
     rows += [
         (
             *(one.base, one.kind, one.predictor, str(one.cells)),
-            *(_with_interval(getattr(one, name)) for name in MEASURES),
+            *(with_interval(getattr(one, name)) for name in MEASURES),
         )
         for one in found
     ]
@@ -51,7 +51,8 @@ def as_json(found: Sequence[Agreement]) -> str:
     return "".join(rows)
 
 
-def _with_interval(measure: Measure) -> str:
+def with_interval(measure: Measure) -> str:
+    """A number and its interval, a dash where it is not defined."""
     if math.isnan(measure.value):
         return "-"
     return f"{measure.value:.2f} [{measure.low:.2f}, {measure.high:.2f}]"
