@@ -18,7 +18,7 @@ from llm_experiments.adapters.together import train_together
 from llm_experiments.adapters.training import Training, TrainingError, train
 from llm_experiments.asking.decoding import answers
 from llm_experiments.merges.merging import apply, save_static
-from llm_experiments.models.choice import HALVES, KINDS, ChoiceError, LayerChoice
+from llm_experiments.models.choice import DEPTHS, KINDS, ChoiceError, LayerChoice
 from llm_experiments.models.layers import EXCEPTIONS, covering, places, target_modules
 from llm_experiments.models.load import load
 from llm_experiments.models.sources import ModelError
@@ -126,7 +126,7 @@ def test_depth_chooses_blocks(tiny):
 
 
 @given(
-    st.sampled_from(KINDS), st.sampled_from(["", *HALVES]) | st.tuples(st.integers(0, 99), st.integers(0, 99))
+    st.sampled_from(KINDS), st.sampled_from(["", *DEPTHS]) | st.tuples(st.integers(0, 99), st.integers(0, 99))
 )
 def test_a_choice_is_written_as_it_is_read(kind, depth):
     choice = LayerChoice(kind, depth if isinstance(depth, str) else "{}-{}".format(*sorted(depth)))
@@ -135,7 +135,7 @@ def test_a_choice_is_written_as_it_is_read(kind, depth):
 
 @given(st.integers(1, 200))
 def test_the_halves_make_up_the_model(count):
-    lower, upper = (LayerChoice("mlp", half).blocks(count) for half in HALVES)
+    lower, upper = (LayerChoice("mlp", half).blocks(count) for half in ("lower half", "upper half"))
     assert [*lower, *upper] == list(range(count)) and len(upper) - len(lower) in (0, 1)
 
 

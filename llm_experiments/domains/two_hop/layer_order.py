@@ -24,7 +24,6 @@ from llm_experiments.models.choice import Arrangement, LayerChoice
 from llm_experiments.steps.adapters import TrainAdapter, TrainLate
 from llm_experiments.steps.asking import Ask
 from llm_experiments.steps.patching import AskPatched, Patch
-from results.rows import Scalar
 from toytransformer.compositions import Merge
 
 FILE = Path(__file__).with_suffix(".toml")
@@ -112,7 +111,7 @@ class LayerOrder(TwoHop):
         if self.base.world is None:
             people = draw(DATASETS[words.dataset]["person"], STRANGERS, seed, taken)
         else:
-            people = sorted(set(self.base.world.people) - taken)
+            people = tuple(sorted(set(self.base.world.people) - taken))
         rng = random.Random(f"strangers {seed}")
         for fact in facts:
             for number in self.size.train:
@@ -216,13 +215,12 @@ def late(study: LayerOrder) -> Iterator[Step]:
         yield from study.under(composing, seed, (Merge("sum"),))
         own = Arrangement({"hop2": composing.choices["hop2"]})
         second = study.entered(study.arranged(own, seed), seed)
-        variant: dict[str, Scalar] = {"entry": "late"}
-        yield study.answers(second, "sum", seed, control="hop2", layers=str(own), **variant)
+        yield study.answers(second, "sum", seed, control="hop2", layers=str(own), entry="late")
         for layers, weights in ((composing, LATE_WEIGHTS), (same, LATE_WEIGHTS[:1])):
             library = study.arranged(layers, seed)
             library = replace(library, adapters={**library.adapters, **second.adapters})
             for given in weights:
-                yield study.answers(library, Merge("sum", given), seed, layers=str(layers), **variant)
+                yield study.answers(library, Merge("sum", given), seed, layers=str(layers), entry="late")
         yield study.base_answers(study.scene())
 
 
