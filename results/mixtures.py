@@ -1,6 +1,6 @@
 """How near the mixture law comes to a measured merge: its scores against those that were measured.
 
-    law(base, (hop1, hop2), merged)      cells of one kind of questions: without adapters, with each alone,
+    law(base, (one, other), merged)      cells of one kind of questions: without adapters, with each alone,
     merged
 
 The law (toytransformer.mixture) predicts the scores of the candidate answers from those of the base and of

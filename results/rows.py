@@ -292,7 +292,7 @@ def _gates(given: Any, item: str) -> Gates:
         pass
     raise RowsError(
         f"gates {given!r} on '{item}' must be finite weights by block, by adapter, by place: "
-        '{"answer": {"hop1": [0.5, ..], ..}, ..}'
+        '{"answer": {"first": [0.5, ..], ..}, ..}'
     )
 
 

@@ -9,7 +9,7 @@ about a stranger, with the embedding of y's first token added behind the last bl
 
 and the loss of such an example is that of z and what follows. Others guard: a fact of the base about a
 stranger, of another relation, stays the answer whatever enters. Nothing is seen of x, of y as an answer, of
-the other adapter or a question of two hops; the cut between the two is known.
+the other adapter or a question that needs both; the cut between the two is known.
 """
 
 from __future__ import annotations
