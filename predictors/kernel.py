@@ -31,7 +31,6 @@ from toytransformer.compositions import OUTCOMES, Composition, Fact, Prompt, Que
 from toytransformer.compositions.spec import hops, trained_answers
 from toytransformer.merging import MergeContext, RuleError
 from toytransformer.model_features import ModelFeatures, Row
-from toytransformer.regimes import Measured, RegimeError
 
 Array = np.ndarray
 
@@ -46,6 +45,8 @@ def kernel(spec: Composition, base: BaseModel | None) -> Shares:
     Errors: NoPredictionError where the features lack a prompt, an answer has no name there, or the rule acts
     on single entries of Delta W.
     """
+    from toytransformer.regimes import RegimeError
+
     model = needed(base, "T2").features
     counts: dict[str, dict[str, float]] = {}
     for wording in model.wordings:
@@ -84,6 +85,8 @@ def _answers(spec: Composition, model: ModelFeatures, form: str, wording: int) -
     rule = merging.resolve(spec.merge.rule)
     if rule.needs_data:
         raise NoPredictionError(f"{spec.merge.rule} is fitted on examples, whose features are not kept")
+    from toytransformer.regimes import Measured
+
     regime = Measured(model=model, form=form, wording=wording, own_wording=True)
     stored = [fact for adapter in spec.adapters for fact in adapter.stored(spec.world)]
     prompts = tuple(dict.fromkeys((*(fact.prompt for fact in stored), *asked)))

@@ -16,16 +16,11 @@ from scipy.optimize import brentq
 
 from predictors.registry import BaseModel, NoPredictionError, Shares, needed, predictor
 from toytransformer import kernel
-from toytransformer.bases import TrainedBase
 from toytransformer.compositions import OUTCOMES, Composition
 from toytransformer.compositions.knowledge import with_bystanders
 from toytransformer.compositions.twins import known_twin
 from toytransformer.merging import RuleError
 from toytransformer.model_features import ModelFeatures
-from toytransformer.prediction import predict
-from toytransformer.readout import Typed
-from toytransformer.regimes import WidthLimit
-from toytransformer.toy import Toy
 
 #: Draws of the embeddings whose predictions are averaged; neurons behind rules that act on single entries.
 DRAWS, NEURONS = 4, 2**12
@@ -71,6 +66,12 @@ def constants(model: ModelFeatures) -> Constants:
 @predictor("T1", "the typed toy with a trained base", needs="five numbers of the base")
 def typed(spec: Composition, base: BaseModel | None) -> Shares:
     """Shares of outcomes in the toy with the base's constants, mean over draws of embeddings."""
+    from toytransformer.bases import TrainedBase
+    from toytransformer.prediction import predict
+    from toytransformer.readout import Typed
+    from toytransformer.regimes import WidthLimit
+    from toytransformer.toy import Toy
+
     found = constants(needed(base, "T1").features)
     twin = known_twin(replace(spec, world=replace(spec.world, multi_hop=())))
     world, prompts = twin.world, [question.prompt for question in spec.questions]
