@@ -26,7 +26,6 @@ KNOWING = {
     "llm_experiments/rescore.py": "reads kept answers of the domain anew",
     "llm_experiments/pages.py": "the project's own pages, which report its measurements",
     "figures/theory": "rows of the theory, which is of two-hop compositions",
-    "figures/predictions.py": "what the theory predicts of them",
     "figures/bars.py": "the outcomes of the theory",
     "figures/drawings/theory": "drawings of the theory",
     "figures/drawings/two_hop": "drawings of the domain",
@@ -36,6 +35,7 @@ KNOWING = {
 LISTING = {
     "llm_experiments/domains/two_hop/experiments.py",
     "llm_experiments/domains/two_hop/scenes.py",
+    "llm_experiments/domains/two_hop/tiers.py",
     "figures/theory",
 }
 
