@@ -55,8 +55,10 @@ def measure(
     `prepare` is a function of a module and imports what it needs itself, so that its memory is its own.
     """
     fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, fresh, interrupts.end_at_once) as pool:
-        return pool.submit(_measure, prepare, arguments, repeats).result()
+    with ProcessPoolExecutor(1, fresh, interrupts.let_through) as pool:
+        with interrupts.held():  # the process begins here
+            measured = pool.submit(_measure, prepare, arguments, repeats)
+        return measured.result()
 
 
 def _measure(prepare: Callable[..., Work], arguments: tuple[object, ...], repeats: int) -> Measurement:

@@ -27,6 +27,7 @@ COMMANDS = {
     "llm_experiments": ("list", "run quick --out run", "check adapter", "merge adapter adapter --out new",
                         "table kept", "status kept", "export data", "pretrain --out model"),
     "figures": ("survival --out drawings", "all --out drawings"),
+    "benchmarks": ("dense --small", "arrow --small"),
 }  # fmt: skip
 LINES = [
     *([*PYTHON, package, *line.split()] for package, lines in COMMANDS.items() for line in lines),

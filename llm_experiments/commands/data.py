@@ -31,6 +31,10 @@ def pretrain(out: Path, seed: int, chains: bool) -> None:
     click.echo(f"{train_embedded(out, seed=seed, chains=chains)}")
 
 
+#: Of `export`, on one core: what it says before it begins.
+TRIPLETS_A_SECOND, MEGABYTES_A_TRIPLET = 90, 0.17
+
+
 @click.command()
 @click.argument("out", type=FOLDER)
 @click.option("--dataset", type=click.Choice(["F", "H", "R"]), default="F", show_default=True)
@@ -46,8 +50,17 @@ def export(out: Path, dataset: str, triplets: int, seed: int, bridge: str | None
 
     OUT is a new folder.
     """
+    from llm_experiments.domains.two_hop.export import check_names
     from llm_experiments.domains.two_hop.export import export as write
+    from toytransformer.working import working
 
-    manifest = write(out, dataset, triplets, seed, bridge_dataset=bridge, share=share)
+    check_names(triplets, dataset, seed, bridge)
+    size = triplets * (1 if bridge is None else 2)
+    manifest = working(
+        lambda: write(out, dataset, triplets, seed, bridge_dataset=bridge, share=share),
+        f"{size:,} triplets",
+        size / TRIPLETS_A_SECOND,
+        f"about {size / TRIPLETS_A_SECOND:.0f} s and {size * MEGABYTES_A_TRIPLET:.0f} MB",
+    )
     for name, file in manifest["files"].items():
         click.echo(f"{out / name}: {file}")

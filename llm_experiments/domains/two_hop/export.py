@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from llm_experiments.domains.two_hop.lexicon import DATASETS, KnownFacts, Lexicon, lexicon
-from llm_experiments.domains.two_hop.names import SOURCES
+from llm_experiments.domains.two_hop.lexicon import DATASETS, KnownFacts, Lexicon, lexicon, most_chains
+from llm_experiments.domains.two_hop.names import SOURCES, NamesError
 from llm_experiments.domains.two_hop.rendering import FORMS, render
 from llm_experiments.domains.two_hop.splits import Split
 from llm_experiments.domains.two_hop.templates import COUNT, template_hashes
@@ -48,13 +48,16 @@ def export(
     bridge_dataset: adds as many of a bridge, their entities disjoint from the tested ones.
     share: of the triplets whose `triplet_split` is dev, and test, for splits by entity.
     The same arguments write the same bytes, given the versions in the manifest.
-    Errors: ExportError when the folder is not empty, fewer than 3 triplets; what lexicon raises.
+    Errors: ExportError when the folder is not empty, fewer than 3 triplets; NamesError, before anything is
+    built, when names do not suffice; what lexicon raises.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} is not an empty folder: name a new one")
     check_count(triplets, "triplets", least=3)
-    composition = _composition(triplets, bridge=bridge_dataset is not None)
+    if base_world is None:
+        check_names(triplets, dataset, seed, bridge_dataset)
+    composition = everything(triplets, bridge_dataset is not None)
     names = lexicon(
         composition, dataset=dataset, seed=seed, bridge_dataset=bridge_dataset, base_world=base_world
     )
@@ -84,7 +87,19 @@ def export(
     return manifest
 
 
-def _composition(triplets: int, bridge: bool) -> Composition:
+def check_names(triplets: int, dataset: str, seed: int, bridge_dataset: str | None = None) -> None:
+    """Refuse more triplets than there are names for, before anything is built. Errors: NamesError."""
+    one = everything(1, bridge_dataset is not None)
+    most = most_chains(one, dataset=dataset, seed=seed, bridge_dataset=bridge_dataset)
+    if triplets > most:
+        beside = f" with a bridge of {bridge_dataset}" if bridge_dataset else ""
+        raise NamesError(
+            f"{triplets:,} triplets need more names than dataset {dataset} has{beside}: ask for "
+            f"{most:,} at most"
+        )
+
+
+def everything(triplets: int, bridge: bool) -> Composition:
     """Everything that is written, as one adapter's facts and chains."""
     prefixes = ("", "bridge_") if bridge else ("",)
     tags = [(prefix, i) for prefix in prefixes for i in range(1, triplets + 1)]

@@ -7,6 +7,7 @@ chains x_i -> y_i -> z_i.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -102,15 +103,9 @@ def lexicon(
     Errors: LexiconError on an unknown dataset or relation and on an entity that is both person and place;
     NamesError when names run out.
     """
-    for value in (dataset, dataset if bridge_dataset is None else bridge_dataset):
-        if value not in DATASETS:
-            raise LexiconError(f"dataset {value!r} is unknown: use one of {', '.join(DATASETS)}")
     words = _worded(composition, relations)
     kinds = _kinds(composition, words)
-    sources = {
-        entity: DATASETS[(bridge_dataset or dataset) if in_bridge(entity) else dataset][kind]
-        for entity, kind in kinds.items()
-    }
+    sources = _sources(kinds, dataset, bridge_dataset)
     wanted = sorted(_named(composition), key=_place)
     if base_world is None:
         names = _drawn(wanted, sources, seed)
@@ -126,6 +121,28 @@ def lexicon(
         )
         names = _drawn([entity for entity in wanted if entity not in known], sources, seed) | known
     return Lexicon(dataset, seed, names, words, bridge_dataset or dataset)
+
+
+def most_chains(one: Composition, *, dataset: str, seed: int, bridge_dataset: str | None = None) -> int:
+    """How many chains there are names for, where `one` holds one and every other takes as many new names.
+
+    Errors: as lexicon.
+    """
+    kinds = _kinds(one, _worded(one, DEFAULT_RELATIONS))
+    sources = _sources(kinds, dataset, bridge_dataset)
+    needed = Counter(sources[entity] for entity in _named(one))
+    return min(len(pool(source, seed, part="datasets")) // count for source, count in needed.items())
+
+
+def _sources(kinds: Mapping[str, str], dataset: str, bridge_dataset: str | None) -> dict[str, str]:
+    """Kind of names (names.SOURCES) of every entity. Errors: LexiconError on an unknown dataset."""
+    for value in (dataset, dataset if bridge_dataset is None else bridge_dataset):
+        if value not in DATASETS:
+            raise LexiconError(f"dataset {value!r} is unknown: use one of {', '.join(DATASETS)}")
+    return {
+        entity: DATASETS[(bridge_dataset or dataset) if in_bridge(entity) else dataset][kind]
+        for entity, kind in kinds.items()
+    }
 
 
 def _worded(composition: Composition, relations: Mapping[str, str]) -> dict[str, str]:
