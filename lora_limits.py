@@ -31,7 +31,9 @@ SECTIONS = {
     "Theory": Section(
         "toytransformer.__main__", "cli", {"predict": "predict", "list": "list", "verify": "verify"}
     ),
-    "Your adapters": Section("llm_experiments.__main__", "cli", {"check": "check", "merge": "merge"}),
+    "Your adapters": Section(
+        "llm_experiments.__main__", "cli", {name: name for name in ("check", "diagnose", "merge")}
+    ),
     "Measurements on language models": Section(
         "llm_experiments.__main__",
         "cli",

@@ -41,6 +41,7 @@ COMMANDS = (
     "export",
     "merge",
     "check",
+    "diagnose",
 )
 
 

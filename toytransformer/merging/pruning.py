@@ -80,6 +80,7 @@ def dropper(like_array: Array, density: float, seed: int) -> Callable[[Array], A
     "ties",
     gauge_invariant=True,
     needs_neurons=True,
+    dense=True,
     paper="ties",
     options={"density": share(0.2), "sign": SIGN},
 )
@@ -123,7 +124,13 @@ def ties_factors(
     return StaticMerge(LoRA(write, read))
 
 
-@merge_rule("dare", gauge_invariant=True, needs_neurons=True, options={"density": share(0.5), "seed": SEED})
+@merge_rule(
+    "dare",
+    gauge_invariant=True,
+    needs_neurons=True,
+    dense=True,
+    options={"density": share(0.5), "seed": SEED},
+)
 def dare(
     adapters: Sequence[LoRA], weights: Weights, context: MergeContext, *, density: float, seed: int | None
 ) -> StaticMerge:
@@ -142,6 +149,7 @@ def dare(
     "dare-ties",
     gauge_invariant=True,
     needs_neurons=True,
+    dense=True,
     options={"density": share(0.5), "sign": SIGN, "seed": SEED},
 )
 def dare_ties(
@@ -164,7 +172,13 @@ def dare_ties(
     return StaticMerge(mean_of_agreeing(dropped, ones(adapters, weights), sign), details={"seed": seed})
 
 
-@merge_rule("magnitude-prune", gauge_invariant=True, needs_neurons=True, options={"density": share(0.2)})
+@merge_rule(
+    "magnitude-prune",
+    gauge_invariant=True,
+    needs_neurons=True,
+    dense=True,
+    options={"density": share(0.2)},
+)
 def magnitude_prune(
     adapters: Sequence[LoRA], weights: Weights, context: MergeContext, *, density: float
 ) -> StaticMerge:

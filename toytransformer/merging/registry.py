@@ -112,11 +112,12 @@ class MergeRule:
 
     gauge_invariant: the result depends on the adapters only through their Delta_i (up to rounding, and where
     `spectral`, up to ties of singular values). needs_neurons: acts on entries of Delta in the basis of the m
-    neurons, so it has no meaning in other coordinates. routed: the update differs from prompt to prompt.
-    spectral: reads singular vectors, so it is undetermined where singular values tie. sectorwise: polynomial
-    in the factors, so it commutes with the change to the sectors of `toytransformer.symmetry`. label_blind:
-    renaming the answers of one adapter moves no row of another's (theory.md, section 5). weighted: takes
-    weights. fitted_by: how it is fitted to examples of the target task: "products" (by gradient on the
+    neurons, so it has no meaning in other coordinates. dense: its update is a dense matrix, each entry of
+    which depends on the adapters' entries there and on thresholds alone. routed: the update differs from
+    prompt to prompt. spectral: reads singular vectors, so it is undetermined where singular values tie.
+    sectorwise: polynomial in the factors, so it commutes with the change to the sectors of
+    `toytransformer.symmetry`. label_blind: renaming the answers of one adapter moves no row of another's
+    (theory.md, section 5). weighted: takes weights. fitted_by: how it is fitted to examples of the target task: "products" (by gradient on the
     coefficients of the Delta_i), "search" (without gradients), "train" (a new adapter); None for a rule that
     needs no data. fits: the weighted rule whose weights it finds, where it finds weights. control: merges
     random updates in place of the adapters, for other rules to beat. adapter_kind: how its adapters have to
@@ -127,6 +128,7 @@ class MergeRule:
     function: Callable[..., Merged]
     gauge_invariant: bool
     needs_neurons: bool = False
+    dense: bool = False
     routed: bool = False
     spectral: bool = False
     sectorwise: bool = False
