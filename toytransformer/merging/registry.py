@@ -117,11 +117,12 @@ class MergeRule:
     prompt to prompt. spectral: reads singular vectors, so it is undetermined where singular values tie.
     sectorwise: polynomial in the factors, so it commutes with the change to the sectors of
     `toytransformer.symmetry`. label_blind: renaming the answers of one adapter moves no row of another's
-    (theory.md, section 5). weighted: takes weights. fitted_by: how it is fitted to examples of the target task: "products" (by gradient on the
-    coefficients of the Delta_i), "search" (without gradients), "train" (a new adapter); None for a rule that
-    needs no data. fits: the weighted rule whose weights it finds, where it finds weights. control: merges
-    random updates in place of the adapters, for other rules to beat. adapter_kind: how its adapters have to
-    be trained. paper: what the paper's tables call it, if they have it.
+    (theory.md, section 5). weighted: takes weights. fitted_by: how it is fitted to examples of the target
+    task: "products" (by gradient on the coefficients of the Delta_i), "search" (without gradients), "train"
+    (a new adapter); None for a rule that needs no data. fits: the weighted rule whose weights it finds, where
+    it finds weights. control: merges random updates in place of the adapters, for other rules to beat.
+    adapter_kind: how its adapters have to be trained. paper: what the paper's tables call it, if they have
+    it.
     """
 
     name: str
