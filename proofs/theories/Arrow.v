@@ -210,17 +210,6 @@ have S0 : 0 < S by rewrite addr_gt0 // mulr_gt0.
 by rewrite ltr_pmul2r // (mulr_gt0 a20 S0) andbT.
 Qed.
 
-Lemma cauchy_schwarz (u v : 'cV[R]_m) : dotF u v ^+ 2 <= sqF u * sqF v.
-Proof.
-have [->|u0] := eqVneq u 0.
-  by rewrite /sqF {1}/dotF {1}/dotF !mul0mx mxtrace0 expr0n mul0r.
-have su : 0 < sqF u by rewrite sqF_gt0.
-have := sqF_ge0 (sqF u *: v - dotF u v *: u).
-rewrite -scaleNr sqFD !sqFZ dotFZl dotFZr (dotFC v u).
-rewrite (_ : _ + _ = sqF u * (sqF u * sqF v - dotF u v ^+ 2)); last by ring.
-by rewrite pmulr_rge0 // subr_ge0.
-Qed.
-
 (* Balanced gauges, a two-hop prompt no longer than the stored ones (|xi|^2 = 3/2
    against 2 in the limit): what either term sends is at most 1. *)
 Lemma balanced_cross_le1 (w1 w2 : 'cV[R]_n) v1 v2 f t1 t2 :

@@ -78,6 +78,18 @@ Proof. by rewrite /dotF trmx_mul trmxK mulmxA -[in LHS]mulmxA mxtrace_mulC. Qed.
 Lemma dotF0r m n (A : 'M[R]_(m, n)) : dotF A 0 = 0.
 Proof. by rewrite /dotF trmx0 mulmx0 mxtrace0. Qed.
 
+(* <A, B>^2 <= |A|^2 |B|^2 *)
+Lemma cauchy_schwarz m n (A B : 'M[R]_(m, n)) : dotF A B ^+ 2 <= sqF A * sqF B.
+Proof.
+have [->|A0] := eqVneq A 0.
+  by rewrite /sqF {1}/dotF {1}/dotF !mul0mx mxtrace0 expr0n mul0r.
+have sA : 0 < sqF A by rewrite sqF_gt0.
+have := sqF_ge0 (sqF A *: B - dotF A B *: A).
+rewrite -scaleNr sqFD !sqFZ dotFZl dotFZr (dotFC B A).
+rewrite (_ : _ + _ = sqF A * (sqF A * sqF B - dotF A B ^+ 2)); last by ring.
+by rewrite pmulr_rge0 // subr_ge0.
+Qed.
+
 (* column vectors *)
 Lemma colT_mul n (u v : 'cV[R]_n) : u^T *m v = (dotF u v)%:M.
 Proof. by rewrite [LHS]mx11_scalar -trace_mx11 mxtrace_mulC dotFC. Qed.
