@@ -364,8 +364,8 @@ def test_check_refuses_by_name(run, folders):
     status, out, _ = run("check", one, dora, three, one / "nothing")
     assert status == 1
     lines = out.splitlines()
-    assert [line.split()[0] for line in lines] == ["fine", "refused", "fine", "refused", "refused"]
-    assert "DoRA" in lines[1] and "nothing" in lines[3] and lines[4].startswith("refused  together: ")
+    assert [line.split()[0] for line in lines] == ["fine", "refused", "fine", "refused", "fine", "note"]
+    assert "DoRA" in lines[1] and "nothing" in lines[3] and "one 2, three 3" in lines[5]
 
 
 def test_merge_writes_the_merge_as_one_adapter(run, folders, tmp_path):

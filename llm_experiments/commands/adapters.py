@@ -11,7 +11,7 @@ from toytransformer.command_line import merge_option, merge_weights, needs_extra
 
 
 @click.command()
-@click.argument("adapters", nargs=-1, required=True, type=FOLDER)
+@click.argument("adapters", nargs=-1, required=True)
 @click.option("--out", required=True, type=FOLDER, help="New folder for the merged adapter.")
 @click.option("--rule", default="mean", show_default=True, help="A static merge rule of the theory.")
 @click.option("--weights", help="Merge weights, by comma, one for each adapter.")
@@ -20,7 +20,7 @@ from toytransformer.command_line import merge_option, merge_weights, needs_extra
 @click.option("--seed", type=int, default=0, show_default=True, help="For rules that draw at random.")
 @needs_extra("llm")
 def merge(
-    adapters: tuple[Path, ...],
+    adapters: tuple[str, ...],
     out: Path,
     rule: str,
     weights: str | None,
@@ -28,53 +28,66 @@ def merge(
     rank: int | None,
     seed: int,
 ) -> None:
-    """Merge PEFT adapters into one that plain PEFT loads."""
-    from llm_experiments.adapters.peft_files import distinctly_named, read
+    """Merge adapters into one that plain PEFT loads; `check` says what each of the ADAPTERS may be."""
+    from llm_experiments.adapters.compatible import compatibility
+    from llm_experiments.adapters.peft_files import distinctly_named, opened
     from llm_experiments.merges.merging import save_static
+    from llm_experiments.models.files import printable
     from toytransformer.compositions import Merge
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise click.UsageError(f"--out '{out}' is there already: name a new folder")
     spec = Merge(rule, merge_weights(weights), tuple(map(merge_option, options)))
-    library = distinctly_named([read(folder) for folder in adapters], adapters)
+    library = distinctly_named([opened(source) for source in adapters], adapters)
+    together = compatibility(library)
+    together.require()
     details = save_static(library, spec, out, seed=seed, rank=rank, name=out.name)
-    for name, count in details.get("absent", {}).items():
-        click.echo(f"{name} does not change {count} of {len(details['modules'])} layers: zero there")
+    for note in together.notes:
+        click.echo(printable(note))
     click.echo(f"{out}: rank {details['rank']}, relative error {details['relative_error']:.2g}")
 
 
 @click.command()
-@click.argument("adapters", nargs=-1, required=True, type=FOLDER)
+@click.argument("adapters", nargs=-1, required=True)
+@click.option("--same-base", is_flag=True, help="Refuse adapters whose base has different names.")
 @needs_extra("llm")
-def check(adapters: tuple[Path, ...]) -> int:
+def check(adapters: tuple[str, ...], same_base: bool) -> int:
     """Check whether adapters can be merged, and fit together.
 
-    Each of the ADAPTERS is a PEFT folder. Exit status 1 if one is refused.
+    Each of the ADAPTERS is a PEFT folder, a folder that holds one, a .safetensors file (PEFT, mlx-lm,
+    kohya), an expert of mttl, or a hub id as org/name, org/name@revision or org/name:folder. Exit status 1
+    if one is refused.
     """
-    from llm_experiments.adapters.peft_files import AdapterWeights, check_library, distinctly_named, read
+    from llm_experiments.adapters.compatible import compatibility
+    from llm_experiments.adapters.peft_files import AdapterError, AdapterWeights, distinctly_named, opened
     from llm_experiments.models.files import printable
-    from toytransformer.adapters import AdapterError
+
+    def say(verdict: str, text: str) -> None:
+        click.echo(f"{verdict:<8} {printable(text)}")
 
     library: list[AdapterWeights] = []
-    folders: list[Path] = []
+    sources: list[str] = []
     refused = False
-    for folder in adapters:
+    for source in adapters:
         try:
-            library.append(read(folder))
+            own = opened(source)
+            for _ in own.modules.values():  # reads each, one at a time: are its numbers finite?
+                pass
         except AdapterError as error:
-            click.echo(printable(f"refused  {folder}: {' '.join(str(error).split())}"))
+            say("refused", f"{source}: {' '.join(str(error).split())}")
             refused = True
         else:
-            own = library[-1]
-            folders.append(folder)
-            shape = f"rank {own.rank}, {len(own.modules)} modules, base {own.base}"
-            click.echo(printable(f"fine     {folder}: {shape}"))
+            library.append(own)
+            sources.append(source)
+            layout = "" if own.layout == "PEFT" else f", {own.layout}"
+            say("fine", f"{source}: rank {own.rank}, {len(own.modules)} modules, base {own.base}{layout}")
     if len(library) > 1:
-        try:
-            check_library(distinctly_named(library, folders))
-        except AdapterError as error:
-            click.echo(printable(f"refused  together: {' '.join(str(error).split())}"))
-            refused = True
-        else:
-            click.echo("fine     together")
+        together = compatibility(distinctly_named(library, sources), same_base=same_base)
+        for problem in together.problems:
+            say("refused", f"together: {problem}")
+        if not together.problems:
+            say("fine", "together")
+        for note in together.notes:
+            say("note", note)
+        refused = refused or bool(together.problems)
     return int(refused)

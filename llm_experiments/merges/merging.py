@@ -180,7 +180,7 @@ def merge_modules(
                 "llm_experiments.merges.fitted.fit returns"
             )
     result: dict[str, Merged] = {}
-    names = check_library(library, equal_ranks=False, same_modules=False)
+    names = check_library(library, same_modules=False)
     for name in names:
         spec = merge.merges[name] if isinstance(merge, FittedMerge) else merge
         device = (devices or {}).get(name, torch.device("cpu"))
@@ -279,7 +279,7 @@ def target_layers(
     """
     if not library:
         return {}
-    names = check_library(library, equal_ranks=False, same_modules=same_modules)
+    names = check_library(library, same_modules=same_modules)
     digest, wanted = getattr(loaded, "digest", None), library[0].details.get("base_digest")
     if digest and wanted and digest != wanted:
         raise RuleError(

@@ -1,0 +1,172 @@
+"""Tensors in files of unknown origin, looked up without being read: safetensors, shards, torch's pickles.
+
+Nothing is unpickled but tensors and plain data (torch.load's `weights_only`), and no tensor is larger than
+the file it lies in.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from llm_experiments.models.files import FileError, read_object
+from toytransformer.adapters import AdapterError
+
+#: First bytes of what Git leaves in place of a large file that was not fetched.
+POINTER = b"version https://git-lfs"
+#: What torch's own files may begin with: a zip archive or, before torch 1.6, a pickle.
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".meta")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file. load: reads it, as it is there."""
+
+    key: str
+    file: Path
+    shape: tuple[int, ...]
+    floating: bool
+    load: Callable[[], torch.Tensor]
+
+    def read(self, device: str = "cpu") -> torch.Tensor:
+        """The numbers in float32. Errors: AdapterError where they are none, or not finite there."""
+        tensor = self.load()
+        if not tensor.is_floating_point():
+            raise AdapterError(
+                f"{self.file}: {self.key} is of {tensor.dtype}; floating point numbers are needed"
+            )
+        try:
+            single = tensor.to(device, torch.float32)  # first: 8-bit floats know no isfinite
+        except RuntimeError as error:  # kinds of 4 bits
+            raise AdapterError(
+                f"{self.file}: {self.key} of {tensor.dtype} cannot be read ({error})"
+            ) from error
+        if not torch.isfinite(single).all():
+            raise AdapterError(
+                f"{self.file}: {self.key} holds NaN, infinity or numbers beyond float32; finite ones are "
+                "needed"
+            )
+        return single
+
+
+def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
+    """All tensors of one adapter's files, by key. Errors: AdapterError naming the file."""
+    found: dict[str, StoredTensor] = {}
+    for file in files:
+        if not file.is_file():  # a pipe would be waited at for ever
+            raise AdapterError(
+                f"{file} is missing; the writing of the adapter was cut short, or it was moved in part: "
+                "write it anew"
+            )
+        refuse_pointer(file)
+        here = _pickled(file) if file.suffix in PICKLES else _safe(file)
+        if twice := sorted(found.keys() & here.keys()):
+            raise AdapterError(f"{file} holds {twice[0]}, which another of its files holds too; keep one")
+        found |= here
+    return found
+
+
+def shards(index: Path) -> tuple[Path, ...]:
+    """The files that an index of shards names. Errors: AdapterError."""
+    try:
+        named = read_object(index).get("weight_map")
+    except FileError as error:
+        raise AdapterError(f"{error}; write the adapter anew") from error
+    if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()) or not named:
+        raise AdapterError(f"{index} is no index of shards (weight_map); write the adapter anew")
+    files = sorted(set(named.values()))
+    if not all(file == Path(file).name and file not in ("", "..") for file in files):
+        raise AdapterError(f"{index} names files outside its folder; do not use this adapter")
+    return tuple(index.parent / file for file in files)
+
+
+def refuse_pointer(file: Path) -> None:
+    """AdapterError where Git's large file storage left a pointer in place of the file."""
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(len(POINTER))
+    except OSError as error:
+        raise AdapterError(f"{file} cannot be read ({error})") from error
+    if start == POINTER:
+        raise AdapterError(
+            f"{file} is a pointer of Git LFS and not the file itself: run `git lfs pull` in its folder, or "
+            "download the file from the hub"
+        )
+
+
+def _safe(file: Path) -> dict[str, StoredTensor]:
+    try:
+        opened = safe_open(file, "pt", device="cpu")
+        keys = list(opened.keys())
+        found = {}
+        for key in keys:
+            view = opened.get_slice(key)
+            kind = view.get_dtype()
+            found[key] = StoredTensor(
+                key,
+                file,
+                tuple(view.get_shape()),
+                kind.startswith(("BF", "F8", "F16", "F32", "F64")),
+                partial(_read_safe, opened, file, key),
+            )
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise AdapterError(f"{file} is damaged ({error}); write the adapter anew") from error
+    return found
+
+
+def _read_safe(opened: Any, file: Path, key: str) -> torch.Tensor:
+    try:
+        return opened.get_tensor(key)
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise AdapterError(f"{file} is damaged at {key} ({error}); write the adapter anew") from error
+
+
+def _pickled(file: Path) -> dict[str, StoredTensor]:
+    content = plain_pickle(file)
+    if isinstance(content, Mapping) and isinstance(content.get("expert_weights"), Mapping):
+        content = content["expert_weights"]  # mttl's own dump of an expert
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]  # Lightning's
+    if not isinstance(content, Mapping) or not content:
+        raise AdapterError(f"{file} holds {type(content).__name__} and no tensors by name")
+    size, found = file.stat().st_size, {}
+    for key, tensor in content.items():
+        if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
+            raise AdapterError(f"{file}: {str(key)[:80]!r} is a {type(tensor).__name__}; tensors are needed")
+        strided = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
+        if not strided or tensor.numel() * tensor.element_size() > size:
+            raise AdapterError(f"{file}: {key} is no plain tensor, or larger than the file; write it anew")
+        found[key] = StoredTensor(
+            key, file, tuple(tensor.shape), tensor.is_floating_point(), partial(tensor.detach)
+        )
+    return found
+
+
+def plain_pickle(file: Path) -> Any:
+    """What torch saved, if it is tensors and plain data; anything else in a pickle could run code.
+
+    Errors: AdapterError.
+    """
+    refuse_pointer(file)
+    try:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, ValueError):  # the format before torch 1.6 cannot be mapped
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise AdapterError(
+            f"{file} is a pickle that holds {named[1] if named else 'more than tensors and plain data'}, "
+            "and opening it could run code; where you trust it, open its tensors with torch.load and "
+            "convert them to safetensors"
+        ) from error
+    except Exception as error:  # of a damaged archive, anything
+        raise AdapterError(f"{file} is damaged ({type(error).__name__}: {str(error)[:200]})") from error
