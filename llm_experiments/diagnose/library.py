@@ -158,7 +158,7 @@ def measure(
     """
     if not 2 <= len(library) <= MOST:
         raise AdapterError(f"{len(library)} adapters cannot be set beside one another: give 2 to {MOST}")
-    names = check_library(library, equal_ranks=False, same_modules=False)
+    names = check_library(library, same_modules=False)
     rules = static_rules()
     modules, sums = {}, {rule.name: _Sum(len(library)) for rule in rules}
     every = -(-len(names) // GAUGED)
