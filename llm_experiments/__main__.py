@@ -9,7 +9,7 @@ if __name__ == "__main__":
 
 import click
 
-from llm_experiments.commands import adapters, data, diagnose, features, register, rows, runs
+from llm_experiments.commands import adapters, data, diagnose, of_domains, register, rows, runs
 from toytransformer.command_line import run
 
 
@@ -20,9 +20,10 @@ def cli() -> None:
 
 for command in (
     *(runs.list_names, runs.run_experiments, runs.status),
-    *(rows.table, rows.keep, rows.migrate, rows.rescore, rows.results),
+    *(rows.table, rows.keep, rows.results),
     *(adapters.check, diagnose.diagnose, adapters.merge),
-    *(data.export, data.pretrain, features.features, register.register),
+    *(data.pretrain, register.register),
+    *of_domains(),
 ):
     cli.add_command(command)
 

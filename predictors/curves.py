@@ -20,9 +20,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from predictors.registry import Alone, BaseModel, NoPredictionError, Shares, predictor
+from predictors.scale_curves import ScaleCurve
 from results.cells import RIGHT, Cell
 from results.rows import BASE
-from results.scale_curves import ScaleCurve
 from toytransformer.compositions import Composition
 from toytransformer.scales import effective
 

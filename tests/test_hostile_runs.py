@@ -15,6 +15,7 @@ import test_llm_command_lines
 
 from llm_experiments import pages
 from llm_experiments.commands import rows
+from llm_experiments.domains.two_hop import commands as own_commands
 from llm_experiments.embedded import pretrain
 from llm_experiments.engine import local
 from llm_experiments.models import sources
@@ -65,7 +66,7 @@ def nothing_lasts(monkeypatch, tmp_path):
     monkeypatch.setattr(local, "run", lambda plan, *_, **__: local.Summary())
     monkeypatch.setattr(pretrain, "main", lambda out, **_: out)
     monkeypatch.setattr(pages, "PAGES", {})
-    for command, name in ((rows.keep, "out"), (rows.rescore, "data")):
+    for command, name in ((rows.keep, "out"), (own_commands.rescore, "data")):
         (place,) = (parameter for parameter in command.params if parameter.name == name)
         monkeypatch.setattr(place, "default", tmp_path / "kept")
 

@@ -14,6 +14,7 @@ from llm_experiments.asking import patching
 from llm_experiments.asking.patching import PatchingError
 from llm_experiments.domains.two_hop.layer_order import EXPECTED, PATCHES, arrangements
 from llm_experiments.domains.two_hop.pages import TwoHopRows
+from llm_experiments.domains.two_hop.patching import SOURCES, AskPatched, Patch
 from llm_experiments.domains.two_hop.rendering import FIRST, SECOND, STEP_BY_STEP, THEREFORE
 from llm_experiments.domains.two_hop.templates import SIGNATURES, templates
 from llm_experiments.engine.context import Context
@@ -26,7 +27,6 @@ from llm_experiments.models.load import load
 from llm_experiments.pages import DATA
 from llm_experiments.steps.adapters import RandomAdapter, TrainAdapter, TrainLate
 from llm_experiments.steps.asking import Ask
-from llm_experiments.steps.patching import SOURCES, AskPatched, Patch
 from results.rows import CellInfo, Row
 from tests.test_llm_experiments import BASE, TINY, needed, plan_of, wanted
 from tests.tiny_models import tiny_qwen2

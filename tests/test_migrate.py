@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from llm_experiments.__main__ import cli
+from llm_experiments.domains.two_hop.migrate import carried_over, identity, migrate, read_lines
 from llm_experiments.embedded.corpus import BaseWorld
-from llm_experiments.migrate import carried_over, identity, migrate, read_lines
 from results import files
 from results.files import Measurements
 from results.rows import RowsError

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from llm_experiments.__main__ import cli
+from llm_experiments.domains.two_hop.migrate import carried_over, read_lines
+from llm_experiments.domains.two_hop.rescore import rescored
 from llm_experiments.embedded.corpus import BaseWorld
-from llm_experiments.migrate import carried_over, read_lines
-from llm_experiments.rescore import rescored
 from results import files, frame
 from results.files import Measurements
 from results.frame import select

@@ -18,12 +18,6 @@ DATASETS = {"F", "H", "R"}
 KNOWING = {
     "llm_experiments/domains/two_hop": "the domain itself",
     "llm_experiments/embedded": "a model pretrained on the sentences of the domain",
-    "llm_experiments/commands/data.py": "the options of the command that exports its data",
-    "llm_experiments/commands/features.py": "the options of the command that reads features on its prompts",
-    "results/scale_curves.py": "what scale curves predict of hops and chains",
-    "llm_experiments/steps/patching.py": "a step of its experiment on the order of layers",
-    "llm_experiments/migrate.py": "reads rows of earlier code, which had this domain alone",
-    "llm_experiments/rescore.py": "reads kept answers of the domain anew",
     "llm_experiments/pages.py": "the project's own pages, which report its measurements",
     "figures/theory": "rows of the theory, which is of two-hop compositions",
     "figures/bars.py": "the outcomes of the theory",

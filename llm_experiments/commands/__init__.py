@@ -1,1 +1,21 @@
-"""The commands of `python -m llm_experiments`, by what they work on: runs, rows, adapters, data."""
+"""The commands of `python -m llm_experiments`, by what they work on: runs, rows, adapters, data.
+
+Those that only one domain has are the COMMANDS of the module `commands` in its folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pkgutil
+from collections.abc import Iterator
+
+import click
+
+from llm_experiments import domains
+
+
+def of_domains() -> Iterator[click.Command]:
+    """The commands that the domains bring."""
+    for folder in pkgutil.iter_modules(domains.__path__, f"{domains.__name__}."):
+        if folder.ispkg and importlib.util.find_spec(f"{folder.name}.commands"):
+            yield from importlib.import_module(f"{folder.name}.commands").COMMANDS

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from llm_experiments.models.handle import LoadedModel
 
 FOLDER = click.Path(path_type=Path)
+#: The kept rows, beside the code.
+DATA = Path(__file__).parents[1] / "data"
 
 
 def model_options(command: Callable) -> Callable:

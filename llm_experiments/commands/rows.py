@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-from llm_experiments.commands.options import FOLDER
-from toytransformer.command_line import RegularFile, needs_extra
-
-#: The kept rows, beside the code.
-DATA = Path(__file__).parents[1] / "data"
-#: How many kept answers are read anew in a second.
-ANSWERS_A_SECOND = 5000
+from llm_experiments.commands.options import DATA, FOLDER
+from toytransformer.command_line import needs_extra
 
 
 @click.command()
@@ -69,69 +63,6 @@ def keep(folder: Path, name: str, out: Path) -> None:
 
     for path in keep_rows(folder, name, out):
         click.echo(f"{path} ({path.stat().st_size / 1e6:.2f} MB)")
-
-
-@click.command()
-@click.argument("old", type=FOLDER)
-@click.argument("new", type=FOLDER)
-@click.option("--world", type=RegularFile(), help="world.json of a base whose facts are known.")
-@click.option(
-    "--links", type=RegularFile(), help="JSON: the adapters of each cell, where OLD is no run's folder."
-)
-@needs_extra("llm")
-def migrate(old: Path, new: Path, world: Path | None, links: Path | None) -> None:
-    """Write rows of earlier code as today's.
-
-    OLD is a NAME.jsonl.gz or a run's folder, NEW a folder to write.
-    """
-    from llm_experiments import migrate as carrying
-    from llm_experiments.embedded.corpus import BaseWorld
-    from results import files
-
-    linked = None if links is None else _links(links)
-    known = None if world is None else BaseWorld.read(world)
-    for path in files.write(new, carrying.migrate(old, links=linked, world=known)):
-        click.echo(f"{path} ({path.stat().st_size / 1e6:.2f} MB)")
-
-
-def _links(path: Path) -> dict[str, tuple[str, ...]]:
-    """The adapters of each cell, as a JSON object of lists of their addresses."""
-    from llm_experiments.models.files import read_json
-
-    content = read_json(path)
-    if not isinstance(content, dict) or not all(isinstance(value, list) for value in content.values()):
-        raise click.UsageError(f"--links '{path}' is no JSON object of lists of addresses")
-    return {cell: tuple(map(str, adapters)) for cell, adapters in content.items()}
-
-
-@click.command()
-@click.argument("names", nargs=-1)
-@click.option("--data", type=FOLDER, default=DATA, help="Where the kept rows are [data/ here].")
-@click.option(
-    "--world", type=RegularFile(), help="world.json of a base whose facts are known [the embedded model's]."
-)
-@needs_extra("llm")
-def rescore(names: tuple[str, ...], data: Path, world: Path | None) -> None:
-    """Read kept answers anew.
-
-    NAMES are folders of kept rows, all of them unless some are given. Texts stay; answers, outcomes and marks
-    are what today's scorer says, and the old answer is what the base says to that very item.
-    """
-    from llm_experiments import rescore as reading
-    from llm_experiments.embedded.corpus import BaseWorld
-    from llm_experiments.models.sources import EMBEDDED
-    from results import files
-    from toytransformer.cost import in_words
-    from toytransformer.working import working
-
-    known = BaseWorld.read(world or EMBEDDED / "world.json")
-    folders = [data / name for name in names] or sorted(f for f in data.iterdir() if f.is_dir())
-    for folder in folders:
-        kept = files.read(folder)
-        seconds = len(kept.rows) / ANSWERS_A_SECOND
-        scored = working(partial(reading.rescored, kept, known), folder.name, seconds, in_words(seconds))
-        files.write(folder, scored)
-        click.echo(folder.name)
 
 
 @click.command()

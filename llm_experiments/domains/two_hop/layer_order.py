@@ -15,6 +15,7 @@ from pathlib import Path
 from llm_experiments.adapters.late_entry import LateEntry
 from llm_experiments.domains.two_hop.lexicon import DATASETS
 from llm_experiments.domains.two_hop.names import draw
+from llm_experiments.domains.two_hop.patching import AskPatched, Patch
 from llm_experiments.domains.two_hop.scenes import PAIR, Library, Scene, TwoHop
 from llm_experiments.domains.two_hop.templates import template
 from llm_experiments.engine.addresses import Ref
@@ -23,7 +24,6 @@ from llm_experiments.experiments.registry import experiment
 from llm_experiments.models.choice import Arrangement, LayerChoice
 from llm_experiments.steps.adapters import TrainAdapter, TrainLate
 from llm_experiments.steps.asking import Ask
-from llm_experiments.steps.patching import AskPatched, Patch
 from toytransformer.compositions import Merge
 
 FILE = Path(__file__).with_suffix(".toml")

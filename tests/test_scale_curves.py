@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from results import scale_curves
-from results.scale_curves import ScaleCurve, chain, hop
+from predictors import scale_curves
+from predictors.scale_curves import ScaleCurve, chain, hop
 from results.statistics import StatisticsError, cluster_interval
 
 GRID = tuple(np.round(np.arange(0.0, 1.51, 0.25), 2).tolist())
