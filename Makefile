@@ -89,8 +89,9 @@ out/theory_rows.json: $(READY) $(THEORY) $(wildcard figures/theory/*.py figures/
 	$(PY) -m figures theory --fresh --no-draw --rows $@
 	@touch -r $@.begun $@ && rm $@.begun
 
+# Two at a time, a file each: what its tests share is made once. More at a time take 2 GB each.
 test: setup  ## run the tests (more options: make test ARGS='-k merging')
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 COQ_PACKAGES := coq libcoq-mathcomp-algebra libcoq-mathcomp-algebra-tactics libcoq-interval libcoq-coquelicot \
 	libcoq-mathcomp-analysis

@@ -11,6 +11,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # beside another one
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import jax
 from hypothesis import HealthCheck, settings
 
