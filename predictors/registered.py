@@ -69,7 +69,8 @@ def _said(tier: str, one: Planned) -> dict[str, Any]:
     try:
         shares = PREDICTORS[tier].predict(one.spec, one.base)
     except NoPredictionError as refusal:
-        return {} if one.base is None else {"refused": str(refusal)}
+        lacking = one.base is None or not PREDICTORS[tier].kept  # it may be measured yet
+        return {} if lacking else {"refused": str(refusal)}
     return {
         "asked": {
             kind: {outcome: short(share) for outcome, share in said.items() if share}

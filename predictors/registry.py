@@ -40,10 +40,15 @@ class BaseModel:
     alone: Alone | None = None
 
     @classmethod
-    def read(cls, folder: Path, dataset: str, names: int) -> BaseModel | None:
-        """What is kept in a folder of one dataset and draw of names; None where nothing is."""
-        path = folder / f"features-{dataset}-{names}.npz"
-        return cls(ModelFeatures.read(path)) if path.is_file() else None
+    def read(cls, folder: Path, dataset: str, names: int, base: str | None = None) -> BaseModel | None:
+        """What is kept of one dataset and draw of names; None where nothing is.
+
+        base: whose folder beside this one is looked into where this one has no features.
+        """
+        for place in (folder, *([folder.parent / base] if base else [])):
+            if (path := place / f"features-{dataset}-{names}.npz").is_file():
+                return cls(ModelFeatures.read(path))
+        return None
 
 
 Predict = Callable[[Composition, BaseModel | None], Shares]

@@ -81,8 +81,8 @@ def wanted(cells: Iterable[Cell], frame: Frame, folder: Path) -> list[Wanted]:
                 continue
             place = (info.dataset, info.names)
             if place not in bases:
-                read_off = BaseModel.read(folder, *place)
-                bases[place] = read_off and replace(read_off, alone=_alone(frame, *place))
+                read_off = BaseModel.read(folder, *place, info.base)
+                bases[place] = read_off and replace(read_off, alone=alone(frame, *place))
             base = bases[place]
             if base is not None and base.features.about["digest"] == info.digest:
                 spec = Composition.from_json(json.dumps(frame.specs[info.spec_hash]))
@@ -90,7 +90,7 @@ def wanted(cells: Iterable[Cell], frame: Frame, folder: Path) -> list[Wanted]:
     return list(found.values())
 
 
-def _alone(frame: Frame, dataset: str, names: int) -> Curves:
+def alone(frame: Frame, dataset: str, names: int) -> Curves:
     """What the rows of one draw of names say of single adapters."""
     own = []
     for cell in frame.groups():

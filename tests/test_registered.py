@@ -1,14 +1,17 @@
 """Predictions that are kept before anything is measured: by whom, of what, once."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
 from llm_experiments.__main__ import cli
-from predictors import registered
+from predictors import curves, registered
+from predictors.scale_curves import ScaleCurve
 from predictors.tiers import read, write
+from results.cells import RIGHT
 from toytransformer.compositions import Merge
 from toytransformer.compositions.setups import setup
 
@@ -35,6 +38,20 @@ def test_the_first_prediction_stands_and_names_its_commit(tmp_path, planned):
     assert read(tmp_path / "kept.jsonl") == json.loads(json.dumps(again))
     with pytest.raises(ValueError, match="there is no predictor 'T9'"):
         registered.register(planned, [], ["T9"], "c")
+
+
+def test_what_a_tier_lacks_can_be_registered_once_it_is_measured(planned):
+    unmeasured = replace(planned[0], base=SimpleNamespace(alone=None))
+    assert registered.register([unmeasured], [], ["T3"], "a") == []
+    points = {0.5: (1, 0, 0, 0), 1.0: (1, 1, 1, 0)}
+    curve = ScaleCurve.by_cluster({weight: {"chain 1": right} for weight, right in points.items()})
+    wrong = ScaleCurve.by_cluster(
+        {weight: {"chain 1": [1 - r for r in right]} for weight, right in points.items()}
+    )
+    by_kind = {kind: {RIGHT: curve, "other": wrong} for kind in curves.HOPS}
+    alone = curves.Curves(dict.fromkeys(curves.identities(planned[0].spec), by_kind), k=0.5)
+    (line,) = registered.register([replace(planned[0], base=SimpleNamespace(alone=alone))], [], ["T3"], "a")
+    assert line["asked"][curves.CHAIN][RIGHT] == pytest.approx(0.5 * 0.75**2)
 
 
 def test_a_cell_is_looked_at_unless_all_of_it_is_registered(planned):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,14 @@ def register(
     from llm_experiments.steps.asking import Ask
     from predictors import registered
     from predictors.registry import BaseModel
-    from predictors.tiers import read, write
-    from results import files
+    from predictors.tiers import alone, read, write
+    from results import files, frame
     from toytransformer.compositions import Composition, provenance
 
     base = options.chosen(**model).base
     folder = kept or DATA / base.id
-    there = files.read(folder, ["cells"]).cells.values() if files.is_folder_of_rows(folder) else ()
+    rows = frame.read(folder) if files.is_folder_of_rows(folder) else None
+    there = rows.cells.values() if rows else ()
     measured = {(c.spec_hash, c.digest, c.dataset, c.names) for c in there if len(c.library) > 1}
     code = provenance([Path(predictors.__file__).parent])
     if code["modified"] is not False:
@@ -70,7 +72,8 @@ def register(
                 continue
             place = (about.dataset, about.names)
             if place not in bases:
-                bases[place] = BaseModel.read(folder, *place)
+                read_off = BaseModel.read(folder, *place, base.id)
+                bases[place] = read_off and replace(read_off, alone=rows and alone(rows, *place))
             found = bases[place]
             if found is not None and found.features.about["digest"] != base.digest:
                 found = None
