@@ -223,6 +223,60 @@ def test_pairs_are_exact_at_weights_of_zero_and_one():
     assert np.abs(mixture(base, alone, (1, 1)) - model(1, 1, 1)).max() > 0.01
 
 
+class TwoLayers:
+    """(second + E)(S (first + D) x), three updates (D, E); S a fixed mask, or ReLU where `active` is None."""
+
+    def __init__(self, seed):
+        rng = np.random.default_rng(seed)
+        self.first, self.second, self.x = rng.normal(size=(6, 4)), rng.normal(size=(3, 6)), rng.normal(size=4)
+        self.low, self.high = rng.normal(size=(3, 6, 4)), rng.normal(size=(3, 3, 6))
+
+    def output(self, w, active=None):
+        hidden = (self.first + np.tensordot(w, self.low, 1)) @ self.x
+        kept = np.maximum(hidden, 0) if active is None else active * hidden
+        return ((self.second + np.tensordot(w, self.high, 1)) @ kept)[None]
+
+    def passes(self, w, active=None):
+        """Merged, base, alone and pairs."""
+        one = np.eye(3)
+        alone = np.stack([self.output(row, active) for row in one])
+        pairs = np.stack([self.output(a + b, active) for a, b in combinations(one, 2)])
+        return self.output(w, active), self.output(0 * w, active), alone, pairs
+
+    def cross(self, i, j, active):
+        """What the second layer of j makes of what the first layer of i adds."""
+        return self.high[j] @ (active * (self.low[i] @ self.x))
+
+
+@given(st.integers(0, 2**32 - 1), st.tuples(*[st.floats(-2, 2)] * 3))
+def test_two_layers_leave_out_their_cross_terms(seed, weights):
+    net, w, active = TwoLayers(seed), np.array(weights), np.random.default_rng(seed).integers(2, size=6)
+    merged, base, alone, pairs = net.passes(w, active)
+    factors = np.outer(w, w) - np.diag(w)
+    crossed = np.array([[net.cross(i, j, active) for j in range(3)] for i in range(3)])
+    missed = merged - mixture(base, alone, w)
+    room = 1e4 * EPS * (1 + max(np.abs(part).max() for part in (merged, base, alone, pairs)))
+    assert np.abs(missed - np.tensordot(factors, crossed, 2)).max() <= room
+    own = sum(factors[i, i] * crossed[i, i] for i in range(3))
+    assert np.abs(merged - second_order(base, alone, pairs, w) - own).max() <= room
+    norms = [np.linalg.norm(parts, axis=(1, 2)) for parts in (net.low, net.high)]
+    bound = np.linalg.norm(net.x) * np.sum(np.abs(factors) * np.outer(*norms))
+    assert np.linalg.norm(missed) <= bound + room
+
+
+def test_a_neuron_that_switches_leaves_out_more():
+    """Outside the hypothesis of relu_mixture: ReLU is not linear where a neuron crosses its edge."""
+    w, rest = np.array([0.5, 0.5, 0.5]), []
+    for seed in range(10):
+        net = TwoLayers(seed)
+        active = net.first @ net.x > 0
+        merged, base, alone, _ = net.passes(w)
+        factors = np.outer(w, w) - np.diag(w)
+        terms = sum(factors[i, j] * net.cross(i, j, active) for i in range(3) for j in range(3))
+        rest.append(np.abs(merged - mixture(base, alone, w) - terms).max())
+    assert max(rest) > 0.1
+
+
 # ---- arrays of any library, any rank; bad input ----
 
 

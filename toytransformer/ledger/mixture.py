@@ -10,7 +10,7 @@ import numpy as np
 
 from toytransformer.compositions import Composition, Merge, known_twin, setups
 from toytransformer.ledger.pair import C1, C2, FAR, LEAK, LIMIT, SHARED, Drawn, outcome, pair, threshold
-from toytransformer.ledger.registry import Row, Run, algebraic, at_least, claim, close, same
+from toytransformer.ledger.registry import Row, Run, algebraic, at_least, at_most, claim, close, same
 from toytransformer.ledger.survival import edge, leak, one_hop
 from toytransformer.merging import merge, resolve
 from toytransformer.mixture import mixing, mixture, second_order
@@ -42,7 +42,11 @@ def asked(composition: Composition, regime: Regime) -> np.ndarray:
     return np.stack([rows[question.prompt] for question in composition.questions])
 
 
-@claim("f_w = f_0 + sum_i w_i (f_i - f_0)", source=f"{SOURCE}; Theorem 2")
+@claim(
+    "f_w = f_0 + sum_i w_i (f_i - f_0)",
+    source=f"{SOURCE}; Theorem 2",
+    proof="MixtureLaw.toy_mixture_law, MixtureLaw.mixture_law",
+)
 def law(run: Run) -> Iterator[Row]:
     cases = (
         ("sum", Merge("sum", (0.7, -1.5))),
@@ -70,6 +74,49 @@ def law(run: Run) -> Iterator[Row]:
             worst = float(np.abs(said - predicted.output).max())
             text = f"{name}: largest error of an output"
             yield close(text, 0.0, worst, algebraic(), regime=label, note=note)
+
+
+@claim(
+    "what the mixture law leaves out in two layers",
+    source=SOURCE,
+    proof="MixtureLaw.relu_mixture, MixtureLaw.second_order_law, MixtureLaw.remainder_bound",
+)
+def two_layers(run: Run) -> Iterator[Row]:
+    rng, where = np.random.default_rng(run.seed), "two layers 6 -> 8 -> 5, three adapters in both"
+    x, second, sides = rng.normal(size=6), rng.normal(size=(5, 8)), rng.choice([-1.0, 1.0], size=8)
+    # every neuron is 1 from its edge, and an update of the first layer moves it by 1/5 at most
+    first = np.outer(sides, x) / (x @ x)
+    updates = rng.normal(size=(3, 8, 6)), 0.3 * rng.normal(size=(3, 5, 8))
+    weights = np.array([0.7, -1.5, 1.2])
+    updates[0][:] /= 5 * np.linalg.norm(updates[0], axis=(1, 2), keepdims=True) * np.linalg.norm(x)
+
+    def output(chosen: np.ndarray) -> np.ndarray:
+        low, high = (np.tensordot(chosen, parts, 1) for parts in updates)
+        return ((second + high) @ np.maximum((first + low) @ x, 0))[None]
+
+    one = np.eye(3)
+    base, alone = output(0 * weights), np.stack([output(row) for row in one])
+    pairs = np.stack([output(i + j) for i, j in combinations(one, 2)])
+    active = first @ x > 0
+    kept = all(
+        ((first + np.tensordot(chosen, updates[0], 1)) @ x > 0).tolist() == active.tolist()
+        for chosen in (*one, *(i + j for i, j in combinations(one, 2)), weights)
+    )
+    yield same("the same neurons are active in every pass", True, kept, regime=where)
+    crossed = np.einsum("jor,r,irf,f->ijo", updates[1], active, updates[0], x)
+    factor = np.outer(weights, weights) - np.diag(weights)
+    missed = output(weights) - mixture(base, alone, weights)
+    text = "what the law misses - sum_ij w_i w_j E_j S D_i x, w_i (w_i - 1) where i = j"
+    worst = np.abs(missed - np.tensordot(factor, crossed, 2)).max()
+    yield close(text, 0.0, float(worst), algebraic(), regime=where)
+    norms = [np.linalg.norm(parts.reshape(3, -1), axis=1) for parts in updates]
+    bound = float(np.linalg.norm(x) * np.abs(factor).ravel() @ np.outer(*norms).ravel())
+    size = float(np.linalg.norm(missed))
+    yield at_most("its size, against products of norms", bound, size, algebraic(bound), regime=where)
+    left = output(weights) - second_order(base, alone, pairs, weights)
+    own = np.tensordot(weights * (weights - 1), crossed[range(3), range(3)], 1)
+    text = "what is left with all pairs - sum_i w_i (w_i - 1) E_i S D_i x"
+    yield close(text, 0.0, float(np.abs(left - own).max()), algebraic(), regime=where)
 
 
 @claim("where the mixture law fails", source=SOURCE)
