@@ -12,7 +12,8 @@ from tiny_models import tiny_qwen2
 
 from llm_experiments.adapters.peft_files import AdapterError, AdapterWeights, check_library
 from llm_experiments.merges.fitted import fit
-from llm_experiments.merges.merging import apply, merge_modules, save_static
+from llm_experiments.merges.merging import apply, merge_modules
+from llm_experiments.merges.saving import save_static
 from llm_experiments.models.choice import DEPTHS, KINDS, Arrangement, ChoiceError, LayerChoice
 from llm_experiments.models.layers import target_modules
 from llm_experiments.models.load import load

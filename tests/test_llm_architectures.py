@@ -17,7 +17,8 @@ from llm_experiments.adapters.peft_files import AdapterError
 from llm_experiments.adapters.together import train_together
 from llm_experiments.adapters.training import Training, TrainingError, train
 from llm_experiments.asking.decoding import answers
-from llm_experiments.merges.merging import apply, save_static
+from llm_experiments.merges.merging import apply
+from llm_experiments.merges.saving import save_static
 from llm_experiments.models.choice import DEPTHS, KINDS, ChoiceError, LayerChoice
 from llm_experiments.models.layers import EXCEPTIONS, covering, places, target_modules
 from llm_experiments.models.load import load

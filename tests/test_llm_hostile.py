@@ -21,7 +21,7 @@ from llm_experiments.adapters import peft_files
 from llm_experiments.adapters.peft_files import AdapterError
 from llm_experiments.commands.adapters import check
 from llm_experiments.embedded.corpus import BaseWorld, WorldError
-from llm_experiments.merges.merging import save_static
+from llm_experiments.merges.saving import save_static
 from llm_experiments.models import files, sources
 from llm_experiments.models.load import load
 from llm_experiments.models.prompts import form_of, prompt_text

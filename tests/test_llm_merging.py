@@ -26,8 +26,8 @@ from llm_experiments.merges.merging import (
     describe,
     merge_modules,
     module_seed,
-    save_static,
 )
+from llm_experiments.merges.saving import save_static
 from llm_experiments.models.load import load as load_model
 from toytransformer.adapters import LoRA
 from toytransformer.compositions.spec import Merge
@@ -132,6 +132,10 @@ def exact(lora):
 
 def deltas(library, spec, seed=0):
     return {name: outcome.delta() for name, outcome in merge_modules(library, spec, seed).items()}
+
+
+def described(library, spec):
+    return describe(library, spec, 0, {n: m.details for n, m in merge_modules(library, spec).items()})
 
 
 def weights_of(rule):
@@ -327,7 +331,7 @@ def test_cached_decoding_counts_each_token_once(loaded, library):
 
 def test_spectral_gaps_are_reported(library):
     spec = Merge("arrow-products")
-    details = describe(library, spec, 0, merge_modules(library, spec))
+    details = described(library, spec)
     gaps = {}
     for name in library[0].modules:
         values = [np.linalg.svd(exact(a.modules[name]).numpy(), compute_uv=False) for a in library]
@@ -341,7 +345,7 @@ def test_spectral_gaps_are_reported(library):
     name = next(iter(library[0].modules))
     eye = torch.eye(32)
     tied = replace(library[0], modules={**library[0].modules, name: LoRA(torch.eye(64)[:, :2], eye[:, :2])})
-    details = describe([tied], spec, 0, merge_modules([tied], spec))
+    details = described([tied], spec)
     assert details["spectral_gap"]["module"] == name and details["spectral_gap"]["smallest"] < 1e-12
     assert len(details["warnings"]) == 1 and name in details["warnings"][0]
 

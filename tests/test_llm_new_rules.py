@@ -12,7 +12,8 @@ from llm_experiments.adapters.peft_files import AdapterWeights, read
 from llm_experiments.merges import loss
 from llm_experiments.merges.fitted import fit
 from llm_experiments.merges.fitters import FITTERS, Fit, Fitting, fitter
-from llm_experiments.merges.merging import apply, merge_modules, save_static
+from llm_experiments.merges.merging import apply, merge_modules
+from llm_experiments.merges.saving import save_static
 from llm_experiments.models.load import load as load_model
 from llm_experiments.registry import RegistryError
 from toytransformer.adapters import LoRA

@@ -48,6 +48,7 @@ def write(
     dropout: float = 0.0,
     targets: Sequence[str] | None = None,
     details: Mapping[str, object] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write factors as a PEFT adapter that adds exactly write @ read.T to every module.
 
@@ -55,7 +56,7 @@ def write(
     one rank and one scale hold for the whole folder. base: recorded as PEFT's base_model_name_or_path.
     alpha: recorded as lora_alpha; `write` is divided by alpha / rank (default: by 1, so that nothing is
     rounded). targets: PEFT's target_modules, the full names of the modules by default. details: any more to
-    keep, as JSON. Same input, same bytes. The weights are the last file to appear.
+    keep, as JSON. dtype: of the tensors. Same input, same bytes. The weights are the last file to appear.
     """
     folder = Path(folder)
     if not modules:
@@ -69,9 +70,10 @@ def write(
         factor_a = torch.nn.functional.pad(lora.read, more).T
         factor_b = torch.nn.functional.pad(lora.write if scale == 1 else lora.write / scale, more)
         for suffix, tensor in ((SUFFIX_A, factor_a), (SUFFIX_B, factor_b)):
-            single = tensor.detach().to("cpu", torch.float32).contiguous().clone()
+            single = tensor.detach().to("cpu", dtype).contiguous().clone()
             if not torch.isfinite(single).all():
-                raise AdapterError(f"adapter {name!r}, {module} holds numbers beyond float32; scale it down")
+                kind = str(dtype).removeprefix("torch.")
+                raise AdapterError(f"adapter {name!r}, {module} holds numbers beyond {kind}; scale it down")
             tensors[PREFIX + module + suffix] = single
     config = {  # the settings every version of PEFT knows; the others are at their defaults
         "peft_type": "LORA",

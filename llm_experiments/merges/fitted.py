@@ -10,7 +10,7 @@ its own:
     lorahub          (sum_i w_i B_i)(sum_i w_i A_i), one w for all   without gradients
     new-adapter      one new LoRA, none of the library               trained as the adapters were
 
-`fit` returns a FittedMerge, which `merging.apply` and `merging.save_static` take like any other merge. How a
+`fit` returns a FittedMerge, which `merging.apply` and `saving.save_static` take like any other merge. How a
 rule is fitted is `llm_experiments.merges.fitters`.
 """
 

@@ -5,19 +5,16 @@
 
 There are no formulas here: each target layer's factors (torch tensors) go through the rule that the theory
 uses, and a forward hook adds the shift. The base's weights are not touched, so the base may be bf16, float32
-or 4-bit. Static merges can also be saved as PEFT adapters (`save_static`).
+or 4-bit. Static merges can also be saved as PEFT adapters (`llm_experiments.merges.saving`).
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
@@ -25,16 +22,14 @@ import numpy as np
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from llm_experiments.adapters.peft_files import AdapterWeights, check_library, write
+from llm_experiments.adapters.peft_files import AdapterWeights, check_library
 from llm_experiments.merges.hooks import Padding, Routing, Tally, adding, gate_precision, shifter
-from llm_experiments.models.files import markdown
 from llm_experiments.models.handle import LoadedModel
 from llm_experiments.models.layers import linear_shape
 from toytransformer.adapters import LoRA
-from toytransformer.compositions import replace_file
 from toytransformer.compositions.spec import Merge
 from toytransformer.memory import require_memory
-from toytransformer.merging import MergeContext, Merged, Routed, RuleError, Static, check, resolve
+from toytransformer.merging import MergeContext, Merged, Routed, RuleError, check, resolve
 from toytransformer.merging import merge as merge_factors
 
 #: Updates and prototypes are computed in this precision; shifts in the `dtype` of `apply`.
@@ -128,7 +123,8 @@ def apply(
     layers = target_layers(loaded, merge.library if isinstance(merge, FittedMerge) else library)
     devices = {name: _device(layer) for name, layer in layers.items()}
     merged = merge_modules(library, merge, seed, dtype=dtype, devices=devices) if layers else {}
-    applied = AppliedMerge(merged, describe(library, merge, seed, merged))
+    said = {name: outcome.details for name, outcome in merged.items()}
+    applied = AppliedMerge(merged, describe(library, merge, seed, said))
     padding = Padding()
     with ExitStack() as stack:
         if statistics:
@@ -165,34 +161,50 @@ def merge_modules(
     the adapters that the layer has: alone there, one has weight 1. Rules that need data are fitted on
     libraries whose adapters change the same layers.
     """
-    if isinstance(merge, FittedMerge):
-        if library and tuple(adapter.name for adapter in library) != merge.names:
-            raise RuleError(
-                f"the merge was fitted on the adapters {merge.names}, given were "
-                f"{tuple(adapter.name for adapter in library)}; fit it again"
-            )
-        library = merge.library
-    else:
-        rule, _ = check(merge)
-        if rule.needs_data:
-            raise RuleError(
-                f"rule {rule.name!r} has to be fitted on examples first: apply what "
-                "llm_experiments.merges.fitted.fit returns"
-            )
+    library = merged_library(library, merge)
     result: dict[str, Merged] = {}
     names = check_library(library, same_modules=False)
     for name in names:
         spec = merge.merges[name] if isinstance(merge, FittedMerge) else merge
         device = (devices or {}).get(name, torch.device("cpu"))
-        outcome = _merged(name, [adapter.modules.get(name) for adapter in library], spec, seed, device)
+        outcome = merged_layer(library, name, spec, seed, device)
         if not result and outcome.rank is None:
             _require_room(library, names, dtype, device, spec.rule)
         result[name] = outcome.to(casting(dtype, device), casting(gate_precision(dtype), device))
     return result
 
 
-def _merged(name: str, given: Sequence[LoRA | None], spec: Merge, seed: int, device: torch.device) -> Merged:
-    """The rule on one layer's factors, in PRECISION; None for an adapter that does not change the layer."""
+def merged_library(library: Sequence[AdapterWeights], merge: Merge | FittedMerge) -> Sequence[AdapterWeights]:
+    """The adapters to merge: the library, or what a fitted merge has in its place.
+
+    Errors: RuleError on a merge fitted on other adapters, and on a rule that was not fitted.
+    """
+    if isinstance(merge, FittedMerge):
+        if library and tuple(adapter.name for adapter in library) != merge.names:
+            raise RuleError(
+                f"the merge was fitted on the adapters {merge.names}, given were "
+                f"{tuple(adapter.name for adapter in library)}; fit it again"
+            )
+        return merge.library
+    rule, _ = check(merge)
+    if rule.needs_data:
+        raise RuleError(
+            f"rule {rule.name!r} has to be fitted on examples first: apply what "
+            "llm_experiments.merges.fitted.fit returns"
+        )
+    return library
+
+
+def merged_layer(
+    library: Sequence[AdapterWeights],
+    name: str,
+    spec: Merge,
+    seed: int,
+    device: torch.device,
+    precision: torch.dtype = PRECISION,
+) -> Merged:
+    """The rule on the factors of one layer; see `merge_modules` for adapters that do not change it."""
+    given: Sequence[LoRA | None] = [adapter.modules.get(name) for adapter in library]
     drawn = spec.option_dict.get("seed")
     options = {key: value for key, value in spec.option_dict.items() if key != "seed"}
     present = [lora for lora in given if lora is not None]
@@ -205,7 +217,7 @@ def _merged(name: str, given: Sequence[LoRA | None], spec: Merge, seed: int, dev
         else:
             given = [zero_like(present[0]) if lora is None else lora for lora in given]
     work = torch.device("cpu") if device.type == "mps" else device  # it has no float64
-    factors = [converted(lora, PRECISION, work) for lora in given if lora is not None]
+    factors = [converted(lora, precision, work) for lora in given if lora is not None]
     context = MergeContext(
         rng_seed=module_seed(drawn if isinstance(drawn, int) else seed, name),
         logit_scale=1.0,
@@ -237,12 +249,12 @@ def describe(
     library: Sequence[AdapterWeights],
     merge: Merge | FittedMerge,
     seed: int,
-    merged: Mapping[str, Merged],
+    said: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, object]:
-    """What was merged and what the rule says about it, as plain data."""
+    """What was merged and what the rule says about it, as plain data; said: `Merged.details` by layer."""
     spec = merge.merge if isinstance(merge, FittedMerge) else merge
     rule, options = check(spec)
-    modules = {name: dict(outcome.details) for name, outcome in merged.items()}
+    modules = {name: dict(details) for name, details in said.items()}
     gaps = [(gap, name) for name, found in modules.items() for gap in found.get("spectral_gaps", ())]
     details: dict[str, object] = {
         "rule": rule.name,
@@ -254,7 +266,7 @@ def describe(
         "modules": modules,
         "warnings": [f"{name}: {found['warning']}" for name, found in modules.items() if "warning" in found],
     }
-    if absent := {a.name: count for a in library if (count := sum(name not in a.modules for name in merged))}:
+    if absent := {a.name: count for a in library if (count := sum(name not in a.modules for name in said))}:
         details["absent"] = absent
     if isinstance(merge, FittedMerge):
         details["fitted"] = dict(merge.details)
@@ -307,72 +319,6 @@ def target_layers(
             )
         layers[name] = layer
     return layers
-
-
-def save_static(
-    library: Sequence[AdapterWeights],
-    merge: Merge | FittedMerge,
-    folder: str | os.PathLike,
-    *,
-    seed: int = 0,
-    rank: int | None = None,
-    name: str = "merged",
-) -> dict[str, Any]:
-    """Write a static merge as one PEFT adapter that plain PEFT loads; returns (and keeps) the details.
-
-    Factored updates are written as they are, dense ones by SVD down to rounding, so the product is exact up
-    to float32. rank: keep that many singular directions instead, the best approximation of that rank.
-    details["relative_error"]: |Delta - written|_F / |Delta|_F over all layers. Errors: RuleError for a routed
-    rule, whose update differs from token to token, so that no single LoRA has it.
-    """
-    spec = merge.merge if isinstance(merge, FittedMerge) else merge
-    rule, _ = check(spec)
-    if rule.routed:
-        raise RuleError(
-            f"rule {rule.name!r} gives every token its own update, which no single LoRA can hold; "
-            "keep the adapters and use `apply`, or choose a static rule"
-        )
-    merged = merge_modules(library, merge, seed)
-    written, lost, total = {}, 0.0, 0.0
-    for layer, outcome in merged.items():
-        static = cast(Static, outcome)  # as its rule is not routed
-        written[layer] = converted(static.factored(rank), torch.float32)
-        lost += static.distance(converted(written[layer], PRECISION)) ** 2
-        total += static.distance() ** 2
-    details = describe(library, merge, seed, merged)
-    details["rank"] = max(lora.rank for lora in written.values())
-    details["relative_error"] = math.sqrt(lost / total) if total else 0.0
-    first = (merge.library if isinstance(merge, FittedMerge) else library)[0]
-    kept = {"base_digest": first.details["base_digest"]} if "base_digest" in first.details else {}
-    base = str(first.config.get("base_model_name_or_path") or "")
-    write(folder, name, written, base, details={**kept, "merge": details})
-    replace_file(Path(folder) / "README.md", [card(name, base, details)])
-    return details
-
-
-def card(name: str, base: str, details: Mapping[str, Any]) -> str:
-    """A model card: how the adapter was made, and how far it is from the exact merge."""
-    names = ", ".join(details["adapters"])
-    weights = "the rule's own" if details["weights"] is None else list(details["weights"])
-    return f"""---
-library_name: peft
-base_model: {json.dumps(base)}
-tags:
-- lora
-- merged
----
-
-# {markdown(name)}
-
-A merge of the LoRA adapters {markdown(names)}.
-
-- rule: `{details["rule"]}`, {details["formula"]}
-- weights: {weights}
-- options: {details["options"]}
-- seed: {details["seed"]}
-- rank: {details["rank"]}
-- relative error against the exact merge (Frobenius norm, all layers): {details["relative_error"]:.1e}
-"""
 
 
 def converted(lora: LoRA, dtype: torch.dtype, device: torch.device | None = None) -> LoRA:

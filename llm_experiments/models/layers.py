@@ -7,7 +7,7 @@ embedding and the output layer lie in no block and are never meant, nor are rout
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -50,16 +50,23 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
 def places(model: nn.Module) -> dict[str, Place]:
     """Every linear layer in the blocks of a language model, by full name, in the model's order."""
     by_name = EXCEPTIONS.get(architecture(model) or "", {})
-    placed = {}
-    for name, module in model.named_modules():
-        path = name.split(".")
-        block = next((int(part) for part in path if part.isdecimal()), None)
-        seeing = any("vision" in part or "audio" in part for part in path)
-        if linear_shape(module) is None or block is None or seeing or path[-1] in ROUTERS:
-            continue
-        kind = next((PATHS[part] for part in path if part in PATHS), by_name.get(path[-1], "other"))
-        placed[name] = Place(block, kind)
-    return placed
+    linear = (name for name, module in model.named_modules() if linear_shape(module) is not None)
+    return {name: place for name in linear if (place := place_of(name, by_name)) is not None}
+
+
+def place_of(name: str, by_name: Mapping[str, str] | None = None) -> Place | None:
+    """Where a linear layer of this name is; None outside the blocks, in towers that see or hear, and for
+    routers.
+
+    by_name: kinds by the last part of a name whose path does not say them.
+    """
+    path = name.split(".")
+    block = next((int(part) for part in path if part.isdecimal()), None)
+    seeing = any("vision" in part or "audio" in part for part in path)
+    if block is None or seeing or path[-1] in ROUTERS:
+        return None
+    kind = next((PATHS[part] for part in path if part in PATHS), (by_name or {}).get(path[-1], "other"))
+    return Place(block, kind)
 
 
 def target_modules(model: nn.Module, layers: str = "mlp") -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """Merges that look at single entries: TIES, DARE, magnitude pruning, KnOTS.
 
 They follow PEFT 0.21 (utils/merge_utils.py). Entries only have a meaning in the basis of the neurons, so
-all rules here need them. Where PEFT leaves a tie to the position of an entry, or rounding noise in an entry
-that is zero, these rules do not: names of answers and gauges must not decide.
+all rules here need them. Large matrices are merged some rows at a time (`by_rows`): only thresholds see all
+entries of an update, one update after the other. Where PEFT leaves a tie to the position of an entry, or
+rounding noise in an entry that is zero, these rules do not: names of answers and gauges must not decide.
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ from toytransformer.merging.registry import (
     whole,
 )
 from toytransformer.merging.static import (
+    above,
     equal_parts,
     keep_largest,
     ones,
     peft_roots,
     require_equal_ranks,
+    threshold,
     weighted_sum,
 )
 
+#: Entries of the updates that are merged at a time, so that they stay in a processor's cache.
+ENTRIES = 2**21
 SIGN = choice("total", "frequency")
 SEED = whole(0, "the seed of the context")
 
@@ -63,17 +68,36 @@ def mean_of_agreeing(
     return total / xp.where(count > 0, count, xp.ones_like(count))
 
 
-def dropper(like_array: Array, density: float, seed: int) -> Callable[[Array], Array]:
-    """DARE: x -> x * mask / density with mask entries Bernoulli(density), a new mask at each call.
+def by_rows(
+    adapters: Sequence[LoRA], merged: Callable[[Sequence[LoRA], int], Float[Array, "row feature"]]
+) -> Float[Array, "entity feature"]:
+    """The dense `merged(part, first)` of the adapters' rows from `first` on, for so many rows at a time that
+    the part's updates have ENTRIES entries together, one row at least."""
+    xp = array_namespace(adapters[0].write)
+    count, inside = len(adapters[0].write), len(adapters[0].read)
+    step = max(1, ENTRIES // (inside * len(adapters)))
+    parts = [
+        merged([LoRA(lora.write[first : first + step], lora.read) for lora in adapters], first)
+        for first in range(0, count, step)
+    ]
+    return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
 
-    The masks come from NumPy, so every array library draws the same ones.
+
+def dropped(
+    part: Sequence[LoRA], first: int, count: int, density: float, seed: int
+) -> list[Float[Array, "row feature"]]:
+    """DARE: each Delta * mask / density with mask entries Bernoulli(density), for rows from `first` on.
+
+    count: rows of the whole matrices. The masks come from NumPy, so every array library draws the same ones:
+    those of one stream, adapter after adapter and row after row.
     """
-    rng = np.random.default_rng(seed)
-
-    def drop(x: Array) -> Array:
-        return x * like(like_array, rng.random(x.shape) < density) / density
-
-    return drop
+    several = []
+    for index, lora in enumerate(part):
+        rows, inside = len(lora.write), len(lora.read)
+        rng = np.random.Generator(np.random.PCG64(seed).advance((index * count + first) * inside))
+        mask = like(lora.write, rng.random((rows, inside)) < density)
+        several.append(lora.delta() * mask / density)
+    return several
 
 
 @merge_rule(
@@ -94,8 +118,14 @@ def ties(
     number of agreeing adapters and not by their weight: at weights (1/2, 1/2) and density 1, an adapter
     merged with itself is multiplied by 1/2.
     """
-    trimmed = [keep_largest(lora.delta(), density) for lora in adapters]
-    return StaticMerge(mean_of_agreeing(trimmed, ones(adapters, weights), sign))
+    w, least = ones(adapters, weights), [threshold(lora.delta(), density) for lora in adapters]
+
+    def merged(part: Sequence[LoRA], first: int) -> Array:
+        return mean_of_agreeing(
+            [above(lora.delta(), low) for lora, low in zip(part, least, strict=True)], w, sign
+        )
+
+    return StaticMerge(by_rows(adapters, merged))
 
 
 @merge_rule(
@@ -140,9 +170,12 @@ def dare(
     truncation. The mean over seeds is the sum. Gauge-invariant for one seed, and label-blind for one seed.
     """
     seed = context.rng_seed if seed is None else seed
-    drop = dropper(adapters[0].write, density, seed)
-    total = weighted_sum(ones(adapters, weights), [drop(lora.delta()) for lora in adapters])
-    return StaticMerge(total, details={"seed": seed})
+    w, count, drawn = ones(adapters, weights), len(adapters[0].write), seed
+
+    def merged(part: Sequence[LoRA], first: int) -> Array:
+        return weighted_sum(w, dropped(part, first, count, density, drawn))
+
+    return StaticMerge(by_rows(adapters, merged), details={"seed": seed})
 
 
 @merge_rule(
@@ -167,9 +200,12 @@ def dare_ties(
     Gauge-invariant for one seed.
     """
     seed = context.rng_seed if seed is None else seed
-    drop = dropper(adapters[0].write, density, seed)
-    dropped = [drop(lora.delta()) for lora in adapters]
-    return StaticMerge(mean_of_agreeing(dropped, ones(adapters, weights), sign), details={"seed": seed})
+    w, count, drawn = ones(adapters, weights), len(adapters[0].write), seed
+
+    def merged(part: Sequence[LoRA], first: int) -> Array:
+        return mean_of_agreeing(dropped(part, first, count, density, drawn), w, sign)
+
+    return StaticMerge(by_rows(adapters, merged), details={"seed": seed})
 
 
 @merge_rule(
@@ -186,9 +222,12 @@ def magnitude_prune(
 
     Default w_i = 1, no rescaling. PEFT "magnitude_prune_svd" before truncation. Gauge-invariant.
     """
-    trimmed = [keep_largest(lora.delta(), density) for lora in adapters]
-    w = ones(adapters, weights)
-    return StaticMerge(weighted_sum(w, trimmed), mixing=Mixing(tuple(w), pruned=True))
+    w, least = ones(adapters, weights), [threshold(lora.delta(), density) for lora in adapters]
+
+    def merged(part: Sequence[LoRA], first: int) -> Array:
+        return weighted_sum(w, [above(lora.delta(), low) for lora, low in zip(part, least, strict=True)])
+
+    return StaticMerge(by_rows(adapters, merged), mixing=Mixing(tuple(w), pruned=True))
 
 
 @merge_rule(

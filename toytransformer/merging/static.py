@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
-from array_api_compat import array_namespace, is_numpy_array, is_torch_array
+from array_api_compat import array_namespace, device, is_numpy_array, is_torch_array
 from jaxtyping import Float
 
 from toytransformer.adapters import LoRA
@@ -170,21 +170,35 @@ def keep_largest(x: Float[Array, "..."], density: float) -> Float[Array, "..."]:
     PEFT breaks a tie at the threshold by position. Position is a label, so here all tied entries stay;
     without ties the two agree.
     """
-    xp = array_namespace(x)
+    return above(x, threshold(x, density))
+
+
+def threshold(x: Float[Array, "..."], density: float) -> Array | None:
+    """The int(density * size)-th largest magnitude of x: infinite for none of them, None where all stay."""
     if density >= 1:
-        return x
-    magnitude = xp.abs(x)
+        return None
+    xp = array_namespace(x)
     count = int(density * math.prod(x.shape))
-    if count == 0:
-        return xp.zeros_like(x)
-    threshold = kth_largest(xp.reshape(magnitude, (-1,)), count)
-    return xp.where(magnitude >= threshold * (1 - rounding(x)), x, xp.zeros_like(x))
+    return math.inf if count == 0 else kth_largest(xp.reshape(xp.abs(x), (-1,)), count)
+
+
+def above(x: Float[Array, "..."], threshold: Array | float | None) -> Float[Array, "..."]:
+    """x with entries of magnitude below the threshold set to zero; all that are tied with it stay."""
+    if threshold is None:
+        return x
+    xp = array_namespace(x)
+    return xp.where(xp.abs(x) >= threshold * (1 - rounding(x)), x, xp.zeros_like(x))
 
 
 def kth_largest(x: Float[Array, "entry"], k: int) -> Array:
-    """The k-th largest entry, by selection where the library has it: a sort is ten times as slow."""
+    """The k-th largest entry, by selection where the library has it: a sort is ten times as slow.
+
+    NumPy's selection is three times as fast as torch's, and needs no indices.
+    """
     if is_numpy_array(x):
         return np.partition(x, len(x) - k)[len(x) - k]
+    if is_torch_array(x) and device(x).type == "cpu" and not x.requires_grad:
+        return x.new_tensor(np.partition(x.numpy(), len(x) - k)[len(x) - k])
     if is_torch_array(x):
         return x.kthvalue(len(x) - k + 1).values
     return array_namespace(x).sort(x, descending=True)[k - 1]

@@ -1,0 +1,225 @@
+"""Static merges as PEFT adapters, of a rank that one can use, layer by layer.
+
+    adapter = static_adapter(library, Merge("ties"), rank=LARGEST)
+    adapter.details["rank"], adapter.details["relative_error"], adapter.details["bytes"]
+    adapter.write(folder, "merged")
+
+One layer's updates are in memory at a time, beside the factors that are kept of those before it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+
+from llm_experiments.adapters.peft_files import AdapterWeights, check_library, write
+from llm_experiments.merges.merging import (
+    PRECISION,
+    FittedMerge,
+    converted,
+    describe,
+    merged_layer,
+    merged_library,
+    module_seed,
+)
+from llm_experiments.merges.truncation import Cut, cut, distance, norm, smallest_rank
+from llm_experiments.models.files import markdown
+from toytransformer.adapters import LoRA
+from toytransformer.compositions import replace_file
+from toytransformer.compositions.spec import Merge
+from toytransformer.memory import require_memory
+from toytransformer.merging import RuleError, Static, StaticMerge, check
+
+#: The rank of the inputs: the largest of any adapter. A rule that keeps factors is not cut.
+LARGEST: Literal["largest"] = "largest"
+#: Dense updates with more entries than this are merged in single precision where they are cut afterwards.
+MANY = 2**22
+#: Matrices of its size that merging a dense layer needs at once.
+COPIES = 4
+#: What factors are written in.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StaticAdapter:
+    """A merge that is ready to be written.
+
+    modules: layer -> factors in the precision that is written. details: what `merging.describe` says, `rank`,
+    `dtype`, `bytes`, the size of the weights, and `relative_error`, |Delta - written|_F / |Delta|_F over all
+    layers.
+    """
+
+    modules: Mapping[str, LoRA]
+    details: Mapping[str, Any]
+    base: str
+    kept: Mapping[str, object]
+
+    def write(self, folder: str | os.PathLike, name: str) -> None:
+        """Write a folder that plain PEFT loads, with a card that says how it was made."""
+        dtype = DTYPES[self.details["dtype"]]
+        details = {**self.kept, "merge": self.details}
+        write(folder, name, self.modules, self.base, details=details, dtype=dtype)
+        replace_file(Path(folder) / "README.md", [card(name, self.base, self.details)])
+
+
+def static_adapter(
+    library: Sequence[AdapterWeights],
+    merge: Merge | FittedMerge,
+    *,
+    seed: int = 0,
+    rank: int | Literal["largest"] | None = None,
+    loss: float | None = None,
+    dtype: torch.dtype = torch.float32,
+    tick: Callable[[int, int], None] = lambda done, all: None,
+) -> StaticAdapter:
+    """A static merge as the factors of one adapter.
+
+    rank: None keeps all there is: factors as they are, dense updates down to rounding. A number keeps that
+    many singular directions of every layer, the best approximation of that rank; LARGEST the largest rank of
+    the library where the rule leaves a dense matrix, and factors as they are. loss: keep the least rank with
+    at most this relative error, in place of `rank`. tick: called with the layers done and all of them.
+    Errors: RuleError for a routed rule, whose update differs from token to token, so that no single LoRA has
+    it, and for a loss that is not between 0 and 1.
+    """
+    spec = merge.merge if isinstance(merge, FittedMerge) else merge
+    rule, _ = check(spec)
+    if rule.routed:
+        raise RuleError(
+            f"rule {rule.name!r} gives every token its own update, which no single LoRA can hold; "
+            "keep the adapters and use `apply`, or choose a static rule"
+        )
+    if loss is not None and not 0 < loss < 1:
+        raise RuleError(f"loss is {loss!r}; give a number above 0 and below 1, such as 0.01")
+    library = merged_library(library, merge)
+    layers = _Layers(library, merge, seed, tick)
+    modules, lost, total = {}, 0.0, 0.0
+    if loss is None:
+        for name, update in layers.merged(cut=rank is not None):
+            modules[name] = converted(_kept(update, rank, library, name), dtype)
+            lost += distance(update, converted(modules[name], PRECISION)) ** 2
+            total += norm(update) ** 2
+    else:
+        cuts, kept = _by_loss(layers, loss, largest(library))
+        for name, one in cuts.items():
+            modules[name] = converted(one.to(kept), dtype)
+            rounding = distance(one.to(kept), converted(modules[name], PRECISION))
+            lost += one.lost(kept) + rounding**2
+            total += one.energy
+    details = describe(library, merge, seed, layers.said)
+    written = max(lora.rank for lora in modules.values())
+    details["rank"], details["dtype"] = written, str(dtype).removeprefix("torch.")
+    details["bytes"] = dtype.itemsize * written * sum(map(_sides, modules.values()))
+    details["relative_error"] = math.sqrt(lost / total) if total else 0.0
+    first = library[0]
+    of_base = {"base_digest": first.details["base_digest"]} if "base_digest" in first.details else {}
+    return StaticAdapter(modules, details, str(first.config.get("base_model_name_or_path") or ""), of_base)
+
+
+def save_static(
+    library: Sequence[AdapterWeights],
+    merge: Merge | FittedMerge,
+    folder: str | os.PathLike,
+    *,
+    seed: int = 0,
+    rank: int | Literal["largest"] | None = None,
+    name: str = "merged",
+) -> dict[str, Any]:
+    """Write a static merge as one PEFT adapter; returns (and keeps) its details. See `static_adapter`."""
+    adapter = static_adapter(library, merge, seed=seed, rank=rank)
+    adapter.write(folder, name)
+    return dict(adapter.details)
+
+
+def largest(library: Sequence[AdapterWeights]) -> int:
+    """The largest rank of any adapter in any layer."""
+    return max(adapter.rank for adapter in library)
+
+
+@dataclass
+class _Layers:
+    """The merged updates of a library, one after another. said: what the rule says of each."""
+
+    library: Sequence[AdapterWeights]
+    merge: Merge | FittedMerge
+    seed: int
+    tick: Callable[[int, int], None]
+    said: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def merged(self, *, cut: bool) -> Iterator[tuple[str, LoRA | torch.Tensor]]:
+        """cut: whether the updates are cut to a rank, so that single precision serves large ones."""
+        names = check_library(self.library, same_modules=False)
+        for done, name in enumerate(names, start=1):
+            spec = self.merge.merges[name] if isinstance(self.merge, FittedMerge) else self.merge
+            shape = next(one.shape(name) for one in self.library if name in one.modules)
+            rule, entries = check(spec)[0], shape.out * shape.inside
+            precision = torch.float32 if cut and rule.dense and entries > MANY else PRECISION
+            if rule.dense:
+                require_memory(COPIES * entries * precision.itemsize, f"merging {name} by {rule.name!r}")
+            outcome = merged_layer(self.library, name, spec, self.seed, torch.device("cpu"), precision)
+            static = cast(Static, outcome)  # as its rule is not routed
+            self.said[name] = static.details
+            yield name, static.update if isinstance(static, StaticMerge) else static.factored()
+            self.tick(done, len(names))
+
+
+def _kept(
+    update: LoRA | torch.Tensor,
+    rank: int | Literal["largest"] | None,
+    library: Sequence[AdapterWeights],
+    name: str,
+) -> LoRA:
+    """The update's factors, or its largest singular directions."""
+    factored = isinstance(update, LoRA)
+    if rank is None or (factored and rank == LARGEST):
+        return StaticMerge(update).factored()
+    most = largest(library) if rank == LARGEST else rank
+    if isinstance(update, LoRA) and most >= update.rank:
+        return update
+    return cut(update, most, module_seed(0, name)).to(most)
+
+
+def _by_loss(layers: _Layers, loss: float, rank: int) -> tuple[dict[str, Cut], int]:
+    """Every layer's largest directions, and how many of them are enough; twice as many until they are."""
+    while True:
+        cuts = {name: cut(update, rank, module_seed(0, name)) for name, update in layers.merged(cut=True)}
+        if found := smallest_rank(list(cuts.values()), loss):
+            return cuts, found
+        rank *= 2
+
+
+def _sides(lora: LoRA) -> int:
+    return len(lora.write) + len(lora.read)
+
+
+def card(name: str, base: str, details: Mapping[str, Any]) -> str:
+    """A model card: how the adapter was made, and how far it is from the exact merge."""
+    names = ", ".join(details["adapters"])
+    weights = "the rule's own" if details["weights"] is None else list(details["weights"])
+    parts = details.get("fitted", {}).get("layers", {})
+    by_layer = "".join(f"- weights of {markdown(where)}: {own}\n" for where, own in parts.items())
+    return f"""---
+library_name: peft
+base_model: {json.dumps(base)}
+tags:
+- lora
+- merged
+---
+
+# {markdown(name)}
+
+A merge of the LoRA adapters {markdown(names)}.
+
+- rule: `{details["rule"]}`, {details["formula"]}
+- weights: {weights}
+{by_layer}- options: {details["options"]}
+- seed: {details["seed"]}
+- rank: {details["rank"]}
+- relative error against the exact merge (Frobenius norm, all layers): {details["relative_error"]:.1e}
+"""
