@@ -1,5 +1,4 @@
-"""The mixture law, scale curves, fresh facts as known ones, and what a bridge does (theory.md, sections 6 and
-9)."""
+"""The mixture law, scale curves, and fresh facts as known ones (theory.md, section 9)."""
 
 from __future__ import annotations
 
@@ -8,15 +7,15 @@ from itertools import combinations
 
 import numpy as np
 
-from toytransformer.compositions import Composition, Merge, known_twin, setups
-from toytransformer.ledger.pair import C1, C2, FAR, LEAK, LIMIT, SHARED, Drawn, outcome, pair, threshold
+from toytransformer.compositions import Composition, Merge, known_twin
+from toytransformer.ledger.pair import LIMIT, Drawn, outcome, pair, threshold
 from toytransformer.ledger.registry import Row, Run, algebraic, at_least, at_most, claim, close, same
 from toytransformer.ledger.survival import edge, leak, one_hop
 from toytransformer.merging import merge, resolve
 from toytransformer.mixture import mixing, mixture, second_order
 from toytransformer.prediction import predict
 from toytransformer.regimes import Regime, WidthLimit
-from toytransformer.scales import effective, winning
+from toytransformer.scales import effective
 from toytransformer.scales import threshold as crossing
 
 SOURCE = "theory.md section 9"
@@ -175,51 +174,3 @@ def twins(run: Run) -> Iterator[Row]:
             expected, found = (outcome(predict(each, LIMIT)) for each in (known, known_twin(fresh)))
             note = f"without old answers: {outcome(predict(fresh, LIMIT))}"
             yield same(f"{name} under {rule}, n = 3", expected, found, regime="limit", note=note)
-
-
-@claim("a bridge only interferes", source="theory.md section 6; Table 1, setup 2")
-def bridge(run: Run) -> Iterator[Row]:
-    for n in (2, 50):
-        plain, bridged = (setups.setup(k, facts=n, known=False, merge=Merge("sum")) for k in (0, 2))
-        before, after = (predict(composition, LIMIT) for composition in (plain, bridged))
-        number = next(
-            i
-            for i, question in enumerate(bridged.questions)
-            if question.group == "two-hop" and question.decode == "direct"
-        )
-        own, held = (C1 - FAR) / (1 - SHARED), (2 * n, n)
-        firsts, seconds = _sums(held, own=True), _sums(held[::-1], own=False)
-        expected = {"y1": own + (firsts[0] - own) / held[0], "z1": seconds[1] / held[0]}
-        for entity, value in expected.items():
-            note = f"without a bridge {before.coefficient(number, entity):.4f}"
-            text = f"coefficient of {entity[0]} on x R1 R2, n = {n} fresh facts, as many of the bridge"
-            measured = after.coefficient(number, entity)
-            yield close(text, value, measured, algebraic(), regime="limit", note=note)
-            text = f"{text}: by how much it falls"
-            fall = before.coefficient(number, entity) - measured
-            yield at_least(text, 0.0, fall, algebraic(), regime="limit")
-    for k in (0, 2):
-        built = setups.setup(k, facts=5)
-        alone = [predict(built.with_merge(Merge("sum", (a, 0.0))), LIMIT) for a in (0.0, 1.0)]
-        asked = [i for i, question in enumerate(built.questions) if question.group == "hop1"]
-        names = built.world.entities
-        right = np.array([names.index(str(built.questions[i].correct)) for i in asked])
-        low, _ = winning(alone[0].output[asked], alone[1].output[asked], right)
-        note = "a bridge does not move the weight at which an adapter's own hop survives"
-        text = f"a* of known facts on their own, setup {k}"
-        yield close(text, 1 / 2, float(low.max()), algebraic(), regime="limit", note=note)
-
-
-def _sums(held: tuple[int, int], own: bool) -> tuple[float, float]:
-    """Sums of an adapter's coefficients on x R1 R2 over its facts under R1 and R2, `held` many of each.
-
-    own: whether x R1 is one of them. The facts share a relation or nothing.
-    """
-    first, second = held
-    system = [
-        [1 - SHARED + first * SHARED, first * LEAK],
-        [second * LEAK, 1 - SHARED + second * SHARED],
-    ]
-    seen = [(C1 - FAR if own else 0.0) + first * FAR, second * C2]
-    one, two = np.linalg.solve(system, seen)
-    return float(one), float(two)
