@@ -17,6 +17,7 @@ from figures import predictions, reading, registry, store, style
 from figures.__main__ import main
 from figures.drawings.two_hop import agreement, tables, weights
 from figures.registry import Data, NothingToDrawError
+from predictors.agreement import plain
 from results import files, paper
 from results import frame as frames
 from results.rows import RowsError
@@ -318,11 +319,14 @@ def test_a_drawing_without_rows_says_by_name_what_it_needs(name, tmp_path):
 
 
 def test_the_rank_correlation_is_one_for_equal_orders_and_resamples_libraries(joined):
-    hops = [c for c in joined if c.prediction and c.group == "hop1" and not c.prediction["tied"]]
+    hops = [c for c in joined if c.prediction and c.group == "hop1" and plain(c)]
+    assert len({c.share for c in hops}) > 1
     for sign in (1, -1):
-        told = [replace(c, prediction={**c.prediction, "margin": sign * c.share}) for c in hops]
-        rho, low, high = agreement.correlation(told)
-        assert rho == pytest.approx(sign) and low <= rho <= high
+        told = [(c, {"correct": (1 + sign * (2 * c.share - 1)) / 2}) for c in hops]
+        ours, guess = agreement.agreement("T0", told)
+        assert ours.rank.value == pytest.approx(sign) and ours.rank.low <= ours.rank.value <= ours.rank.high
+        assert ours.error.value == pytest.approx(0) if sign == 1 else ours.error.value > 0
+        assert guess.rank.value != guess.rank.value  # one guess orders nothing
 
 
 def test_the_toys_edge_is_where_its_margin_is_zero():

@@ -55,7 +55,7 @@ class Line:
     "What the merged model answers",
     "A line is a merge rule or a library of adapters, a column the number of facts in each adapter. "
     "Colour and word say which answer the two-hop question gets; a split cell shows shares.",
-    place=2,
+    place=3,
     needs=THEORY,
 )
 def draw(rows: Sequence[Row]) -> Figure:

@@ -28,7 +28,7 @@ Line = tuple[str, str]
     "What is answered, toy against language model",
     "The same libraries and merge rules, predicted and measured. The old answer is what the base model "
     "itself says to that very question; controls are the base alone and random adapters.",
-    place=3,
+    place=4,
     needs=CELLS,
 )
 def draw(given: Sequence[Cell]) -> Figure:
