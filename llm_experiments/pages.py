@@ -19,14 +19,15 @@ from llm_experiments.scoring.words import final_answer
 from predictors import agreement as comparing
 from predictors import forms, registered, tiers
 from predictors.agreement import Agreement
+from predictors.registry import PREDICTORS
 from results import claims, frame, pages
 from results.cells import Cell
 from results.files import is_folder_of_rows
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "llm_experiments" / "data"
-#: The predictors whose kept predictions the pages count.
-TIERS = ("T0", "T1", "T2")
+#: The predictors that speak of rows that were there when they were made; of those adapters T3 has no curves.
+LOOKED_AT = ("T0", "T1", "T2")
 #: Page -> template.
 PAGES = {
     ROOT / "docs" / "results.md": ROOT / "docs" / "results.md.jinja",
@@ -75,20 +76,12 @@ def row_by_row(table: str) -> list[claims.Beside]:
 @cache
 def agreement(*, looked_at: bool) -> list[Agreement]:
     """How the kept predictions agree with merged cells: those looked at beforehand, or those not."""
-    known = registered.places(tiers.read(registered.REGISTERED))
-    cells = [
-        cell
-        for cells in _measured().values()
-        for cell in cells
-        if comparing.plain(cell) and registered.looked_at(cell, known) == looked_at
-    ]
-    lines = [*tiers.read(), *tiers.read(registered.REGISTERED)]
-    return comparing.table(cells, TIERS, {tiers.key(line): line for line in lines}, tiers.limits())
-
-
-def scaled() -> bool:
-    """Whether adapters were measured alone over weights."""
-    return any(len(c.info.library) == 1 and c.info.weights for cells in _measured().values() for c in cells)
+    before = tiers.read(registered.REGISTERED)
+    known = registered.places(before)
+    every = [*(cell for cells in _measured().values() for cell in cells), *registered.measured()]
+    cells = [c for c in every if comparing.plain(c) and registered.looked_at(c, known) == looked_at]
+    lines = {tiers.key(line): line for line in (*tiers.read(), *before)}
+    return comparing.table(cells, LOOKED_AT if looked_at else tuple(PREDICTORS), lines, tiers.limits())
 
 
 def commits() -> list[str]:
@@ -115,7 +108,7 @@ def theorems() -> list[dict[str, object]]:
 FUNCTIONS: Mapping[str, Any] = {
     **{"invented": invented, "work": work, "timed": timed},
     **{"paper_claims": paper_claims, "row_by_row": row_by_row, "theorems": theorems},
-    **{"agreement": agreement, "commits": commits, "scaled": scaled, "with_interval": forms.with_interval},
+    **{"agreement": agreement, "commits": commits, "with_interval": forms.with_interval},
     **{"models": lambda: list(_measured()), "counted": claims.counted, "verdicts": claims.VERDICTS},
 }
 

@@ -33,7 +33,7 @@ def agreement(folders: tuple[Path, ...], tiers: str, kept: Path | None, fresh: b
     """
     import jax
 
-    from predictors import PREDICTORS, forms
+    from predictors import PREDICTORS, forms, registered
     from predictors import agreement as comparing
     from predictors import tiers as keeping
     from results import frame as frames
@@ -44,19 +44,19 @@ def agreement(folders: tuple[Path, ...], tiers: str, kept: Path | None, fresh: b
         raise click.UsageError(f"there is no predictor {unknown[0]!r}: choose {', '.join(PREDICTORS)}")
     path = kept or keeping.COMMITTED
     lines = [] if fresh else keeping.read(path)
-    sources = folders or tuple(sorted(f for f in DATA.iterdir() if is_folder_of_rows(f)))
+    sources = folders or [*filter(is_folder_of_rows, sorted(DATA.iterdir())), *registered.folders()]
     cells = []
     with jax.enable_x64(True):
         for folder in sources:
             frame = frames.read(folder)
             own = [cell for cell in frame.groups() if comparing.plain(cell)]
-            wanted = keeping.wanted(own, frame, folder)
+            wanted = keeping.wanted(own, frame, folder, DATA)
             before = len(lines)
             lines = keeping.complete(wanted, lines, names)
             click.echo(f"{folder.name}: {len(wanted)} compositions, {len(lines) - before} computed", err=True)
             cells += own
             if len(lines) > before:
-                keeping.write(path, [line for line in lines if PREDICTORS[line["tier"]].kept])
+                keeping.write(path, lines)
     by_key = {keeping.key(line): line for line in lines}
     found = comparing.table(cells, names, by_key, keeping.limits())
     click.echo({"csv": forms.as_csv, "json": forms.as_json}.get(form, forms.as_text)(found), nl=False)

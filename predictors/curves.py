@@ -117,7 +117,7 @@ def _scores(cell: Cell) -> Scores:
     "T3",
     "scale curves of single adapters and the mixture law",
     needs="the base and each adapter alone over weights, and realised gates",
-    kept=False,
+    lasts=False,
 )
 def curves(spec: Composition, base: BaseModel | None) -> Shares:
     """Shares of outcomes of the kinds of questions that were measured alone.

@@ -13,16 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from predictors.plain import short
 from predictors.registry import PREDICTORS, BaseModel, NoPredictionError
 from predictors.tiers import Key, Line, key
+from results import frame
 from results.cells import Cell
+from results.files import is_folder_of_rows
 from toytransformer.compositions import Composition
 
 REGISTERED = Path(__file__).parent / "data" / "registered.jsonl"
+#: Measured after that: a folder of rows for each base, with its adapters alone over weights.
+ROWS = Path(__file__).parent / "data" / "rows"
 #: Of a composition on a base: spec hash, the base's digest, dataset and draw of names.
 Place = tuple[str, str, str, int]
 
@@ -69,7 +74,7 @@ def _said(tier: str, one: Planned) -> dict[str, Any]:
     try:
         shares = PREDICTORS[tier].predict(one.spec, one.base)
     except NoPredictionError as refusal:
-        lacking = one.base is None or not PREDICTORS[tier].kept  # it may be measured yet
+        lacking = one.base is None or not PREDICTORS[tier].lasts  # it may be measured yet
         return {} if lacking else {"refused": str(refusal)}
     return {
         "asked": {
@@ -77,6 +82,17 @@ def _said(tier: str, one: Planned) -> dict[str, Any]:
             for kind, said in shares.items()
         }
     }
+
+
+def folders() -> list[Path]:
+    """The folders of rows of merges that were predicted before they were measured."""
+    return [path for path in sorted(ROWS.glob("*")) if is_folder_of_rows(path)]
+
+
+@cache
+def measured() -> tuple[Cell, ...]:
+    """Their cells."""
+    return tuple(cell for folder in folders() for cell in frame.read(folder).groups())
 
 
 def places(lines: Iterable[Line]) -> set[Place]:

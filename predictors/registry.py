@@ -9,7 +9,7 @@ have names (T0, T1, ..) in the order of what they are given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,13 +40,10 @@ class BaseModel:
     alone: Alone | None = None
 
     @classmethod
-    def read(cls, folder: Path, dataset: str, names: int, base: str | None = None) -> BaseModel | None:
-        """What is kept of one dataset and draw of names; None where nothing is.
-
-        base: whose folder beside this one is looked into where this one has no features.
-        """
-        for place in (folder, *([folder.parent / base] if base else [])):
-            if (path := place / f"features-{dataset}-{names}.npz").is_file():
+    def read(cls, folders: Iterable[Path], dataset: str, names: int) -> BaseModel | None:
+        """What is kept of one dataset and draw of names, in the first folder that has it; else None."""
+        for folder in folders:
+            if (path := folder / f"features-{dataset}-{names}.npz").is_file():
                 return cls(ModelFeatures.read(path))
         return None
 
@@ -58,27 +55,27 @@ Predict = Callable[[Composition, BaseModel | None], Shares]
 class Predictor:
     """A registered predictor.
 
-    about: one line. needs: what it is given beside the composition. kept: whether what it says can be kept,
-    as it does not grow with the rows.
+    about: one line. needs: what it is given beside the composition. lasts: whether what it says stays
+    as it is when more rows are measured.
     """
 
     name: str
     about: str
     needs: str
     predict: Predict
-    kept: bool = True
+    lasts: bool = True
 
 
 PREDICTORS: dict[str, Predictor] = {}
 
 
-def predictor(name: str, about: str, *, needs: str, kept: bool = True) -> Callable[[Predict], Predict]:
+def predictor(name: str, about: str, *, needs: str, lasts: bool = True) -> Callable[[Predict], Predict]:
     """Enter a function (spec, base) -> shares under a tier's name."""
 
     def enter(predict: Predict) -> Predict:
         if name in PREDICTORS:
             raise ValueError(f"predictor {name!r} is there already: give another name")
-        PREDICTORS[name] = Predictor(name, about, needs, predict, kept)
+        PREDICTORS[name] = Predictor(name, about, needs, predict, lasts)
         return predict
 
     return enter

@@ -45,9 +45,10 @@ def read(path: Path = COMMITTED) -> list[Line]:
 
 
 def write(path: Path, lines: Iterable[Line]) -> None:
-    """One line each; the file is replaced whole."""
+    """One line each; the file is replaced whole. What a tier lacks rows for is left out: they may come."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, (json.dumps(line, allow_nan=False) + "\n" for line in lines))
+    told = [line for line in lines if "asked" in line or PREDICTORS[line["tier"]].lasts]
+    replace_file(path, (json.dumps(line, allow_nan=False) + "\n" for line in told))
 
 
 def key(line: Line) -> Key:
@@ -66,12 +67,14 @@ class Wanted:
     base: BaseModel
 
 
-def wanted(cells: Iterable[Cell], frame: Frame, folder: Path) -> list[Wanted]:
-    """The compositions behind trained cells, on draws of names whose features are kept in the folder.
+def wanted(cells: Iterable[Cell], frame: Frame, folder: Path, bases: Path) -> list[Wanted]:
+    """The compositions behind trained cells, on draws of names whose features are kept.
+
+    Features lie in the folder of the rows, or in the base's own one in `bases`.
 
     A cell whose base is not the one that was read (another digest) is left out.
     """
-    bases: dict[tuple[str, int], BaseModel | None] = {}
+    read_off: dict[tuple[str, int], BaseModel | None] = {}
     found: dict[tuple[str, str, int], Wanted] = {}
     for cell in cells:
         for info in cell.infos if cell.trained else ():
@@ -80,10 +83,10 @@ def wanted(cells: Iterable[Cell], frame: Frame, folder: Path) -> list[Wanted]:
             if info.spec_hash is None or info.spec_hash not in frame.specs:
                 continue
             place = (info.dataset, info.names)
-            if place not in bases:
-                read_off = BaseModel.read(folder, *place, info.base)
-                bases[place] = read_off and replace(read_off, alone=alone(frame, *place))
-            base = bases[place]
+            if place not in read_off:
+                features = BaseModel.read((folder, bases / info.base), *place)
+                read_off[place] = features and replace(features, alone=alone(frame, *place))
+            base = read_off[place]
             if base is not None and base.features.about["digest"] == info.digest:
                 spec = Composition.from_json(json.dumps(frame.specs[info.spec_hash]))
                 found.setdefault((info.spec_hash, *place), Wanted(spec, info.digest, *place, base))
@@ -113,8 +116,10 @@ def complete(
     for number, one in enumerate(compositions, start=1):
         for tier in tiers:
             place = (tier, one.spec.spec_hash, one.digest, one.dataset, one.names)
-            if tier != "T0" and (place not in lines or not PREDICTORS[tier].kept):
-                lines[place] = _line(tier, one)
+            if tier != "T0" and (place not in lines or not PREDICTORS[tier].lasts):
+                line = _line(tier, one)
+                if "asked" in line or place not in lines:  # other rows of this base may say nothing
+                    lines[place] = line
         if tick:
             tick(number, len(compositions))
     return list(lines.values())

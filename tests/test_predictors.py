@@ -221,7 +221,7 @@ def test_kept_predictions_are_those_that_are_computed_now():
     lines = [line for line in tiers.read() if line["tier"] == "T2" and "asked" in line]
     assert lines
     specs = files.read(DATA, ["specs"]).specs
-    base = BaseModel.read(DATA, "R", 0)
+    base = BaseModel.read([DATA], "R", 0)
     chosen = [line for line in lines if line["spec_hash"] in specs and line["dataset"] == "R"][:2]
     assert len(chosen) == 2
     for line in chosen:

@@ -72,7 +72,7 @@ def register(
                 continue
             place = (about.dataset, about.names)
             if place not in bases:
-                read_off = BaseModel.read(folder, *place, base.id)
+                read_off = BaseModel.read((folder, DATA / base.id), *place)
                 bases[place] = read_off and replace(read_off, alone=alone(rows, *place) if rows else None)
             found = bases[place]
             if found is not None and found.features.about["digest"] != base.digest:

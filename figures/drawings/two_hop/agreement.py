@@ -46,12 +46,13 @@ DRAWS = 999
 )
 def draw(given: Sequence[Cell]) -> Figure:
     """One dot a cell, its training seeds and draws of names pooled; no sweeps of weights, no controls."""
-    cells = [cell for cell in given if plain(cell) and cell.info.control is None]
+    cells = [cell for cell in (*given, *registered.measured()) if plain(cell) and cell.info.control is None]
     before = tiers.read(registered.REGISTERED)
     lines = {tiers.key(line): line for line in (*tiers.read(), *before)}
+    limits = tiers.limits()
     panels: dict[str, dict[str, list[tuple[Cell, Line]]]] = {}
     for tier in PREDICTORS:
-        told = [(cell, said) for cell in cells if (said := of_cell(cell, tier, lines)) is not None]
+        told = [(cell, said) for cell in cells if (said := of_cell(cell, tier, lines, limits)) is not None]
         if told:
             panels[tier] = {
                 title: [one for one in told if (one[0].group, one[0].ask) in several]
@@ -79,12 +80,12 @@ def draw(given: Sequence[Cell]) -> Figure:
         for model, (colour, marker) in looks.items()
     ]
     figure.legend(handles=marks, loc="outside upper center", ncols=4, columnspacing=1.4, handletextpad=0.3)
-    said = [f"{name}: {predictor.about}" for name, predictor in PREDICTORS.items() if name in panels]
+    abouts = [f"{name}: {predictor.about}" for name, predictor in PREDICTORS.items() if name in panels]
     style.note(
         figure,
         notes.wrapped(
             style.PAGE,
-            *said,
+            *abouts,
             f"ρ: Spearman's rank correlation, its 95% interval of {DRAWS:,} bootstraps over libraries",
             "Kind: share of cells whose most frequent outcome is the predicted one; error: mean difference "
             "of the share right; in round brackets those of one guess for all cells",
@@ -97,11 +98,13 @@ def draw(given: Sequence[Cell]) -> Figure:
     return figure
 
 
-def of_cell(cell: Cell, tier: str, lines: Mapping[tiers.Key, Line]) -> Line | None:
+def of_cell(
+    cell: Cell, tier: str, lines: Mapping[tiers.Key, Line], limits: Mapping[str, Line]
+) -> Line | None:
     """The shares that a tier predicts for a cell, T0's from the prediction that the rows came with."""
-    if tier == "T0":
-        return None if cell.prediction is None else cell.prediction.get("shares")
-    return tiers.of_cell(cell, tier, lines, {})
+    if tier == "T0" and cell.prediction is not None:
+        return cell.prediction.get("shares")
+    return tiers.of_cell(cell, tier, lines, limits)
 
 
 def agreement(
