@@ -14,6 +14,7 @@ from scipy.optimize import minimize
 from toytransformer.adapters import LoRA, closed_form
 from toytransformer.compositions.spec import Merge
 from toytransformer.merging import (
+    ALIASES,
     RULES,
     MergeContext,
     Routed,
@@ -22,6 +23,7 @@ from toytransformer.merging import (
     check,
     merge,
     merge_rule,
+    resolve,
 )
 from toytransformer.merging.routing import prototype
 from toytransformer.merging.static import keep_largest
@@ -146,7 +148,49 @@ def dense_lori_s(adapters, w, density):
     return sum(c * peft_trim(x.write, density) @ x.read.T for c, x in zip(w, adapters, strict=True))
 
 
+def peft_factors(adapters, w, prune, combine, scales=None):
+    """PEFT's _generalized_task_arithmetic_weighted_adapter: lora_B unscaled, w_i s_i in roots."""
+    scales = np.ones(len(adapters)) if scales is None else np.asarray(scales)
+    b, a = peft_sides(np.asarray(w) * scales)
+    read = [prune(x.read.T).T for x in adapters]  # PEFT takes every lora_A first
+    write = [prune(x.write / s) for x, s in zip(adapters, scales, strict=True)]
+    return combine(write, b) @ combine(read, a).T
+
+
+def total(parts, w):
+    return np.einsum("n,nij->ij", w, np.stack(parts))
+
+
+def dropping(density, seed):
+    rng = np.random.default_rng(seed)
+    return lambda x: x * (rng.random(x.shape) < density) / density
+
+
+def electing(parts, w):
+    return peft_elect(parts, w, "total")
+
+
+#: PEFT's rules on factors: our name, PEFT's, the options, what is done with a factor, and with all of them.
+PEFT_FACTORS = [
+    ("linear-peft", "linear", {}, lambda: lambda x: x, total),
+    ("ties-factors", "ties", {"density": 0.6}, lambda: lambda x: peft_trim(x, 0.6), electing),
+    ("dare-factors", "dare_linear", {"density": 0.4, "seed": 3}, lambda: dropping(0.4, 3), total),
+    ("dare-ties-factors", "dare_ties", {"density": 0.4, "seed": 3}, lambda: dropping(0.4, 3), electing),
+    (
+        "magnitude-prune-factors",
+        "magnitude_prune",
+        {"density": 0.3},
+        lambda: lambda x: peft_trim(x, 0.3),
+        total,
+    ),
+]
+
+
 REFERENCE = [
+    *(
+        (rule, options, lambda a, w, prune=prune, combine=combine: peft_factors(a, w, prune(), combine))
+        for rule, _, options, prune, combine in PEFT_FACTORS[2:]
+    ),
     ("sum", {}, dense_sum),
     ("linear", {}, lambda a, w: dense_linear(a, w, w)),
     ("linear-peft", {}, lambda a, w: dense_linear(a, *peft_sides(w))),
@@ -191,6 +235,41 @@ def test_static_rules_equal_dense_formulas(rule, options, dense, seed, n):
 
 def test_every_static_rule_has_an_independent_formula():
     assert {rule for rule, *_ in REFERENCE} | {"mean"} == set(STATIC)
+
+
+@pytest.mark.parametrize(
+    "rule, name, options, prune, combine", PEFT_FACTORS, ids=lambda value: str(value)[:25]
+)
+@given(seed=seeds, n=counts)
+def test_rules_on_factors_are_pefts_at_unequal_scales(rule, name, options, prune, combine, seed, n):
+    """PEFT multiplies the weights by s and takes lora_B without it; the write factor here holds s."""
+    adapters, w = draw(seed, n), weights_of(rule, n, seed)
+    scales = tuple(np.random.default_rng(seed).uniform(0.2, 8, n))
+    merged = merge(adapters, Merge(rule, w, options), MergeContext(scales=scales))
+    wanted = peft_factors(adapters, w, prune(), combine, scales)
+    close(merged.delta(), wanted, 10)
+    plain = merge(adapters, Merge(rule, w, options)).delta()
+    if n > 1:
+        assert np.linalg.norm(plain - wanted) > 1e-3 * np.linalg.norm(wanted)
+    equal = merge(adapters, Merge(rule, w, options), MergeContext(scales=(scales[0],) * n)).delta()
+    close(equal, plain, 10)
+
+
+def test_names_of_peft_and_mergekit_are_understood():
+    for rule, name, *_ in PEFT_FACTORS[2:]:
+        assert resolve(name).name == rule
+    wanted = {"cat": "sum", "task_arithmetic": "sum", "svd": "sum-truncated", "ties_svd": "ties"}
+    wanted |= {
+        "dare_linear_svd": "dare",
+        "dare_ties_svd": "dare-ties",
+        "magnitude_prune_svd": "magnitude-prune",
+    }
+    assert {name: resolve(name).name for name in wanted} == wanted
+    assert not ALIASES.keys() & RULES.keys() and set(ALIASES.values()) <= set(RULES)
+    (lora,) = draw(0, 1)
+    assert np.array_equal(
+        merge([lora], Merge("cat", (2.0,))).delta(), merge([lora], Merge("sum", (2.0,))).delta()
+    )
 
 
 @given(seed=seeds, n=counts)
@@ -739,12 +818,13 @@ def test_the_flags():
         return {name for name, rule in RULES.items() if getattr(rule, flag)}
 
     fits = {"cat-fitted", "lorahub", "adaptive", "adaptive-random", "new-adapter"}
-    entries = {"ties", "ties-factors", "dare", "dare-ties", "magnitude-prune", "knots"}
+    on_factors = {"ties-factors", "dare-factors", "dare-ties-factors", "magnitude-prune-factors"}
+    entries = {"ties", "dare", "dare-ties", "magnitude-prune", "knots"} | on_factors
     assert having("needs_data") == fits
     assert having("label_blind") == set(RULES) - fits
     assert having("needs_neurons") == entries | {"adaptive-random"}
     assert having("routed") == {"arrow-products", "arrow-factors"}
-    factor_wise = {"linear", "linear-peft", "ties-factors", "arrow-factors", "lorahub", "lori-d", "lori-s"}
+    factor_wise = {"linear", "linear-peft", "arrow-factors", "lorahub", "lori-d", "lori-s"} | on_factors
     assert having("gauge_invariant") == set(RULES) - factor_wise
 
 

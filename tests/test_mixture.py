@@ -26,6 +26,8 @@ JOINT = {
     "ties-factors",
     "dare",
     "dare-ties",
+    "dare-factors",
+    "dare-ties-factors",
     "knots",
     "sum-truncated",
     "adaptive-random",

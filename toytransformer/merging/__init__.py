@@ -5,6 +5,7 @@ import pkgutil
 
 from toytransformer.merging.merged import Merged, Mixing, Routed, RoutedMerge, Static, StaticMerge
 from toytransformer.merging.registry import (
+    ALIASES,
     RULES,
     MergeContext,
     MergeRule,
@@ -20,6 +21,7 @@ for _module in pkgutil.iter_modules(__path__):  # each module of this folder may
     importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
+    "ALIASES",
     "RULES",
     "MergeContext",
     "MergeRule",

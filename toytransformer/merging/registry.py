@@ -93,7 +93,9 @@ class MergeContext:
     itself. Features that are raw activations of width m have logit_scale 1 and width_scale sqrt(m).
     example_features (example, feature) and example_targets (example, entity): the data of the target
     task; a target is the wanted *shift*, that is target minus base output. tied: similarities that differ by
-    less than so many units of rounding, times |phi|, are equal to a rule that routes.
+    less than so many units of rounding, times |phi|, are equal to a rule that routes. scales: the s = alpha
+    / r in each adapter's write factor, which PEFT keeps apart and its rules on factors move into the
+    weights; 1 without.
     """
 
     rng_seed: int = 0
@@ -102,6 +104,7 @@ class MergeContext:
     example_targets: Float[Array, "example entity"] | None = None
     width_scale: float | None = None
     tied: float = ROUNDING
+    scales: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class MergeRule:
     (a new adapter); None for a rule that needs no data. fits: the weighted rule whose weights it finds, where
     it finds weights. control: merges random updates in place of the adapters, for other rules to beat.
     adapter_kind: how its adapters have to be trained. paper: what the paper's tables call it, if they have
-    it.
+    it. aliases: what PEFT and mergekit call it, where nothing here has that name.
     """
 
     name: str
@@ -140,6 +143,7 @@ class MergeRule:
     control: bool = False
     adapter_kind: str = "closed-form"
     paper: str | None = None
+    aliases: tuple[str, ...] = ()
     options: Mapping[str, Option] = field(default_factory=dict)
 
     @property
@@ -180,6 +184,8 @@ class MergeRule:
 
 
 RULES: dict[str, MergeRule] = {}
+#: Names from elsewhere -> the rule they mean.
+ALIASES: dict[str, str] = {}
 
 
 Rule = TypeVar("Rule", bound=Callable[..., Merged])
@@ -189,18 +195,20 @@ def merge_rule(
     name: str, *, options: Mapping[str, Option] | None = None, **flags: Any
 ) -> Callable[[Rule], Rule]:
     """Register a `rule(adapters, weights, context, **options) -> Merged`; flags as in MergeRule."""
-    if name in RULES:
+    if name in RULES or name in ALIASES:
         raise RuleError(f"rule {name!r} is registered already; give the new one another name")
 
     def register(function: Rule) -> Rule:
         RULES[name] = MergeRule(name, function, options=MappingProxyType(dict(options or {})), **flags)
+        ALIASES.update(dict.fromkeys(RULES[name].aliases, name))
         return function
 
     return register
 
 
 def resolve(name: str) -> MergeRule:
-    """The rule of that name; RuleError listing the known ones otherwise."""
+    """The rule of that name or alias; RuleError listing the known ones otherwise."""
+    name = ALIASES.get(name, name)
     if name not in RULES:
         raise RuleError(f"there is no merge rule {name!r}; allowed: {sorted(RULES)}")
     return RULES[name]

@@ -88,7 +88,7 @@ def equal_parts(adapters: Sequence[LoRA], weights: Weights) -> tuple[float, ...]
     return (1 / len(adapters),) * len(adapters) if weights is None else weights
 
 
-@merge_rule("sum", gauge_invariant=True, sectorwise=True)
+@merge_rule("sum", gauge_invariant=True, sectorwise=True, aliases=("cat", "task_arithmetic"))
 def sum_of_products(adapters: Sequence[LoRA], weights: Weights, context: MergeContext) -> StaticMerge:
     """Delta = sum_i w_i Delta_i.
 
@@ -126,22 +126,48 @@ def linear_peft(adapters: Sequence[LoRA], weights: Weights, context: MergeContex
     """Delta = (sum_i sqrt|w_i| write_i)(sum_j sgn(w_j) sqrt|w_j| read_j)^T, so own terms w_i.
 
     Default w_i = 1/n. PEFT "linear" (0.21), which puts the sign on lora_A, the read factor; its cross terms
-    sqrt|w_i w_j| make it neither the sum nor eq. 27. Factor-wise: moves under a change of gauge. Needs
-    equal ranks. At weights (1/2, 1/2), an adapter merged with itself is multiplied by 2.
+    sqrt|w_i w_j| make it neither the sum nor eq. 27. PEFT takes lora_B without the scale s_i, and w_i s_i for
+    w_i: the same where all scales are equal, else the scales of the context say how it is split. Factor-wise:
+    moves under a change of gauge. Needs equal ranks. At weights (1/2, 1/2), an adapter merged with itself is
+    multiplied by 2.
     """
-    return merged_factors(adapters, *peft_roots(equal_parts(adapters, weights)))
+    return merged_factors(adapters, *peft_halves(equal_parts(adapters, weights), context))
 
 
-def peft_roots(weights: Sequence[float]) -> tuple[list[float], list[float]]:
-    """How PEFT splits a weight over the factors: sqrt|w| for write, sgn(w) sqrt|w| for read."""
-    roots = [math.sqrt(abs(w)) for w in weights]
+def peft_halves(weights: Sequence[float], context: MergeContext) -> tuple[list[float], list[float]]:
+    """How PEFT splits a weight over the factors: sqrt|w s| / s for write, sgn(w) sqrt|w s| for read.
+
+    The s in `write` cancels, as PEFT keeps lora_B = write / s.
+    """
+    write, read = peft_roots(weights, context)
+    return [root / s for root, s in zip(write, scales(context, len(weights)), strict=True)], read
+
+
+def peft_roots(weights: Sequence[float], context: MergeContext) -> tuple[list[float], list[float]]:
+    """The same for factors without their scales: sqrt|w s| for write / s, sgn(w) sqrt|w s| for read."""
+    given = scales(context, len(weights))
+    roots = [math.sqrt(abs(w * s)) for w, s in zip(weights, given, strict=True)]
     return roots, [math.copysign(root, w) if w else root for root, w in zip(roots, weights, strict=True)]
+
+
+def scales(context: MergeContext, count: int) -> tuple[float, ...]:
+    """The s_i of the context, 1 where it has none."""
+    return (1.0,) * count if context.scales is None else context.scales
+
+
+def unscaled(adapters: Sequence[LoRA], context: MergeContext) -> list[LoRA]:
+    """The adapters as PEFT keeps them, lora_B = write / s."""
+    return [
+        lora if s == 1 else LoRA(lora.write / s, lora.read)
+        for lora, s in zip(adapters, scales(context, len(adapters)), strict=True)
+    ]
 
 
 @merge_rule(
     "sum-truncated",
     gauge_invariant=True,
     spectral=True,
+    aliases=("svd",),
     options={"rank": whole(1, "the largest rank of an adapter (PEFT)")},
 )
 def sum_truncated(
