@@ -181,3 +181,58 @@ def role_compositions(draw, known: bool = True, distinct: bool = False) -> Compo
     library = tuple(Adapter(f"hop{i}", (fact,)) for i, fact in enumerate(edits, start=1))
     asked = question(world, Prompt("x", ("R1", "R2")), library)
     return Composition("roles", world, library, Merge(), (asked,))
+
+
+# ---- adapters as people hold them: settings of PEFT, and how the folder was written ----
+
+#: What a LoRA may change in tiny models: full or last names of modules, by architecture.
+LINEAR_NAMES = {
+    "qwen2": ("q_proj", "k_proj", "o_proj", "up_proj", "down_proj", "layers.1.mlp.gate_proj"),
+    "gpt2": ("c_attn", "c_fc", "mlp.c_proj"),
+    "qwen2_moe": ("q_proj", "v_proj", "shared_expert.up_proj"),
+}
+#: Beside the layers: the head and the embedding, and parameters that stack experts.
+MORE_NAMES = {"qwen2": ("lm_head", "embed_tokens"), "gpt2": ("wte",), "qwen2_moe": ()}
+STACKED = {"qwen2_moe": (("mlp.experts.gate_up_proj", "mlp.experts.down_proj"), ("mlp.experts.down_proj",))}
+
+
+@st.composite
+def peft_settings(draw, kind: str, stacked: tuple[str, ...] | None = None) -> dict:
+    """Settings of a LoraConfig for a tiny model: which modules, ranks and scales by pattern, biases.
+
+    stacked: parameters of experts, which all adapters of a library have to share.
+    """
+    names = draw(st.lists(st.sampled_from(LINEAR_NAMES[kind] + MORE_NAMES[kind]), min_size=1, unique=True))
+    settings = {
+        "target_modules": names,
+        "r": draw(st.integers(1, 4)),
+        "lora_alpha": draw(st.integers(1, 16)),
+        "use_rslora": draw(st.booleans()),
+        "task_type": draw(st.sampled_from(["CAUSAL_LM", None])),
+    }
+    if stacked:
+        return settings | {"target_parameters": list(stacked)}
+    for pattern in ("rank_pattern", "alpha_pattern"):
+        if draw(st.booleans()):
+            settings[pattern] = {draw(st.sampled_from(names)): draw(st.integers(1, 6))}
+    if kind == "qwen2" and names != ["embed_tokens"] and draw(st.booleans()):
+        settings["layers_to_transform"] = [draw(st.integers(0, 1))]
+        settings["target_modules"] = [name for name in LINEAR_NAMES[kind] if "." not in name][: len(names)]
+        for pattern in ("rank_pattern", "alpha_pattern"):
+            settings.pop(pattern, None)
+    if draw(st.integers(0, 3)) == 0 and not set(names) & {"embed_tokens", "wte"}:
+        settings["lora_bias"] = True
+    return settings
+
+
+#: What is done to a folder that PEFT wrote: nothing that changes what it adds.
+DISGUISES = ("none", "bin", "compiled", "subfolder", "shards", "half", "bom", "other base", "no prefix")
+
+
+@st.composite
+def held_adapters(draw, most: int = 3) -> tuple[str, list[tuple[dict, str]]]:
+    """An architecture, and the settings and the disguise of each adapter of a library for it."""
+    kind = draw(st.sampled_from(sorted(LINEAR_NAMES)))
+    stacked = draw(st.sampled_from((None, *STACKED.get(kind, ()))))
+    disguise = st.sampled_from(DISGUISES)
+    return kind, draw(st.lists(st.tuples(peft_settings(kind, stacked), disguise), min_size=1, max_size=most))

@@ -17,6 +17,7 @@ from benchmarks import arrow
 from llm_experiments.adapters import peft_files
 from llm_experiments.adapters.peft_files import AdapterError, AdapterWeights
 from llm_experiments.adapters.training import Training
+from llm_experiments.adapters.weights import ModuleUpdate
 from llm_experiments.merges import fitted, loss
 from llm_experiments.merges.fitted import fit
 from llm_experiments.merges.fitters import Fitting, search
@@ -479,6 +480,56 @@ def test_static_merges_equal_pefts(base, library, kind, spec, options, tmp_path,
     assert (next(calls, None) is None) == kind.startswith("dare")
 
 
+ON_FACTORS = [
+    ("linear", Merge("linear-peft", (0.7, -0.4, 1.1)), {}),
+    ("ties", Merge("ties-factors", (0.7, -0.4, 1.1), {"density": 0.5}), {"density": 0.5}),
+    ("dare_linear", Merge("dare_linear", (0.7, -0.4, 1.1)), {"density": 0.5}),
+    ("dare_ties", Merge("dare_ties", (0.7, -0.4, 1.1)), {"density": 0.5}),
+    ("magnitude_prune", Merge("magnitude_prune", (0.7, -0.4, 1.1), {"density": 0.3}), {"density": 0.3}),
+]
+
+
+@pytest.mark.parametrize("kind, spec, options", ON_FACTORS, ids=[kind for kind, *_ in ON_FACTORS])
+def test_rules_on_factors_equal_pefts_at_unequal_scales(
+    base, library, kind, spec, options, tmp_path, monkeypatch
+):
+    """Three alphas, one of them by pattern, and PEFT's own names; the masks are the ones our seeds give."""
+    paths = folders(library, tmp_path)
+    for path, alpha in zip(paths, (2, 7, 24), strict=True):
+        config = json.loads((path / "adapter_config.json").read_text())
+        config |= {"lora_alpha": alpha, "alpha_pattern": {"up_proj": alpha + 3}, "use_rslora": alpha == 7}
+        (path / "adapter_config.json").write_text(json.dumps(config))
+    model = in_peft(base, paths)
+    order = [key for key, layer in model.named_modules() if isinstance(layer, LoraLayer)]
+    calls = iter(
+        (key.removeprefix("base_model.model."), place) for key in order for place in range(2 * COUNT)
+    )
+    drawing = {}
+
+    def pruned(tensor, density, rescale):
+        name, place = next(calls)
+        if place == 0:
+            drawing[name] = np.random.default_rng(module_seed(11, name))
+        return tensor * torch.tensor(drawing[name].random(tensor.shape) < density) / density
+
+    monkeypatch.setattr("peft.utils.merge_utils.random_pruning", pruned)
+    model.add_weighted_adapter(
+        ["0", "1", "2"], list(spec.weights), "merged", combination_type=kind, **options
+    )
+    theirs = deltas_in_peft(model, "merged")
+    read = [peft_files.opened(path, name=path.name) for path in paths]
+    for name, delta in deltas(read, spec, seed=11).items():
+        close(delta, theirs[name], 10 * SINGLE)
+
+
+def test_a_negative_weight_that_would_be_squared_is_refused(library, tmp_path):
+    for spec in (Merge("linear", (1.0, -1.0, 0.5)), Merge("lori-d", (1, -1, 1), {"combine": "linear"})):
+        with pytest.raises(RuleError, match=r"weight -1 of adapter 2 adds 1 times its update.*use 'sum'"):
+            save_static(library, spec, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    save_static(library, Merge("sum", (1.0, -1.0, 0.5)), tmp_path / "merged")
+
+
 def test_one_adapter_in_pefts_linear_branch(base, library, tmp_path):
     """PEFT merges a single adapter by "linear" whatever is asked; sqrt(w) on both factors is the sum's w."""
     model = in_peft(base, folders(library[:1], tmp_path))
@@ -573,7 +624,7 @@ def test_masks_follow_the_seed_and_differ_between_layers(library):
 
 @pytest.mark.parametrize("rule", STATIC)
 def test_saved_merges_are_what_plain_peft_loads(base, loaded, library, rule, tmp_path):
-    spec = Merge(rule, weights_of(rule))
+    spec = Merge(rule, (0.7, 0.4, 1.1) if rule == "linear" else weights_of(rule))
     details = save_static(library, spec, tmp_path / "merged", seed=4)
     assert details["relative_error"] <= SINGLE
     with apply(loaded, library, spec, seed=4):
@@ -623,7 +674,8 @@ def test_libraries_that_do_not_fit_the_model_are_refused(loaded, library):
     norm = {"model.layers.0.input_layernorm": LoRA(torch.ones(32, 1), torch.ones(32, 1))}
     refused([replace(first, modules=norm)], "RMSNorm")
     refused([first, first], "two adapters are called", AdapterError)
-    refused(random_library(loaded, 1, rank=2) + library[1:], "equal ranks", spec=Merge("linear"))
+    shifted = ModuleUpdate(*vars(first.modules[name]).values(), bias=torch.ones(64))
+    refused([replace(first, modules={name: shifted})], "has a bias", spec=Merge("linear"))
     refused(library, "2 weights", spec=Merge("sum", (1.0, 2.0)))
     refused(library, "no merge rule 'average'", spec=Merge("average"))
     refused(library, "fitted on examples first", spec=Merge("cat-fitted"))

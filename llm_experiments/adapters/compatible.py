@@ -41,6 +41,12 @@ class Compatibility:
     def undefined(self, rule: MergeRule) -> str | None:
         """Why this rule has no meaning for these adapters; None where it has one."""
         shapes = {name: self._shape(name) for name in self.modules}
+        others = [name for name, shape in shapes.items() if shape.kind != "linear"]
+        if others and (shifted := next((n for n, s in shapes.items() if s.bias), None)):
+            return (
+                f"lora_B of {shifted} has a bias, and {others[0]} is no linear layer: PEFT has no adapter "
+                "with both, so merge without one of them"
+            )
         if not sums_updates(rule) and (shifted := next((n for n, s in shapes.items() if s.bias), None)):
             allowed = ", ".join(sorted(name for name, one in RULES.items() if sums_updates(one)))
             return f"lora_B of {shifted} has a bias, which rule {rule.name!r} cannot merge: use {allowed}"

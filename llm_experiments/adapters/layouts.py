@@ -13,7 +13,7 @@ in which the experts lie next to one another within each column of the rank.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -83,7 +83,7 @@ class StoredUpdate:
                 f"{self.b.file}: lora_B of {self.module} times its scale {self.scale:g} is beyond float32; "
                 "scale it down"
             )
-        return ModuleUpdate(write, a.T, self.scale, bias, self.kind)
+        return ModuleUpdate(write, a.T, self.scale, bias, self.kind, b)
 
 
 @dataclass
@@ -263,3 +263,27 @@ def updates(
         StoredUpdate(f"{module}[{expert}]", a, b, scale, None, "expert", transposed, (expert, count))
         for expert in range(count)
     ]
+
+
+def peft_tensors(
+    factors: Mapping[str, Sequence[torch.Tensor]], kinds: Mapping[str, str], biased: bool
+) -> dict[str, torch.Tensor]:
+    """Factors by PEFT's names: (lora_A, lora_B) of every module, and a bias of lora_B where one has it."""
+    tensors: dict[str, torch.Tensor] = {}
+    stacks: dict[str, dict[int, Sequence[torch.Tensor]]] = {}
+    for module, parts in factors.items():
+        if kinds[module] == "expert":
+            path, _, number = module.rpartition("[")
+            stacks.setdefault(path, {})[int(number.removesuffix("]"))] = parts
+            continue
+        embedding = kinds[module] == "embedding"
+        names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
+        tensors |= {f"{PREFIX}{module}.{key}": part for key, part in zip(names, parts, strict=False)}
+        if biased and not embedding:
+            bias = parts[2] if len(parts) > 2 else torch.zeros(len(parts[1]), dtype=parts[1].dtype)
+            tensors[f"{PREFIX}{module}.lora_B.bias"] = bias
+    for path, experts in stacks.items():
+        a, b = (torch.stack([experts[number][part] for number in sorted(experts)]) for part in (0, 1))
+        tensors[f"{PREFIX}{path}.lora_A.weight"] = a.flatten(0, 1)
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = b.permute(1, 2, 0).flatten(1)
+    return tensors

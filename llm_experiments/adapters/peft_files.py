@@ -14,10 +14,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from llm_experiments.adapters import layouts
 from llm_experiments.adapters.compatible import check_library
+from llm_experiments.adapters.layouts import PREFIX
 from llm_experiments.adapters.locate import CONFIG, WEIGHTS
 from llm_experiments.adapters.reader import EXTRA, opened, read
-from llm_experiments.adapters.weights import AdapterWeights, distinctly_named
+from llm_experiments.adapters.weights import (
+    AdapterWeights,
+    ModuleUpdate,
+    WholeTensor,
+    distinctly_named,
+    shape_of,
+)
 from toytransformer.adapters import AdapterError, LoRA
 from toytransformer.compositions import replace_file
 from toytransformer.compositions.io import replacing
@@ -30,12 +38,11 @@ __all__ = [
     "AdapterWeights",
     "check_library",
     "distinctly_named",
+    "inherited",
     "opened",
     "read",
     "write",
 ]
-
-PREFIX, SUFFIX_A, SUFFIX_B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
 def write(
@@ -49,6 +56,8 @@ def write(
     targets: Sequence[str] | None = None,
     details: Mapping[str, object] | None = None,
     dtype: torch.dtype = torch.float32,
+    settings: Mapping[str, object] | None = None,
+    whole: Mapping[str, WholeTensor] | None = None,
 ) -> None:
     """Write factors as a PEFT adapter that adds exactly write @ read.T to every module.
 
@@ -56,25 +65,29 @@ def write(
     one rank and one scale hold for the whole folder. base: recorded as PEFT's base_model_name_or_path.
     alpha: recorded as lora_alpha; `write` is divided by alpha / rank (default: by 1, so that nothing is
     rounded). targets: PEFT's target_modules, the full names of the modules by default. details: any more to
-    keep, as JSON. dtype: of the tensors. Same input, same bytes. The weights are the last file to appear.
+    keep, as JSON. dtype: of the tensors. settings: more of PEFT's, such as `inherited` gives. whole: tensors
+    of the base that come along. Same input, same bytes. The weights are the last file to appear.
     """
     folder = Path(folder)
     if not modules:
         raise AdapterError(f"adapter {name!r} changes no module; give it at least one")
     rank = max(lora.rank for lora in modules.values())
     scale = 1.0 if alpha is None else alpha / rank
-    tensors = {}
+    factors = {}
     for module, lora in sorted(modules.items()):
         _check_factors(f"adapter {name!r}, {module}", lora)
         more = (0, rank - lora.rank)
-        factor_a = torch.nn.functional.pad(lora.read, more).T
-        factor_b = torch.nn.functional.pad(lora.write if scale == 1 else lora.write / scale, more)
-        for suffix, tensor in ((SUFFIX_A, factor_a), (SUFFIX_B, factor_b)):
-            single = tensor.detach().to("cpu", dtype).contiguous().clone()
-            if not torch.isfinite(single).all():
-                kind = str(dtype).removeprefix("torch.")
-                raise AdapterError(f"adapter {name!r}, {module} holds numbers beyond {kind}; scale it down")
-            tensors[PREFIX + module + suffix] = single
+        a = torch.nn.functional.pad(lora.read, more).T
+        b = torch.nn.functional.pad(lora.write if scale == 1 else lora.write / scale, more)
+        shift = lora.bias if isinstance(lora, ModuleUpdate) else None
+        given = (a, b) if shift is None else (a, b, shift / scale)
+        parts = [part.detach().to("cpu", dtype) for part in given]
+        if not all(torch.isfinite(part).all() for part in parts):
+            kind = str(dtype).removeprefix("torch.")
+            raise AdapterError(f"adapter {name!r}, {module} holds numbers beyond {kind}; scale it down")
+        factors[module] = parts
+    kinds = {module: shape_of(lora).kind for module, lora in modules.items()}
+    biased = any(len(parts) > 2 for parts in factors.values())
     config = {  # the settings every version of PEFT knows; the others are at their defaults
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -82,19 +95,43 @@ def write(
         "r": rank,
         "lora_alpha": rank if alpha is None else alpha,
         "lora_dropout": dropout,
-        "target_modules": sorted(targets or modules),
+        "target_modules": sorted(targets or (name for name, kind in kinds.items() if kind != "expert")),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "inference_mode": True,
         "modules_to_save": None,
         "use_rslora": False,
+        **({"lora_bias": True} if biased else {}),
+        **(settings or {}),
     }
+    tensors = layouts.peft_tensors(factors, kinds, biased)
+    tensors |= {PREFIX + key: tensor.load().cpu() for key, tensor in (whole or {}).items()}
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / CONFIG, config)
     _write_json(folder / EXTRA, {"name": name, **(details or {})})
     with replacing(folder / WEIGHTS) as partial:
-        save_file(tensors, partial, metadata={"format": "pt"})
+        save_file(
+            {key: tensor.contiguous().clone() for key, tensor in tensors.items()},
+            partial,
+            metadata={"format": "pt"},
+        )
+
+
+def inherited(library: Sequence[AdapterWeights]) -> dict[str, object]:
+    """PEFT's settings that a merge of a library has from it: what loads the result as its parts are "
+    "loaded."""
+    configs = [adapter.config for adapter in library if adapter.layout == "PEFT" and adapter.config]
+    settings: dict[str, object] = {}
+    if configs:
+        settings["task_type"] = next((one["task_type"] for one in configs if one.get("task_type")), None)
+        settings["fan_in_fan_out"] = any(one.get("fan_in_fan_out") is True for one in configs)
+    if revision := next((one["revision"] for one in configs if one.get("revision")), None):
+        settings["revision"] = revision
+    for key in ("modules_to_save", "target_parameters"):
+        if named := sorted({name for one in configs for name in one.get(key) or ()}):
+            settings[key] = named
+    return settings
 
 
 def _check_factors(what: str, lora: LoRA) -> None:

@@ -46,13 +46,21 @@ class ModuleShape:
 class ModuleUpdate(LoRA):
     """x -> write read^T x + bias, of one module.
 
-    scale: the s in `write`: PEFT keeps write / s and s. bias: (out,) or None, with s in it. kind: as in
-    KINDS.
+    scale: the s in `write`: PEFT keeps lora_b = write / s and s. bias: (out,) or None, with s in it. kind: as
+    in KINDS. lora_b: as it was read, None where it is not known.
     """
 
     scale: float = 1.0
     bias: torch.Tensor | None = None
     kind: str = "linear"
+    lora_b: torch.Tensor | None = None
+
+    def factors(self, dtype: torch.dtype, device: torch.device | None = None) -> LoRA:
+        """write and read in `dtype`: from lora_B where it is kept, so that s is multiplied in there."""
+        read = self.read.to(device=device, dtype=dtype)
+        if self.lora_b is None:
+            return LoRA(self.write.to(device=device, dtype=dtype), read)
+        return LoRA(self.lora_b.to(device=device, dtype=dtype) * self.scale, read)
 
 
 def shape_of(lora: LoRA) -> ModuleShape:

@@ -22,14 +22,16 @@ import numpy as np
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from llm_experiments.adapters.peft_files import AdapterWeights, check_library
+from llm_experiments.adapters.compatible import compatibility
+from llm_experiments.adapters.weights import AdapterWeights, ModuleShape, ModuleUpdate, shape_of
 from llm_experiments.merges.hooks import Padding, Routing, Tally, adding, gate_precision, shifter
 from llm_experiments.models.handle import LoadedModel
 from llm_experiments.models.layers import linear_shape
 from toytransformer.adapters import LoRA
+from toytransformer.arrays import Convert
 from toytransformer.compositions.spec import Merge
 from toytransformer.memory import require_memory
-from toytransformer.merging import MergeContext, Merged, Routed, RuleError, check, resolve
+from toytransformer.merging import MergeContext, Merged, Routed, RuleError, StaticMerge, check, resolve
 from toytransformer.merging import merge as merge_factors
 
 #: Updates and prototypes are computed in this precision; shifts in the `dtype` of `apply`.
@@ -163,7 +165,7 @@ def merge_modules(
     """
     library = merged_library(library, merge)
     result: dict[str, Merged] = {}
-    names = check_library(library, same_modules=False)
+    names = check_merge(library, merge)
     for name in names:
         spec = merge.merges[name] if isinstance(merge, FittedMerge) else merge
         device = (devices or {}).get(name, torch.device("cpu"))
@@ -172,6 +174,20 @@ def merge_modules(
             _require_room(library, names, dtype, device, spec.rule)
         result[name] = outcome.to(casting(dtype, device), casting(gate_precision(dtype), device))
     return result
+
+
+def check_merge(library: Sequence[AdapterWeights], merge: Merge | FittedMerge) -> tuple[str, ...]:
+    """The layers that a library changes, once it can be merged, and by this merge.
+
+    Errors: AdapterError and RuleError.
+    """
+    together = compatibility(library)
+    names = together.require()
+    merges = merge.merges.values() if isinstance(merge, FittedMerge) else (merge,)
+    for rule in sorted({one.rule for one in merges}):
+        if reason := together.undefined(resolve(rule)):
+            raise RuleError(reason)
+    return names
 
 
 def merged_library(library: Sequence[AdapterWeights], merge: Merge | FittedMerge) -> Sequence[AdapterWeights]:
@@ -216,18 +232,67 @@ def merged_layer(
             given = present
         else:
             given = [zero_like(present[0]) if lora is None else lora for lora in given]
+    shapes = [shape_of(lora) for lora in given if lora is not None]
+    biased = any(shape.bias for shape in shapes)
     work = torch.device("cpu") if device.type == "mps" else device  # it has no float64
-    factors = [converted(lora, precision, work) for lora in given if lora is not None]
+    whole = [_affine(lora) if biased else lora for lora in given if lora is not None]
+    factors = [converted(lora, precision, work) for lora in whole]
+    if resolve(spec.rule).factor_wise:
+        factors = filled(factors)
     context = MergeContext(
         rng_seed=module_seed(drawn if isinstance(drawn, int) else seed, name),
         logit_scale=1.0,
         width_scale=math.sqrt(len(factors[0].read)),
         tied=TIED,
+        scales=tuple(shape.scale for shape in shapes),
     )
     try:
-        return merge_factors(factors, replace(spec, options=options), context)
+        merged = merge_factors(factors, replace(spec, options=options), context)
     except RuleError as error:
         raise RuleError(f"{name}: {error}") from error
+    return AffineMerge.of(merged) if biased else merged
+
+
+@dataclass(frozen=True)
+class AffineMerge(StaticMerge):
+    """One update and one bias for all inputs: x -> Delta x + bias."""
+
+    bias: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, merged: Merged) -> AffineMerge:
+        """A sum of the maps of `_affine`, taken apart again, without the columns that only shift."""
+        assert isinstance(merged, StaticMerge) and isinstance(merged.update, LoRA)  # others: `undefined`
+        write, read = merged.update.write, merged.update.read
+        kept = read[:-1].any(dim=0)
+        kept[0] = True
+        update = LoRA(write[:, kept], read[:-1, kept])
+        return cls(update, merged.details, mixing=merged.mixing, bias=write @ read[-1])
+
+    def shift(self, features: torch.Tensor) -> torch.Tensor:
+        return super().shift(features) + self.bias
+
+    def to(self, update: Convert, gate: Convert | None = None) -> AffineMerge:
+        merged = cast(AffineMerge, super().to(update))
+        return replace(merged, bias=update(cast(torch.Tensor, self.bias)))
+
+
+def _affine(lora: LoRA) -> LoRA:
+    """x -> write read^T x + bias as one linear map of (x, 1): a column more, which sees the 1 alone."""
+    bias = lora.bias if isinstance(lora, ModuleUpdate) else None
+    column = lora.write.new_zeros(len(lora.write)) if bias is None else bias
+    write = torch.cat([lora.write, column[:, None]], 1)
+    read = torch.block_diag(lora.read, lora.read.new_ones(1, 1))
+    return LoRA(write, read)
+
+
+def filled(adapters: Sequence[LoRA]) -> list[LoRA]:
+    """The same updates in factors of one rank: columns of zeros in the smaller ones."""
+    rank = max(lora.rank for lora in adapters)
+    pad = torch.nn.functional.pad
+    return [
+        LoRA(*(pad(part, (0, rank - lora.rank)) for part in (lora.write, lora.read))) for lora in adapters
+    ]
 
 
 def zero_like(lora: LoRA) -> LoRA:
@@ -291,7 +356,8 @@ def target_layers(
     """
     if not library:
         return {}
-    names = check_library(library, same_modules=same_modules)
+    together = compatibility(library, same_modules=same_modules)
+    names = together.require()
     digest, wanted = getattr(loaded, "digest", None), library[0].details.get("base_digest")
     if digest and wanted and digest != wanted:
         raise RuleError(
@@ -300,6 +366,11 @@ def target_layers(
         )
     layers = {}
     for name in names:
+        if (kind := _first_shape(library, name).kind) != "linear":
+            raise RuleError(
+                f"{name} is of kind {kind}, and updates are added to the outputs of linear layers here: "
+                "merge the adapters into one file and load that with PEFT"
+            )
         try:
             layer = loaded.model.get_submodule(name)
         except AttributeError:
@@ -309,8 +380,7 @@ def target_layers(
             ) from None
         if isinstance(layer, BaseTunerLayer):
             raise RuleError(f"layer {name!r} still carries PEFT's adapters; unload them from the model first")
-        lora = _first(library, name)
-        shape = (len(lora.write), len(lora.read))
+        shape = _first_shape(library, name).size
         found = linear_shape(layer)
         if found != shape:
             raise RuleError(
@@ -322,12 +392,15 @@ def target_layers(
 
 
 def converted(lora: LoRA, dtype: torch.dtype, device: torch.device | None = None) -> LoRA:
+    """Factors in this precision; a scale that was read apart is multiplied in there."""
+    if isinstance(lora, ModuleUpdate):
+        return lora.factors(dtype, device)
     return LoRA(*(factor.to(device=device, dtype=dtype) for factor in (lora.write, lora.read)))
 
 
-def _first(library: Sequence[AdapterWeights], name: str) -> LoRA:
-    """A layer's factors in the first adapter that changes it."""
-    return next(adapter.modules[name] for adapter in library if name in adapter.modules)
+def _first_shape(library: Sequence[AdapterWeights], name: str) -> ModuleShape:
+    """A layer's shape in the first adapter that changes it."""
+    return next(adapter.shape(name) for adapter in library if name in adapter.modules)
 
 
 def _device(layer: torch.nn.Module) -> torch.device:
@@ -344,8 +417,7 @@ def _require_room(
     rule: str,
 ) -> None:
     """Entry-wise rules leave one dense matrix per layer: refuse them where these cannot fit."""
-    shown = [_first(library, name) for name in names]
-    entries = sum(len(lora.write) * len(lora.read) for lora in shown)
+    entries = sum(math.prod(_first_shape(library, name).size) for name in names)
     needed = entries * dtype.itemsize
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

@@ -19,10 +19,13 @@ from typing import Any, Literal, cast
 
 import torch
 
-from llm_experiments.adapters.peft_files import AdapterWeights, check_library, write
+from llm_experiments.adapters.peft_files import inherited, write
+from llm_experiments.adapters.weights import AdapterWeights, ModuleUpdate, WholeTensor
 from llm_experiments.merges.merging import (
     PRECISION,
+    AffineMerge,
     FittedMerge,
+    check_merge,
     converted,
     describe,
     merged_layer,
@@ -60,12 +63,15 @@ class StaticAdapter:
     details: Mapping[str, Any]
     base: str
     kept: Mapping[str, object]
+    settings: Mapping[str, object]
+    whole: Mapping[str, WholeTensor]
 
     def write(self, folder: str | os.PathLike, name: str) -> None:
         """Write a folder that plain PEFT loads, with a card that says how it was made."""
         dtype = DTYPES[self.details["dtype"]]
         details = {**self.kept, "merge": self.details}
-        write(folder, name, self.modules, self.base, details=details, dtype=dtype)
+        more: dict[str, Any] = {"settings": self.settings, "whole": self.whole}
+        write(folder, name, self.modules, self.base, details=details, dtype=dtype, **more)
         replace_file(Path(folder) / "README.md", [card(name, self.base, self.details)])
 
 
@@ -119,7 +125,10 @@ def static_adapter(
     details["relative_error"] = math.sqrt(lost / total) if total else 0.0
     first = library[0]
     of_base = {"base_digest": first.details["base_digest"]} if "base_digest" in first.details else {}
-    return StaticAdapter(modules, details, str(first.config.get("base_model_name_or_path") or ""), of_base)
+    written_modules = {name: layers.whole(name, lora) for name, lora in modules.items()}
+    whole = {key: tensor for adapter in library for key, tensor in adapter.whole.items()}
+    base = str(first.config.get("base_model_name_or_path") or "")
+    return StaticAdapter(written_modules, details, base, of_base, inherited(library), whole)
 
 
 def save_static(
@@ -151,10 +160,17 @@ class _Layers:
     seed: int
     tick: Callable[[int, int], None]
     said: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    biases: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def whole(self, name: str, lora: LoRA) -> ModuleUpdate:
+        """A layer's factors with what else is added there."""
+        return ModuleUpdate(lora.write, lora.read, 1.0, self.biases.get(name), self.kinds[name])
 
     def merged(self, *, cut: bool) -> Iterator[tuple[str, LoRA | torch.Tensor]]:
         """cut: whether the updates are cut to a rank, so that single precision serves large ones."""
-        names = check_library(self.library, same_modules=False)
+        names = check_merge(self.library, self.merge)
+        asked = self.merge.merge if isinstance(self.merge, FittedMerge) else self.merge
         for done, name in enumerate(names, start=1):
             spec = self.merge.merges[name] if isinstance(self.merge, FittedMerge) else self.merge
             shape = next(one.shape(name) for one in self.library if name in one.modules)
@@ -165,8 +181,24 @@ class _Layers:
             outcome = merged_layer(self.library, name, spec, self.seed, torch.device("cpu"), precision)
             static = cast(Static, outcome)  # as its rule is not routed
             self.said[name] = static.details
+            self.kinds[name] = shape.kind
+            if not check(asked)[0].needs_data:  # a fit may find such weights, and means them
+                _refuse_squares(spec, static)
+            if isinstance(static, AffineMerge) and static.bias is not None:
+                self.biases[name] = static.bias
             yield name, static.update if isinstance(static, StaticMerge) else static.factored()
             self.tick(done, len(names))
+
+
+def _refuse_squares(spec: Merge, merged: Static) -> None:
+    """RuleError where a weight was negative and the rule squares it, so that nothing is taken away."""
+    own = merged.mixing.own if isinstance(merged, StaticMerge) and merged.mixing else ()
+    for place, (weight, kept) in enumerate(zip(spec.weights or (), own, strict=False)):
+        if weight < 0 < kept:
+            raise RuleError(
+                f"rule {spec.rule!r} squares its weights: weight {weight:g} of adapter {place + 1} adds "
+                f"{kept:g} times its update and takes nothing away; use 'sum', which subtracts"
+            )
 
 
 def _kept(

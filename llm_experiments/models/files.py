@@ -22,7 +22,7 @@ def read_json(path: Path) -> object:
             raise FileError(f"{path} is {'no file' if path.exists() else 'missing'}")
         if (size := path.stat().st_size) > LARGEST:
             raise FileError(f"{path} has {size} bytes; more than {LARGEST} are not read")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         if isinstance(error, FileError):
             raise
