@@ -53,11 +53,12 @@ def merge(
     dtype: str,
     seed: int,
 ) -> None:
-    """Merge adapters into one that plain PEFT loads; `check` says what each of the ADAPTERS may be.
+    """Merge adapters into one that plain PEFT loads.
 
-    A rule that adds or joins factors is kept whole. One that works on single entries leaves a matrix of full
-    rank, and is cut to the adapters' largest rank unless --rank or --loss asks for another. Rank, relative
-    loss and size are said before anything is written.
+    What each of the ADAPTERS may be, `check --help` says. A rule that adds or joins factors is kept whole.
+    One that works on single entries leaves a matrix of full rank, and is cut to the adapters' largest rank
+    unless --rank or --loss asks for another. Rank, relative loss and size are said before anything is
+    written.
     """
     import sys
 

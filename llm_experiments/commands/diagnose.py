@@ -3,53 +3,102 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
+from llm_experiments.commands import options
 from llm_experiments.commands.options import FOLDER
-from toytransformer.command_line import needs_extra
+from toytransformer.command_line import RegularFile, needs_extra
 
 
 @click.command()
-@click.argument("adapters", nargs=-1, required=True, type=FOLDER)
+@click.argument("adapters", nargs=-1, required=True)
+@partial(options.model_options, model=None)
+@click.option("--ask", type=RegularFile(), help="Questions, JSON lines: question, answer [adapter, group].")
+@click.option("--html", type=FOLDER, help="Write one self-contained page to FILE.")
 @click.option("--json", "json_file", type=FOLDER, help="Write everything to FILE; - is the terminal.")
+@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Questions at once.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of samples, masks and gauges.")
 @needs_extra("llm")
-def diagnose(adapters: tuple[Path, ...], json_file: Path | None, seed: int) -> int:
-    """Show how adapters lie to one another, and what merges keep.
+def diagnose(
+    adapters: tuple[str, ...],
+    ask: Path | None,
+    html: Path | None,
+    json_file: Path | None,
+    batch: int,
+    seed: int,
+    **model: Any,
+) -> int:
+    """Say whether adapters can be combined, and how.
 
     From their weights alone: sizes, angles, shared spaces, duplicates and opposites, what each static rule
-    keeps of each adapter, and where their weight is. Exit status 1 if something speaks against merging them
-    as they are.
+    keeps of each adapter, where their weight is. With --model: how far each moves neutral prompts, and
+    Arrow's weights. With --ask: the base, each adapter alone at several weights, every merge predicted from
+    these, the best few measured, and a verdict. Exit status 1 if something speaks against merging them.
     """
     import sys
 
     from rich.console import Console
 
-    from llm_experiments.adapters.peft_files import distinctly_named, read
-    from llm_experiments.diagnose import tables
+    from llm_experiments.adapters.peft_files import distinctly_named, opened
+    from llm_experiments.diagnose import asked_tables, page, tables
+    from llm_experiments.diagnose.combining import combine
     from llm_experiments.diagnose.findings import findings
+    from llm_experiments.diagnose.leaks import leaks
     from llm_experiments.diagnose.library import measure
+    from llm_experiments.diagnose.questions import read
+    from llm_experiments.diagnose.verdict import SEPARATE, verdict
     from toytransformer.compositions import replace_file
     from toytransformer.compositions.io import require_writable
     from toytransformer.working import Bar
 
+    if ask and model["model"] is None:
+        raise click.UsageError("--ask needs --model: which one are the questions put to?")
     to_terminal = json_file is not None and str(json_file) == "-"
-    if json_file and not to_terminal:
-        require_writable(json_file)
-    library = distinctly_named([read(folder) for folder in adapters], adapters)
+    for file in (html, None if to_terminal else json_file):
+        if file:
+            require_writable(file)
+    library = distinctly_named([opened(source) for source in adapters], adapters)
+    questions = read(ask, [adapter.name for adapter in library]) if ask else []
+    loaded = options.chosen(**model).load() if model["model"] is not None else None
     with Bar(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
         task = bar.add_task("modules", total=None)
         geometry = measure(
             library, seed=seed, tick=lambda done, every: bar.update(task, completed=done, total=every)
         )
-    found = findings(geometry)
-    text = json.dumps(tables.to_dict(geometry, found), indent=1, allow_nan=False) + "\n"
+        asked = moved = said = None
+        if loaded is not None:
+            if questions:
+                task = bar.add_task("asking", total=None)
+                tick = partial(bar.update, task)
+                asked = combine(
+                    loaded,
+                    library,
+                    questions,
+                    geometry,
+                    batch=batch,
+                    tick=lambda what: tick(description=tables.plain(what)),
+                )
+            moved = leaks(loaded, library, questions, asked.owners if asked else ())
+            said = verdict(asked, moved) if asked else None
+    diagnosis = page.Diagnosis(geometry, findings(geometry), moved, asked, said)
+    told = tables.to_dict(geometry, diagnosis.findings)
+    if moved is not None:
+        told |= asked_tables.to_dict(asked, moved, said)
+    text = json.dumps(told, indent=1, allow_nan=False) + "\n"
     if json_file and not to_terminal:
         replace_file(json_file, [text])
+    if html:
+        replace_file(html, [page.render(diagnosis)])
     if to_terminal:
         click.echo(text, nl=False)
     else:
-        tables.show(Console(highlight=False), geometry, found)
-    return int(any(finding.against for finding in found))
+        console = Console(highlight=False)
+        tables.show(console, geometry, diagnosis.findings)
+        if moved is not None:
+            asked_tables.show(console, geometry.names, asked, moved, said)
+    against = any(finding.against for finding in diagnosis.findings)
+    return int(against or (said is not None and said.decision == SEPARATE))

@@ -19,13 +19,13 @@ FOLDER = click.Path(path_type=Path)
 DATA = Path(__file__).parents[1] / "data"
 
 
-def model_options(command: Callable) -> Callable:
-    """The options that say which model is used, and how."""
+def model_options(command: Callable, *, model: str | None = "embedded") -> Callable:
+    """The options that say which model is used, and how. model: the default, None for none."""
     for option in reversed(
         (
             click.option(
                 "--model",
-                default="embedded",
+                default=model,
                 show_default=True,
                 help="embedded, a hub id, a folder or a .gguf file.",
             ),

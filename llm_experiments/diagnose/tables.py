@@ -44,7 +44,7 @@ def show(console: Console, library: LibraryGeometry, found: Sequence[Finding]) -
 def _adapters(library: LibraryGeometry) -> tuple[str, Table]:
     blocks = {block: shares for block, shares in library.blocks.items() if block is not None}
     numbers = f"blocks {min(blocks)}-{max(blocks)}" if blocks else "blocks"
-    table = _table(("adapter", "rank", "modules", "norm", numbers, "most in", "gaps"))
+    table = plain_table(("adapter", "rank", "modules", "norm", numbers, "most in", "gaps"))
     parts = np.array_split(np.array(list(blocks.values())), min(PARTS, len(blocks))) if blocks else []
     gaps = library.gaps
     for index, name in enumerate(library.names):
@@ -76,7 +76,7 @@ def _pairs(library: LibraryGeometry) -> tuple[str, Table]:
     title = "Pairs: ± is a standard deviation of chance, in brackets is what random spaces have"
     if len(order) > PAIRS:
         title += f"; the {PAIRS} of {len(order)} with the largest cosines"
-    table = _table(("adapters", "", "cosine", "read overlap", "write overlap"))
+    table = plain_table(("adapters", "", "cosine", "read overlap", "write overlap"))
     for pair in order[:PAIRS]:
         table.add_row(
             *(plain(library.names[index]) for index in pair),
@@ -93,7 +93,7 @@ def _rules(library: LibraryGeometry) -> tuple[str, Table]:
         "What static rules keep of each adapter, <M, D> / |D|^2; own: share of |M|^2 that is a mixture of "
         "the adapters; moves: |M' - M| / |M| in other factors of the same updates"
     )
-    table = _table(("rule", *columns, "own", "moves"))
+    table = plain_table(("rule", *columns, "own", "moves"))
     seen = library.norms >= SMALL * library.norms.max()  # of next to nothing the share means nothing
     for name, figures in library.rules.items():
         kept = figures.keeps[seen & ~np.isnan(figures.keeps)]
@@ -108,7 +108,8 @@ def _rules(library: LibraryGeometry) -> tuple[str, Table]:
     return title, table
 
 
-def _table(headings: Sequence[str]) -> Table:
+def plain_table(headings: Sequence[str]) -> Table:
+    """A table without rows; long names are folded."""
     table = Table(box=box.SIMPLE, pad_edge=False)
     for heading in headings:
         table.add_column(heading, overflow="fold")

@@ -1,0 +1,218 @@
+"""What merges of a library answer: predicted from the base and each adapter alone, and the best few measured.
+
+K + 1 passes over the answers give f_0 and f_i, and the mixture law (`toytransformer.mixture`)
+
+    f_w = f_0 + sum_i w_i (f_i - f_0)
+
+what every weighting answers, token by token. It is exact to first order in the updates. log p under it is
+concave in w, so the weights with the least predicted loss are found by descent. A rule that is no mixture is
+predicted as the mixture nearest to its update, which leaves out what no mixture has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+
+from llm_experiments.adapters.peft_files import AdapterWeights
+from llm_experiments.diagnose.answers import AnswerSheet, Scores
+from llm_experiments.diagnose.library import LibraryGeometry
+from llm_experiments.diagnose.questions import Question
+from llm_experiments.merges.merging import apply
+from llm_experiments.merges.mixtures import weighted
+from llm_experiments.models.handle import LoadedModel
+from toytransformer.compositions.spec import Merge
+from toytransformer.memory import require_memory
+from toytransformer.mixture import mixture
+
+#: Weights of the scale curves; of two adapters every pair of them is predicted.
+SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+#: Merges that are measured: the best predicted, beside the rules that are weighted sums.
+BEST = 3
+#: Matrices of logits of one pass that are in memory at once, beside one for each adapter.
+COPIES = 4
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One merge: predicted, and measured where `measured` is not None.
+
+    weights: the mixture that it is predicted as. own: the share of its update that is this mixture, 1 for a
+    weighted sum.
+    """
+
+    name: str
+    merge: Merge
+    weights: tuple[float, ...]
+    own: float
+    predicted: Scores
+    measured: Scores | None = None
+
+
+@dataclass(frozen=True)
+class Combinations:
+    """What was asked and what came out.
+
+    base: without adapters. curves: by adapter, each of SCALES -> it alone at that weight. owners: of every
+    question the number of the adapter that knows it, None for nobody. merges: what was predicted, best first.
+    """
+
+    names: tuple[str, ...]
+    questions: tuple[Question, ...]
+    base: Scores
+    curves: Mapping[str, Mapping[float, Scores]]
+    owners: tuple[int | None, ...]
+    merges: tuple[Combination, ...]
+
+    def alone(self, index: int) -> Scores:
+        """An adapter alone at weight 1."""
+        return self.curves[self.names[index]][1.0]
+
+    def owned(self, index: int) -> np.ndarray:
+        """Which questions an adapter knows, as a mask."""
+        return np.array([owner == index for owner in self.owners])
+
+    @property
+    def known(self) -> np.ndarray:
+        """Which questions the adapter that owns them answers alone: what a merge may keep or lose."""
+        right = [self.alone(index).right.numpy() for index in range(len(self.names))]
+        return np.array(
+            [owner is not None and right[owner][place] for place, owner in enumerate(self.owners)], bool
+        )
+
+    @property
+    def measured(self) -> list[Combination]:
+        """The merges that were measured, those that keep most first."""
+        there = [one for one in self.merges if one.measured is not None]
+        return sorted(there, key=lambda one: -self.kept(one.measured))
+
+    def kept(self, scores: Scores | None) -> int:
+        """How many known questions are still right."""
+        return 0 if scores is None else int(np.sum(scores.right.numpy() & self.known))
+
+
+def combine(
+    loaded: LoadedModel,
+    library: Sequence[AdapterWeights],
+    questions: Sequence[Question],
+    geometry: LibraryGeometry,
+    *,
+    batch: int = 16,
+    tick: Callable[[str], None] = lambda what: None,
+) -> Combinations:
+    """Ask the base, each adapter alone and the best merges; predict all others. tick: told what is asked.
+
+    Errors: RuleError on adapters that do not fit the model, MemoryError where the logits cannot be held.
+    """
+    sheet = AnswerSheet.of(loaded, questions)
+    count, names = len(library), tuple(adapter.name for adapter in library)
+    size = 4 * len(sheet.targets) * loaded.model.get_output_embeddings().weight.shape[0]
+    require_memory((count + COPIES) * size, "the logits of these answers under the base and each adapter")
+    with weighted(loaded, library) as weights:
+
+        def ask(values: Sequence[float], what: str) -> torch.Tensor:
+            tick(what)
+            weights.set(values)
+            return sheet.logits(loaded, batch=batch)
+
+        units = np.eye(count)
+        base = ask((0.0,) * count, "the base")
+        alone = torch.stack([ask(units[i], f"{names[i]} alone") for i in range(count)])
+        nothing, ones = sheet.scores(base), [sheet.scores(one) for one in alone]
+        curves = {
+            name: {
+                scale: nothing
+                if scale == 0
+                else ones[i]
+                if scale == 1
+                else sheet.scores(ask(scale * units[i], f"{name} at weight {scale:g}"))
+                for scale in SCALES
+            }
+            for i, name in enumerate(names)
+        }
+        owners = tuple(who_knows(questions, names, nothing, ones))
+        predicted = _predicted(sheet, base, alone, geometry)
+        # what a merge keeps is what counts, then how sure it is of all answers
+        whole = Combinations(names, tuple(questions), nothing, curves, owners, ())
+        order = sorted(predicted, key=lambda one: (-whole.kept(one.predicted), one.predicted.loss))
+        plain = {one.name for one in order if one.own == 1 and one.name in geometry.rules}  # sum, mean
+        chosen = {one.name for one in order[:BEST]} | plain
+        measured = {
+            one.name: sheet.scores(ask(one.weights, one.name))
+            for one in order
+            if one.name in chosen and one.own == 1
+        }
+    for one in order:
+        if one.name in chosen and one.name not in measured:
+            tick(one.name)
+            with apply(loaded, library, one.merge):
+                measured[one.name] = sheet.scores(sheet.logits(loaded, batch=batch))
+    merges = tuple(
+        Combination(one.name, one.merge, one.weights, one.own, one.predicted, measured.get(one.name))
+        for one in order
+    )
+    return Combinations(names, tuple(questions), nothing, curves, owners, merges)
+
+
+def least_loss(
+    sheet: AnswerSheet, base: torch.Tensor, alone: torch.Tensor, most: float = SCALES[-1]
+) -> tuple[float, ...]:
+    """argmin over 0 <= w_i <= most of the predicted mean -log p of the answers; it is convex in w."""
+
+    shifts, target = alone - base, sheet.targets[:, None]
+
+    def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = mixture(base, alone, values)
+        logprobs = logits.log_softmax(1)
+        # d log p / d w_i = shift_i at the target less its mean under p
+        slopes = [torch.sum(shift.gather(1, target)) - torch.sum(logprobs.exp() * shift) for shift in shifts]
+        gradient = np.array([float(slope) for slope in slopes])
+        return -float(logprobs.gather(1, target).sum()) / len(sheet.rows), -gradient / len(sheet.rows)
+
+    start = np.full(len(alone), 1 / len(alone))
+    return tuple(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, most)] * len(alone)).x)
+
+
+def _predicted(
+    sheet: AnswerSheet, base: torch.Tensor, alone: torch.Tensor, geometry: LibraryGeometry
+) -> list[Combination]:
+    """The rules, a grid of weights for two adapters, and the weights with the least loss."""
+    count = len(alone)
+
+    def one(name: str, merge: Merge, weights: Sequence[float], own: float) -> Combination:
+        values = tuple(round(float(weight), 4) for weight in weights)
+        scores = sheet.scores(mixture(base, alone, values))
+        return Combination(name, merge, values, own, scores)
+
+    found = [
+        one(name, Merge(name), np.nan_to_num(figures.weights), 1.0 if figures.own > 1 - 1e-9 else figures.own)
+        for name, figures in geometry.rules.items()
+    ]
+    fitted = tuple(round(weight, 4) for weight in least_loss(sheet, base, alone))
+    found.append(one("sum with fitted weights", Merge("sum", fitted), fitted, 1.0))
+    if count == 2:
+        for weights in product(SCALES[1:], repeat=2):
+            if weights not in ((1.0, 1.0), (0.5, 0.5)):  # sum, mean
+                name = f"sum with weights {', '.join(f'{weight:g}' for weight in weights)}"
+                found.append(one(name, Merge("sum", weights), weights, 1.0))
+    return found
+
+
+def who_knows(
+    questions: Sequence[Question], names: Sequence[str], base: Scores, alone: Sequence[Scores]
+) -> list[int | None]:
+    """The adapter that knows each question: the one named, else the surest of those that are right where the
+    base is not, None where there is none."""
+    owners: list[int | None] = []
+    for place, question in enumerate(questions):
+        if question.adapter is not None:
+            owners.append(names.index(question.adapter))
+            continue
+        right = [i for i in range(len(names)) if alone[i].right[place] and not base.right[place]]
+        owners.append(max(right, key=lambda i: float(alone[i].logprob[place]), default=None))
+    return owners
