@@ -9,10 +9,10 @@ question is the base's output plus the merge's shift, and the largest score, G t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -38,6 +38,12 @@ from toytransformer.toy import Toy, as_toy
 __all__ = ["Prediction", "asked_prompts", "base_output", "predict", "toy_record", "train", "wanted_shift"]
 
 Array = np.ndarray
+
+#: What a rule that depends on the gauge says where the gauge is arbitrary.
+ARBITRARY_GAUGE = (
+    "an adapter has equal singular values, so its SVD gauge is arbitrary, and this rule depends on "
+    'the gauge; use gauge "facts", a product-wise rule or finite d'
+)
 
 #: How many of the largest coefficients a record keeps; the roles' coefficients are always kept.
 KEPT = 12
@@ -84,24 +90,12 @@ class Prediction:
         """What the rule says of itself: fitted weights, Arrow's spectral gaps, warnings."""
         if "warning" in self.merged.details or not self._arbitrary_gauge:
             return self.merged.details
-        warning = (
-            "an adapter has equal singular values, so its SVD gauge is arbitrary, and this rule depends on "
-            'the gauge; use gauge "facts", a product-wise rule or finite d'
-        )
-        return {**self.merged.details, "warning": warning}
+        return {**self.merged.details, "warning": ARBITRARY_GAUGE}
 
     @cached_property
     def _arbitrary_gauge(self) -> bool:
-        """Whether a gauge-dependent rule merged factors from an SVD whose singular values tie."""
-        if merging.resolve(self.composition.merge.rule).gauge_invariant:
-            return False
-        for spec, adapter in zip(self.composition.adapters, self.adapters, strict=True):
-            values = adapter.svd()[1]
-            kept = values[values > lora.SINGULAR * values[0]]
-            tied = np.min(-np.diff(kept), initial=np.inf) < math.sqrt(np.finfo(float).eps) * values[0]
-            if spec.gauge != "facts" and tied:
-                return True
-        return False
+        specs = self.composition.adapters
+        return arbitrary_gauge(self.composition.merge.rule, zip(specs, self.adapters, strict=True))
 
     @property
     def accuracy(self) -> float:
@@ -141,7 +135,7 @@ class Prediction:
             self.composition,
             self.toy,
             question,
-            answer=_only(answers),
+            answer=only(answers),
             shares=question.shares(answers),
             mixture={name: float(output[index[name]]) for name in dict.fromkeys((*roles, *largest))},
             spectral_gap=self.merged.spectral_gap,
@@ -150,9 +144,15 @@ class Prediction:
         )
 
 
+class Described(Protocol):
+    """A model that can say what it is: a regime, a toy, a stack of layers."""
+
+    def describe(self) -> dict[str, object]: ...
+
+
 def toy_record(
     composition: Composition,
-    toy: Regime | Toy,
+    toy: Described,
     question: Question,
     *,
     answer: str | None,
@@ -226,20 +226,20 @@ def predict(composition: Composition, model: Regime | Toy) -> Prediction:
     factors = [*trained, *([update] if isinstance(update, lora.LoRA) else [])]  # merge weights count too
     factors += [base.update] if base.update else []
     tie = tie_tolerance(features.values, output, factors, coordinates)
-    decode = partial(_decode, entities=world.entities, tie=tie)
+    decode = partial(decoded, entities=world.entities, tie=tie)
     by_prompt = dict(zip(asked, output, strict=True))
-    decoded = [decode(question, by_prompt) for question in composition.questions]
+    answered = [decode(question, by_prompt) for question in composition.questions]
     questions = composition.questions
     if not toy.base.exact:
         scores = dict(zip(asked, coordinates.apply(coordinates.apply(said)), strict=True))
-        questions = tuple(replace(q, old=_only(decode(q, scores)[1])) for q in questions)
+        questions = tuple(replace(q, old=only(decode(q, scores)[1])) for q in questions)
     return Prediction(
         composition,
         toy,
         questions,
-        np.stack([last for last, _ in decoded]),
+        np.stack([last for last, _ in answered]),
         tie,
-        tuple(distribution for _, distribution in decoded),
+        tuple(distribution for _, distribution in answered),
         trained,
         merged,
     )
@@ -349,12 +349,25 @@ def _context(
     )
 
 
-def _only(answers: Mapping[str | None, float]) -> str | None:
+def arbitrary_gauge(rule: str, adapters: Iterable[tuple[Adapter, lora.LoRA]]) -> bool:
+    """Whether a gauge-dependent rule merges factors from an SVD whose singular values tie."""
+    if merging.resolve(rule).gauge_invariant:
+        return False
+    for spec, adapter in adapters:
+        values = adapter.svd()[1]
+        kept = values[values > lora.SINGULAR * values[0]]
+        tied = np.min(-np.diff(kept), initial=np.inf) < math.sqrt(np.finfo(float).eps) * values[0]
+        if spec.gauge != "facts" and tied:
+            return True
+    return False
+
+
+def only(answers: Mapping[str | None, float]) -> str | None:
     """The answer, where there is one; None where several tie."""
     return next(iter(answers)) if len(answers) == 1 else None
 
 
-def _decode(
+def decoded(
     question: Question, outputs: Mapping[Prompt, Array], entities: Sequence[str], tie: float
 ) -> tuple[Array, Mapping[str | None, float]]:
     """The output at the last step (averaged over tied paths) and the distribution of the final answer."""

@@ -21,6 +21,7 @@ from toytransformer.ledger import (
     typed,
     tables,
     idealisations,
+    layers,
 )
 
 # isort: on
@@ -39,6 +40,7 @@ __all__ = [
     "constants",
     "idealisations",
     "kernels",
+    "layers",
     "merging",
     "mixture",
     "other_adapters",
