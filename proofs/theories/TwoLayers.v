@@ -79,6 +79,7 @@ rewrite (@run_no_z (upper s)) // (@run_no_z (upper t)) // !addr0 (show s t).
 by congr (_ + (_ + _ * _)); rewrite /written (see s t); apply: blind.
 Qed.
 
+(* So it is right on one question in K at most, on average over the relabellings. *)
 Theorem hop2_not_above_does_not_compose (lower : seq layer) (middle : 'S_K -> layer)
     (upper : 'S_K -> seq layer) (x : 'I_K -> X) (other : 'I_K -> 'cV[R]_n) :
   (forall s t y, sees (middle s) y = sees (middle t) y) ->
@@ -175,6 +176,7 @@ Definition permuted_by_labels (l : untied_layer) :=
 Fixpoint all_permuted (ls : seq untied_layer) : Prop :=
   if ls is l :: above then permuted_by_labels l /\ all_permuted above else True.
 
+(* That is so of a rule that treats labels alike, on a base that writes no y. *)
 Lemma rule_is_permuted (k : nat) (M : rule R n m k) (D : 'S_K -> library R n m k)
     (W : 'M[R]_(n, m)) look mix (c : R) :
   treats_labels_alike M -> relabelled yI D -> (forall i j, W (y i) j = 0) ->
@@ -249,6 +251,7 @@ Proof. by rewrite ltr_paddr ?mulrn_wge0 // (le_lt_trans kh0). Qed.
 Lemma gap_gt0 : miss < hit -> 0 < gap.
 Proof. by move=> lt; rewrite divr_gt0 // subr_gt0. Qed.
 
+(* A unit of adapter 2 always lifts the right answer. *)
 Lemma own_gt0 : 0 <= miss -> miss < hit -> 0 < own_part.
 Proof.
 move=> m0 lt; have S0 := row_sum_gt0; have g0 := gap_gt0 lt.
@@ -374,16 +377,20 @@ Hypothesis old : forall i j, dotF (key j) (V *m (E *m (W1 *m col i F1))) = 0.
 Hypothesis alike : forall s i j, dotF (key j) (seen s i) = c0 s i.
 Hypothesis key_key : forall j l, dotF (key j) (key l) = if j == l then q else q0.
 
-(* The kernel sees inner products of hidden states alone, and grows with them. *)
+(* The kernel sees inner products of hidden states alone, and grows with them as far as
+   they can go (Cauchy and Schwarz). *)
 Hypothesis kernel_keys : forall j l,
   dotF (phi (key j)) (phi (key l)) = kap q q (dotF (key j) (key l)).
 Hypothesis kernel_state : forall s i j,
   dotF (phi (key j)) (phi (state s i)) = kap q (sqF (state s i)) (dotF (key j) (state s i)).
 Hypothesis kap0 : forall b c, 0 <= kap q b c.
-Hypothesis kap_lt : forall b c c', c < c' -> kap q b c < kap q b c'.
+Hypothesis kap_lt : forall b c c', 0 < b -> c ^+ 2 <= q * b -> c' ^+ 2 <= q * b ->
+  c < c' -> kap q b c < kap q b c'.
+Hypothesis state0 : forall s i, 0 < sqF (state s i).
+Hypothesis in_range : forall s i, c0 s i ^+ 2 <= q * sqF (state s i).
 
 Hypotheses (gu1 : gram F1 \in unitmx) (gu2 : gram keys \in unitmx).
-Hypotheses (q0q : q0 < q) (al0 : 0 < al) (att0 : 0 < att).
+Hypotheses (q0_0 : 0 <= q0) (q0q : q0 < q) (al0 : 0 < al) (att0 : 0 < att).
 
 Lemma at_R1E s i : at_R1 s i = al *: oh R (y (s i)) + (1 - al) *: (W1 *m col i F1).
 Proof.
@@ -396,15 +403,33 @@ Qed.
 Definition miss s i : R := kap q (sqF (state s i)) (c0 s i).
 Definition hit s i : R := kap q (sqF (state s i)) (c0 s i + att * al).
 
+Lemma key_state s i j : dotF (key j) (state s i) = c0 s i + (j == s i)%:R * (att * al).
+Proof.
+rewrite /state dotFDr alike dotFZr at_R1E mulmxDr -!scalemxAr mulmxDr -!scalemxAr.
+by rewrite dotFDr !dotFZr tied old mulr0 addr0; move: (_ == _)%:R => h; ring.
+Qed.
+
 Lemma keys_state s i :
   keys^T *m phi (state s i) = \col_j (if j == s i then hit s i else miss s i).
 Proof.
 apply/colP => j; rewrite [RHS]mxE.
 have -> : (keys^T *m phi (state s i)) j 0 = dotF (phi (key j)) (phi (state s i)).
   by rewrite dotF_col mxE; apply: eq_bigr => r _; rewrite !mxE.
-rewrite kernel_state {2}/state dotFDr alike dotFZr at_R1E mulmxDr -!scalemxAr.
-rewrite mulmxDr -!scalemxAr dotFDr !dotFZr tied old mulr0 addr0.
-by case: eqP => _; rewrite /hit /miss ?mulr1 ?mulr0 ?addr0.
+rewrite kernel_state key_state.
+by case: eqP => _; rewrite /hit /miss ?mul1r ?mul0r ?addr0.
+Qed.
+
+Lemma miss_lt_hit s i : miss s i < hit s i.
+Proof.
+apply: kap_lt; rewrite ?state0 ?in_range ?ltr_addl ?mulr_gt0 //.
+have := cauchy_schwarz (key (s i)) (state s i).
+by rewrite key_state eqxx mul1r [sqF (key _)]key_key eqxx.
+Qed.
+
+Lemma gram_off_lt_on : kap q q q0 < kap q q q.
+Proof.
+have qp : 0 < q by apply: le_lt_trans q0q.
+by apply: kap_lt; rewrite // -expr2 ?ler_sqr ?nnegrE // ltW.
 Qed.
 
 Lemma keys_gram j l : gram keys j l = if j == l then kap q q q else kap q q q0.
@@ -422,9 +447,9 @@ Theorem tied_layers_compose s i (rest : 'cV[R]_n) :
   top1 (rest + be *: (edit keys (words R z) *m phi (state s i))) (z (s i)).
 Proof.
 move=> rz rB B0 large.
-apply: (fresh_facts_compose zI gu2 (kap0 q q0) (kap_lt q q0q) keys_gram _ _ _ rz rB B0 large).
+apply: (fresh_facts_compose zI gu2 (kap0 q q0) gram_off_lt_on keys_gram _ _ _ rz rB B0 large).
 - exact: kap0.
-- by apply: kap_lt; rewrite ltr_addl mulr_gt0.
+- exact: miss_lt_hit.
 exact: keys_state.
 Qed.
 
@@ -437,9 +462,10 @@ Theorem tied_layers_compose_known s i (rest : 'cV[R]_n) (a : 'I_K -> 'I_n) :
   top1 (rest + be *: (edit keys (targets R z a) *m phi (state s i))) (z (s i)).
 Proof.
 move=> za nonneg rz rB B0 large.
-apply: (known_facts_compose zI gu2 (kap0 q q0) (kap_lt q q0q) keys_gram _ _ _ rz rB B0 large za nonneg).
+apply: (known_facts_compose zI gu2 (kap0 q q0) gram_off_lt_on keys_gram _ _ _ rz rB B0 large
+         za nonneg).
 - exact: kap0.
-- by apply: kap_lt; rewrite ltr_addl mulr_gt0.
+- exact: miss_lt_hit.
 exact: keys_state.
 Qed.
 
@@ -460,6 +486,7 @@ move=> /top1P top /top1P top'; apply/eqP/contraT => ne.
 by have := lt_trans (top e' _) (top' e ne); rewrite eq_sym ltxx => /(_ ne).
 Qed.
 
+(* Answering in two steps is right exactly where the stack of the two passes is. *)
 Theorem two_steps_are_two_layers (f : 'cV[R]_m) (first z : 'I_n) : top1 (M *m f) first ->
   answers_in_two_steps M f ask z <-> top1 (run tt [:: pass 0; pass 1] f) z.
 Proof.

@@ -9,6 +9,7 @@ network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -61,11 +62,16 @@ class StackedTransformer(nnx.Module):
         """Scores at the last position of each prompt."""
         ids, present = hidden.padded_token_ids(prompts, self.tokens)  # right-aligned
         regime, size = self.stack.regime, ids.shape[1]
+        width = self.up.shape[1]
         later = jnp.arange(size)[None, :] < jnp.arange(size)[:, None] + (regime.mask != "strict")
         seen = later[None] & jnp.asarray(present)[:, None, :]
         position = present.cumsum(axis=1)
-        stream = self.embedding[...][ids] * jnp.where(position == 1, 1.0, regime.relation_length)[..., None]
-        kept = 1 / position.clip(1) if regime.mask == "causal-printed" else np.ones(position.shape)
+        stream: jax.Array = (
+            self.embedding[...][ids] * jnp.where(position == 1, 1.0, regime.relation_length)[..., None]
+        )
+        kept = jnp.asarray(
+            1 / position.clip(1) if regime.mask == "causal-printed" else np.ones(position.shape)
+        )
         labels = self.embedding[...][np.array([self.tokens.index(self.label(e)) for e in self.entities])]
         total = jnp.zeros((*ids.shape, len(self.entities)))
         for layer in range(self.stack.count):
@@ -76,10 +82,10 @@ class StackedTransformer(nnx.Module):
             weights = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), axis=-1, where=seen)
             attended = jnp.einsum("pij,pjd->pid", jnp.where(seen, weights, 0.0), stream @ self.value[layer].T)
             state = kept[..., None] * stream + attended
-            active = jnp.sqrt(2 / regime.width) * jax.nn.relu(state @ self.up[layer].T)
+            active = math.sqrt(2 / width) * jax.nn.relu(state @ self.up[layer].T)
             written = active @ self.readout[layer].T
             total = total + written
-            stream = (state if self.stack.attention_stays else stream) + written @ labels
+            stream = jnp.asarray(state if self.stack.attention_stays else stream) + written @ labels
         return (stream @ labels.T if self.stack.unembedding else total)[:, -1]
 
 

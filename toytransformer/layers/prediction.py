@@ -33,10 +33,10 @@ class StackPrediction:
     stack: Stack
     placement: Placement
     questions: tuple[Question, ...]
-    output: Float[Array, "question entity"]
+    output: Float[np.ndarray, "question entity"]
     tie: float
     distributions: tuple[Mapping[str | None, float], ...]
-    written: Float[Array, "layer question entity"]
+    written: Float[np.ndarray, "layer question entity"]
     updates: tuple[merging.Merged | None, ...]
     undetermined: str | None = None
 
@@ -55,7 +55,7 @@ class StackPrediction:
         """Expected accuracy; an exact tie of k answers is right with probability 1/k if one of them is."""
         return self.shares["correct"]
 
-    def margins(self, among: Sequence[str] | None = None) -> Float[Array, "question"]:
+    def margins(self, among: Sequence[str] | None = None) -> Float[np.ndarray, "question"]:
         """By how much the right answer leads the best other one, or the best other one of `among`."""
         names = self.composition.world.entities
         rivals = np.array([among is None or name in among for name in names])
