@@ -18,7 +18,7 @@ from toytransformer.compositions import Adapter, Composition, Fact, Merge, Promp
 from toytransformer.hidden import MASKS
 from toytransformer.layers import LayerError, Stack, drawn, predict, threshold, two_layers
 from toytransformer.layers.network import NetworkDirections, StackedTransformer
-from toytransformer.layers.spread import margin_variances
+from toytransformer.layers.spread import spread
 from toytransformer.merging import RULES, RuleError
 from toytransformer.regimes import Finite, FullLimit, RegimeError, WidthLimit
 
@@ -269,17 +269,16 @@ def test_a_trained_base_inside_the_layers_does_not_stand_in_the_way():
 def test_spread_of_margins_is_the_derived_one(unembedding=True):
     composition, draws, d, m = pair(2, weights=(1.0, 3.0)), 80, 256, 1024
     stack = Stack(FullLimit(), unembedding=unembedding)
-    by_dimension, by_width = margin_variances(composition, stack, ORDERED)
-    limit = predict(composition, stack, ORDERED).margins(["y1"])[0]  # the best rival in the limit
-    for regime, variance, size in (
-        (lambda seed: WidthLimit(dimension=d, seed=seed), by_dimension[0], d),
-        (lambda seed: Finite(dimension=math.inf, width=m, seed=seed), by_width[0], m),
+    derived = spread(composition, stack, ORDERED)
+    limit, rival = derived.margins[0], derived.rivals[:1]
+    for regime, error in (
+        (lambda seed: WidthLimit(dimension=d, seed=seed), derived.standard_error(dimension=d)[0]),
+        (lambda seed: Finite(dimension=math.inf, width=m, seed=seed), derived.standard_error(width=m)[0]),
     ):
         found = [
-            predict(composition, Stack(regime(seed), unembedding=unembedding), ORDERED).margins(["y1"])[0]
+            predict(composition, Stack(regime(seed), unembedding=unembedding), ORDERED).margins(rival)[0]
             for seed in range(draws)
         ]
-        error = math.sqrt(variance / size)
         assert np.std(found, ddof=1) == pytest.approx(error, abs=5 * error / math.sqrt(2 * (draws - 1)))
         # the limit is approached like 1 / size, which is below the standard error of the mean here
         assert np.mean(found) == pytest.approx(limit, abs=5 * error / math.sqrt(draws))
@@ -313,7 +312,7 @@ def test_softmax_attention_tends_to_uniform():
         lambda: predict(pair(2, rule="new-adapter"), LIMIT, ORDERED),
         lambda: threshold(pair(2), LIMIT, {"hop1": (2,), "hop2": (1,)}, "hop2"),
         lambda: threshold(pair(2, rule="ties"), LIMIT, ORDERED, "hop2"),
-        lambda: margin_variances(pair(2, rule="ties"), LIMIT, ORDERED),
+        lambda: spread(pair(2, rule="ties"), LIMIT, ORDERED),
         lambda: two_layers(0, 1.0, known=True),
         lambda: two_layers(2, 0.0, known=True),
     ],

@@ -1,4 +1,4 @@
-(* Where composition begins: a stack of layers that write into one stream.
+(* Where composition begins (section 11): a stack of layers that write into one stream.
 
    The theorem of section 5 is about a readout of one layer.  In a stack, what a lower
    layer answers can be what an upper one reads, if the labels of answers are tied to the

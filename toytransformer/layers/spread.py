@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,7 @@ class _Margins:
             share[self.start[n] : self.start[n] + len(parts[n].prefixes)] = 1.0
         self.said = base_output(world, self.asked)
         self.right = np.array([world.entities.index(q.correct) for q in composition.questions if q.correct])
-        scores = limit.output.copy()
+        self.limit, scores = limit.margins(), limit.output.copy()
         scores[np.arange(len(scores)), self.right] = -np.inf
         self.rivals = scores.argmax(axis=1)
 
@@ -149,14 +150,30 @@ def _symmetric(noise: jax.Array) -> jax.Array:
     return (noise + noise.T) / math.sqrt(2)
 
 
-def margin_variances(
-    composition: Composition, stack: Stack, placement: Placement
-) -> tuple[Float[np.ndarray, "question"], Float[np.ndarray, "question"]]:
-    """d times the variance of each question's margin over embeddings, and m times that over neurons.
+@dataclass(frozen=True)
+class Spread:
+    """How margins over given rivals spread around the limit.
 
-    The margin is that of the right answer over its best rival in the limit; at (d, m) its variance is, to
-    first order, the one divided by d plus the other divided by m. Errors: LayerError for another rule than
-    sum, chains, or a base inside the layers.
+    rivals: of each question the best rival of the right answer in the limit. margins: in the limit.
+    by_dimension, by_width: d times the variance over embeddings, m times that over neurons.
+    """
+
+    rivals: tuple[str, ...]
+    margins: Float[np.ndarray, "question"]
+    by_dimension: Float[np.ndarray, "question"]
+    by_width: Float[np.ndarray, "question"]
+
+    def standard_error(
+        self, dimension: float = math.inf, width: float = math.inf
+    ) -> Float[np.ndarray, "question"]:
+        """The standard error of one draw's margins at (d, m), to first order."""
+        return np.sqrt(self.by_dimension / dimension + self.by_width / width)
+
+
+def spread(composition: Composition, stack: Stack, placement: Placement) -> Spread:
+    """The derived spread of a stack's margins in its limit.
+
+    Errors: LayerError for another rule than sum, chains, a base inside the layers, or another regime.
     """
     margins = _Margins(composition, stack, placement)
     slopes, states = jax.jit(jax.jacrev(margins, has_aux=True))(margins.noise())
@@ -167,6 +184,10 @@ def margin_variances(
         sampled = hidden.sample_features(rng, state, width=SAMPLE)
         active = math.sqrt(SAMPLE) * np.asarray(sampled, float)  # sqrt 2 relu of single neurons
         slope = np.asarray(slopes[f"k{layer}"], float)
-        moved = np.sum(active * (slope @ active), axis=1)
-        by_width += moved.var(axis=1)
-    return np.asarray(by_dimension, float), by_width
+        by_width += np.sum(active * (slope @ active), axis=1).var(axis=1)
+    return Spread(
+        tuple(composition.world.entities[rival] for rival in margins.rivals),
+        margins.limit,
+        np.asarray(by_dimension, float),
+        by_width,
+    )

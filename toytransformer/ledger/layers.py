@@ -1,4 +1,4 @@
-"""Where composition begins (theory.md, section 10): stacks of layers, tied and not, in every order."""
+"""Where composition begins (theory.md, section 11): stacks of layers, tied and not, in every order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from toytransformer import merging
 from toytransformer.compositions import Composition, Merge, catalogue
 from toytransformer.layers import Stack, StackPrediction, drawn, predict, threshold, two_layers
-from toytransformer.layers.spread import margin_variances
+from toytransformer.layers.spread import spread
 from toytransformer.ledger.pair import LIMIT, pair
 from toytransformer.ledger.registry import (
     Row,
@@ -28,16 +28,19 @@ from toytransformer.ledger.registry import (
 from toytransformer.ledger.spread import fitted_slope
 from toytransformer.regimes import Finite, WidthLimit
 
-SOURCE = "theory.md section 10"
+SOURCE = "theory.md section 11"
 STACK = Stack(LIMIT)
 ORDERED = {"hop1": (1,), "hop2": (2,)}
+Places = tuple[tuple[int, ...], tuple[int, ...]]
 #: Of hop 1 and of hop 2: hop 2 lies nowhere above the lowest layer of hop 1.
-OTHER_ORDERS = {
+OTHER_ORDERS: dict[str, Places] = {
     "both in layer 1": ((1,), (1,)),
     "both in layer 2": ((2,), (2,)),
     "reversed": ((2,), (1,)),
     "hop 1 in both, hop 2 in layer 1": ((1, 2), (1,)),
 }
+#: Part of hop 2 lies above part of hop 1.
+PARTLY: tuple[Places, ...] = (((1, 2), (2,)), ((1,), (1, 2)), ((1, 2), (1, 2)))
 #: Kernels, two solves of a few facts and sums of their terms.
 ROUNDING = algebraic()
 
@@ -97,7 +100,7 @@ def ordered(run: Run) -> Iterator[Row]:
 
 @claim("what two tied layers need of the weights, with ever more facts", source=SOURCE)
 def limits(run: Run) -> Iterator[Row]:
-    sizes = (1e4, 1e5, 1e6)
+    sizes = (10**4, 10**5, 10**6)
     for known, stays in itertools.product((True, False), (True, False)):
         where = f"limit, {'known' if known else 'fresh'}, attention {'stays' if stays else 'is read only'}"
         every = two_layers(math.inf, 1.0, known=known, attention_stays=stays).threshold
@@ -141,7 +144,7 @@ def other_orders(run: Run) -> Iterator[Row]:
             ROUNDING,
             regime=where,
         )
-    for places in (((1, 2), (2,)), ((1,), (1, 2)), ((1, 2), (1, 2))):
+    for places in PARTLY:
         partly = predict(weighted(n, False, 1, 3), STACK, dict(zip(ORDERED, places, strict=True)))
         yield same(
             f"accuracy, hop 1 in layers {places[0]}, hop 2 in {places[1]}, weights 1, 3",
@@ -153,11 +156,11 @@ def other_orders(run: Run) -> Iterator[Row]:
     for order in itertools.permutations((1, 2, 3)):
         hops = catalogue.build("three-hop", facts=2, known=False, merge=Merge("sum", (1.0, 3.0, 9.0)))
         placement = {f"hop{k + 1}": (layer,) for k, layer in enumerate(order)}
-        found = predict(hops, Stack(LIMIT, count=3), placement).accuracy
+        three = predict(hops, Stack(LIMIT, count=3), placement)
         yield same(
             f"three hops compose with hops 1, 2, 3 in layers {', '.join(map(str, order))}",
             order == (1, 2, 3),
-            found == 1.0,
+            three.accuracy == 1.0,
             regime="limit, fresh, n = 2, weights 1, 3, 9",
         )
 
@@ -192,8 +195,9 @@ def finite(run: Run) -> Iterator[Row]:
     n, d, draws = 8, 512, 60 if run.thorough else 12
     composition = weighted(n, False, 1, 3)
     limit = Stack(LIMIT, unembedding=True)
-    by_dimension, _ = margin_variances(composition, limit, ORDERED)
-    error = math.sqrt(by_dimension[0] / d)
+    derived = spread(composition, limit, ORDERED)
+    margin, rival = derived.margins[0], derived.rivals[:1]
+    error = derived.standard_error(dimension=d)[0]
     found = [
         predict(
             composition,
@@ -202,19 +206,16 @@ def finite(run: Run) -> Iterator[Row]:
         )
         for draw in range(draws)
     ]
-    bridge = ["y1"]  # in the limit the best rival of z1
-    margins = np.array([one.margins(bridge)[0] for one in found])
     where = f"width limit, d = {d}, n = {n}, fresh, weights 1, 3, scores by the embeddings"
     yield close(
-        f"mean margin of z1 over y1 over {draws} draws",
-        predict(composition, limit, ORDERED).margins(bridge)[0],
-        float(margins.mean()),
+        f"mean margin of z1 over {rival[0]} over {draws} draws",
+        margin,
+        float(np.mean([one.margins(rival)[0] for one in found])),
         statistical(error / math.sqrt(draws)),
         regime=where,
     )
-    # a margin below 0 is at least so many derived standard errors away; all others are wider
-    shortfall = math.erfc(predict(composition, limit, ORDERED).margins()[0] / error / math.sqrt(2)) / 2
-    expected = 1 - (2 * n - 1) * shortfall
+    # every other rival is further away in the limit
+    expected = 1 - (2 * n - 1) * math.erfc(margin / error / math.sqrt(2)) / 2
     share = float(np.mean([one.accuracy for one in found]))
     yield at_most(
         f"share wrong over {draws} draws",
@@ -238,7 +239,7 @@ def answers(found: StackPrediction, facts: int) -> np.ndarray:
     """Scores of z_1 .. z_n, (question, answer), questions in an order that sigma does not move."""
     columns = [found.composition.world.entities.index(f"z{i}") for i in range(1, facts + 1)]
     order = np.argsort([str(question.prompt) for question in found.questions])
-    return found.output[np.ix_(order, columns)]
+    return found.output[order][:, columns]
 
 
 def rearranged(
