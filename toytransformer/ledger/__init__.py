@@ -19,6 +19,7 @@ from toytransformer.ledger import (
     bridges,
     recycled,
     typed,
+    unseen,
     tables,
     idealisations,
     layers,
@@ -52,5 +53,6 @@ __all__ = [
     "survival",
     "tables",
     "typed",
+    "unseen",
     "verify",
 ]

@@ -106,7 +106,11 @@ def directions(run: Run) -> Iterator[Row]:
             yield same(text, t > 1 / (m + 1), bool(direction.coefficients), regime="limit", note=note)
 
 
-@claim("Arrow does not see its own task in an entity it was not trained on", source=SOURCE)
+@claim(
+    "Arrow does not see its own task in an entity it was not trained on",
+    source=SOURCE,
+    proof="UnseenEntities.distinct_answers_see_nothing, UnseenEntities.mean_feature_sees",
+)
 def unseen(run: Run) -> Iterator[Row]:
     k = overlaps()
     for n in (2, 5, 20):
