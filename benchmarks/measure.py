@@ -55,7 +55,7 @@ def measure(
     `prepare` is a function of a module and imports what it needs itself, so that its memory is its own.
     """
     fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, fresh, interrupts.let_through) as pool:
+    with ProcessPoolExecutor(1, fresh, interrupts.begin_worker) as pool:
         with interrupts.held():  # the process begins here
             measured = pool.submit(_measure, prepare, arguments, repeats)
         return measured.result()

@@ -3,9 +3,12 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,11 +99,49 @@ def test_every_subject_has_a_row(verified, subject):
 def verify(monkeypatch, capsys, claims, *arguments) -> tuple[int, str, str]:
     """Run the command in this process on these claims: (exit status, stdout, stderr)."""
     monkeypatch.setattr(registry, "CLAIMS", claims)
-    monkeypatch.setattr(sys, "argv", ["toytransformer", "verify", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["toytransformer", "verify", "--jobs", "1", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         command.main()
     output = capsys.readouterr()
     return stop.value.code, output.out, output.err
+
+
+def test_processes_that_check_leave_the_rows_as_they_are(monkeypatch):
+    monkeypatch.setattr(registry, "CLAIMS", registry.CLAIMS[:2])
+    alone, beside = (list(ledger.verify(Run(), jobs)) for jobs in (1, 2))
+    assert alone == beside and len(alone) >= 2
+
+
+def killed_claim(run):
+    yield from true_claim(run)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_claim_whose_process_is_killed_fails(monkeypatch):
+    entry = Claim("sum", "eq. 0", "", killed_claim)
+    monkeypatch.setattr(registry, "CLAIMS", [entry])
+    monkeypatch.setattr(registry, "_checked", _killed)
+    (row,) = ledger.verify(Run(), jobs=2)
+    assert (row.claim, row.measured, row.verdict) == ("sum", "its process was killed", "fails")
+
+
+def _killed(number, run):
+    return list(killed_claim(run))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_no_process_outlives_the_command(how):
+    line = [sys.executable, "-m", "toytransformer", "verify", "--jobs", "2"]
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL) as command:
+        beside = []
+        while len(beside) < 2:
+            time.sleep(0.05)
+            beside = [
+                p for p in psutil.Process(command.pid).children() if "spawn_main" in " ".join(p.cmdline())
+            ]
+        command.send_signal(how)
+    _, alive = psutil.wait_procs(beside, timeout=60)
+    assert not alive
 
 
 def true_claim(run):

@@ -240,7 +240,10 @@ def predict(
 )
 @click.option("--thorough", is_flag=True, help="Larger sizes and more repeats; takes longer.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def verify(json_file: Path | None, thorough: bool, seed: int) -> None:
+@click.option(
+    "--jobs", type=click.IntRange(1, 64), help="Processes that check claims [one a core, 4 at most]."
+)
+def verify(json_file: Path | None, thorough: bool, seed: int, jobs: int | None) -> None:
     """Check every claim of the theory; exit status 1 if one fails."""
     if json_file:
         require_writable(json_file)
@@ -253,7 +256,8 @@ def verify(json_file: Path | None, thorough: bool, seed: int) -> None:
 
     origin = {**provenance(), "seed": seed, "thorough": thorough}  # of the code that runs, not of later edits
     console, rows, title = Console(soft_wrap=True, highlight=False), [], None
-    for row in ledger.verify(ledger.Run(seed=seed, thorough=thorough)):  # printed as they come: the progress
+    jobs = jobs or min(4, os.cpu_count() or 1)
+    for row in ledger.verify(ledger.Run(seed=seed, thorough=thorough), jobs):  # printed as they come
         heading, _, statement = row.claim.partition(": ")
         if heading != title:
             console.print(f"\n[bold]{escape(heading)}[/bold]  ({escape(row.source)})")

@@ -26,7 +26,7 @@ def again_at_once() -> None:
 
 
 class held:
-    """A block in which Ctrl-C waits, in the processes begun there too, until they call `let_through`."""
+    """A block in which Ctrl-C waits, in the processes begun there too, until they call `begin_worker`."""
 
     def __enter__(self) -> None:
         self.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -35,10 +35,22 @@ class held:
         signal.pthread_sigmask(signal.SIG_SETMASK, self.before)
 
 
-def let_through() -> None:
-    """First thing in a process begun in a block of `held`: Ctrl-C ends it, also one that came before."""
+def begin_worker() -> None:
+    """First thing in a process begun in a block of `held`: it ends at Ctrl-C, and when its parent does."""
+    import multiprocessing
+    import os
+    import threading
+    from multiprocessing.connection import wait
+
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # one that came before, too
+    if parent := multiprocessing.parent_process():
+
+        def follow() -> None:
+            wait([parent.sentinel])
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()
 
 
 class heard:

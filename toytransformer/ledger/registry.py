@@ -11,10 +11,15 @@ by which kind of tolerance, and computes both sides itself: nothing is read from
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+
+from toytransformer import interrupts
 
 EPS = 2.0**-52
 
@@ -186,19 +191,53 @@ def _row(
     )
 
 
-def verify(run: Run) -> Iterator[Row]:
-    """Every row of every claim, as it is computed.
+def verify(run: Run, jobs: int = 1) -> Iterator[Row]:
+    """Every row of every claim, in the order of the ledger, as soon as it is computed.
 
+    jobs: processes beside this one that check claims; with one there are none. The rows are the same.
     A check that raises, or that finds nothing to check, is a failed row and not the end of the ledger.
     """
-    for entry in CLAIMS:
-        count = 0
-        try:
-            for count, row in enumerate(entry.check(run), start=1):  # noqa: B007
-                yield replace(row, claim=f"{entry.name}: {row.claim}", source=entry.source, proof=entry.proof)
-            problem = None if count else "no rows"
-        except Exception as error:
-            problem = f"{type(error).__name__}: {error}"
-        if problem:
-            row = _row(entry.name, "runs", problem, EXACT, False, "", "the check itself failed")
-            yield replace(row, source=entry.source, proof=entry.proof)
+    if jobs == 1:
+        for entry in CLAIMS:
+            yield from checked(entry, run)
+        return
+    # Imported anew in each of them: JAX's threads do not survive a fork.
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, fresh, _begin) as pool:
+        with interrupts.held():  # the processes begin here
+            claims = [pool.submit(_checked, number, run) for number in range(len(CLAIMS))]
+        for entry, rows in zip(CLAIMS, claims, strict=True):
+            try:
+                yield from rows.result()
+            except BrokenProcessPool:
+                yield _failed(entry, "its process was killed")
+
+
+def checked(entry: Claim, run: Run) -> Iterator[Row]:
+    """The rows of one claim."""
+    count = 0
+    try:
+        for count, row in enumerate(entry.check(run), start=1):  # noqa: B007
+            yield replace(row, claim=f"{entry.name}: {row.claim}", source=entry.source, proof=entry.proof)
+        problem = None if count else "no rows"
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
+        yield _failed(entry, problem)
+
+
+def _failed(entry: Claim, problem: str) -> Row:
+    row = _row(entry.name, "runs", problem, EXACT, False, "", "the check itself failed")
+    return replace(row, source=entry.source, proof=entry.proof)
+
+
+def _begin() -> None:
+    interrupts.begin_worker()
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    import toytransformer.ledger  # noqa: F401  (which enters every claim)
+
+
+def _checked(number: int, run: Run) -> list[Row]:
+    return list(checked(CLAIMS[number], run))
