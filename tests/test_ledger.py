@@ -120,7 +120,7 @@ def killed_claim(run):
 def test_a_claim_whose_process_is_killed_fails(monkeypatch):
     entry = Claim("sum", "eq. 0", "", killed_claim)
     monkeypatch.setattr(registry, "CLAIMS", [entry])
-    monkeypatch.setattr(registry, "_checked", _killed)
+    monkeypatch.setattr(registry, "rows_of", _killed)
     (row,) = ledger.verify(Run(), jobs=2)
     assert (row.claim, row.measured, row.verdict) == ("sum", "its process was killed", "fails")
 

@@ -205,7 +205,7 @@ def verify(run: Run, jobs: int = 1) -> Iterator[Row]:
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, fresh, _begin) as pool:
         with interrupts.held():  # the processes begin here
-            claims = [pool.submit(_checked, number, run) for number in range(len(CLAIMS))]
+            claims = [pool.submit(rows_of, number, run) for number in range(len(CLAIMS))]
         for entry, rows in zip(CLAIMS, claims, strict=True):
             try:
                 yield from rows.result()
@@ -236,8 +236,8 @@ def _begin() -> None:
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    import toytransformer.ledger  # noqa: F401  (which enters every claim)
 
 
-def _checked(number: int, run: Run) -> list[Row]:
+def rows_of(number: int, run: Run) -> list[Row]:
+    """The rows of a claim by its number; a process that is given this function has imported the ledger."""
     return list(checked(CLAIMS[number], run))
