@@ -384,3 +384,36 @@ def test_ctrl_c_ends_work_that_lets_no_other_python_run():
 
 def test_the_rank_counts_in_the_memory_that_is_needed(run):
     refused(run("predict", "two-hop", "--rank", 2**40), "rank 1099511627776 needs", "GiB")
+
+
+# ---- stacks of layers ----
+
+
+def test_layers_compose_in_their_order_only(run):
+    ask = ("predict", "two-hop", "--facts", 3, "--fresh", "--weights", "1,3", "--layers")
+    for layers, more, right in (("1,2", (), "100.0%"), ("2,1", (), "33.3%"), ("1,2", ("--untied",), "33.3%")):
+        status, out, _ = run(*ask, layers, *more)
+        assert status == 0 and f"correct {right}" in out and "2 layers, labels" in out
+    status, out, _ = run(*ask, "1+2,2", "--depth", 3, "--base", "trained")
+    assert (
+        status == 0 and "3 layers, labels tied, hop1 in 1, 2; hop2 in 2, a trained base in all layers" in out
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("--layers", "1"), ("one for each: hop1, hop2",)),
+        (("--layers", "one,two"), ("whole numbers",)),
+        (("--layers", "1,9"), ("from 1 to 8",)),
+        (("--layers", "1,0"), ("from 1 to 1",)),
+        (("--layers", "1,2", "--depth", "1"), ("from 1 to 1",)),
+        (("--layers", "1,2", "--typed", "0.5"), ("--typed",)),
+        (("--layers", "1,2", "--merge", "new-adapter"), ("new-adapter",)),
+        (("--untied",), ("--layers",)),
+        (("--depth", "2"), ("--layers",)),
+        (("--layers", "1,2", "--facts", "8000"), ("positions",)),
+    ],
+)
+def test_layers_that_mean_nothing_are_refused(run, arguments, words):
+    refused(run("predict", "two-hop", *arguments), *words)

@@ -23,9 +23,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from toytransformer.command_line import merge_option, merge_weights, run
+from toytransformer.command_line import merge_option, merge_weights, run, stack_layers
 from toytransformer.compositions import (
-    OUTCOMES,
     Composition,
     Merge,
     Record,
@@ -37,25 +36,22 @@ from toytransformer.compositions import (
 )
 from toytransformer.compositions.io import require_writable
 from toytransformer.compositions.knowledge import DEGREES
+from toytransformer.printing import print_prediction
 from toytransformer.working import working
 
 if TYPE_CHECKING:
+    from toytransformer.layers import StackPrediction
     from toytransformer.ledger import Row
     from toytransformer.prediction import Prediction
+    from toytransformer.printing import Predicted
     from toytransformer.regimes import Regime
     from toytransformer.symmetry import SymmetricPrediction
     from toytransformer.toy import Toy
 
 #: Facts per adapter up to which the dense solve is used even where the symmetric one applies.
 DENSE = 2000
-#: Sizes of a regime: their letters and names.
-SIZES = {"d": "dimension", "m": "width"}
 #: Facts and examples beyond which float64 no longer counts one by one.
 MOST = 2**53
-#: Questions printed; the records hold all of them.
-SHOWN = 10
-#: A relative gap of singular values below this is none: what is left of it is rounding.
-NO_GAP = 2.0**-26
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -155,6 +151,12 @@ def list_names() -> None:
     show_default=True,
     help="People with answers of their own whom no adapter touches.",
 )
+@click.option(
+    "--layers",
+    help="In which layers of a stack each adapter lies, by comma: 1,2; several layers of one by +: 1+2,2.",
+)
+@click.option("--depth", type=click.IntRange(1, 8), help="Layers of the stack [the highest of --layers].")
+@click.option("--untied", is_flag=True, help="Labels of answers are not the embeddings of their tokens.")
 @click.option("--own-second", is_flag=True, help="The base knows the last relation of those asked, x R2.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
@@ -184,6 +186,9 @@ def predict(
     relation_length: float,
     degree: str | None,
     bystanders: int,
+    layers: str | None,
+    depth: int | None,
+    untied: bool,
     own_second: bool,
     seed: int,
     json_file: Path | None,
@@ -191,7 +196,8 @@ def predict(
     """Predict the answers of the composition NAME.
 
     `two-hop` is the plain pair, one adapter for each hop; `list` shows the others. --base, --typed and
-    --relation-length go beyond the paper's model, one idealisation at a time (theory.md, section 8).
+    --relation-length go beyond the paper's model, one idealisation at a time (theory.md, section 8). --layers
+    puts each adapter into layers of its own (section 11); a trained base then lies in all of them.
     """
     import jax
 
@@ -228,10 +234,18 @@ def predict(
             own_second=own_second,
         )
 
-    predicted, records = _predict(build, facts, examples, toy)
+    predicted: Predicted
+    if layers is None:
+        if depth is not None or untied:
+            raise click.UsageError("--depth and --untied are about a stack of layers: give --layers too")
+        predicted, records = _predict(build, facts, examples, toy)
+    else:
+        if kinship:
+            raise click.UsageError("a stack of layers has one-hot answers: leave out --typed or --layers")
+        predicted, records = _stacked(build(facts), toy, layers, depth, untied)
     if json_file:
         write_jsonl(json_file, records)
-    _print_prediction(predicted, records)
+    print_prediction(predicted, records)
 
 
 @cli.command()
@@ -315,92 +329,19 @@ def _predict(
     return working(work, title, seconds, cost.in_words(seconds))
 
 
-def _print_prediction(predicted: Prediction | SymmetricPrediction, records: tuple[Record, ...]) -> None:
-    console = Console()
-    for line in _headings(records[0]):
-        console.print(line, highlight=False, markup=False)
-    shown = records[:SHOWN]
-    console.print(_answers(predicted, shown))
-    if len(records) > len(shown):
-        console.print(f"... and {len(records) - len(shown)} more questions")
-    gap = records[0].spectral_gap
-    if gap is not None:
-        console.print(f"spectral gap {gap:.3g}" if gap > NO_GAP else "spectral gap 0")
-    if records[0].undetermined is not None:
-        console.print(f"undetermined: {records[0].undetermined}", highlight=False, markup=False)
-        return
-    if weights := getattr(predicted, "details", {}).get("weights"):
-        text = ", ".join(f"{number:.4f}" for number in weights)
-        console.print(f"weights: {text}", highlight=False)
-    console.print(
-        "  ".join(f"{outcome} {predicted.shares[outcome]:.1%}" for outcome in OUTCOMES), highlight=False
-    )
+def _stacked(
+    composition: Composition, toy: Toy, layers: str, depth: int | None, untied: bool
+) -> tuple[StackPrediction, tuple[Record, ...]]:
+    from toytransformer.layers import Stack, predict
+    from toytransformer.regimes import Measured
 
-
-def _answers(predicted: Prediction | SymmetricPrediction, shown: tuple[Record, ...]) -> Table:
-    """Question, answer, outcome and merged output; the question alone where the others are arbitrary."""
-    if shown[0].undetermined is not None:
-        table = Table("question", "answer", "outcome")
-        for record in shown:
-            table.add_row(record.prompt, "undetermined", "undetermined")
-        return table
-    errors = _standard_errors(predicted, SHOWN)
-    what = "scores" if "typed" in shown[0].regime else "coefficients"
-    heading = f"merged output (largest {what}" + (" ± standard error)" if errors else ")")
-    table = Table("question", "answer", "outcome", heading)
-    for row, record in enumerate(shown):
-        outcome = max(record.shares, key=lambda name: record.shares[name])
-        mixture = sorted(record.mixture.items(), key=lambda item: -abs(item[1]))[:6]
-        table.add_row(
-            record.prompt,
-            record.answer or "(tie)",
-            outcome if record.shares[outcome] == 1 else f"{outcome} {record.shares[outcome]:.0%}",
-            "  ".join(f"{entity}:{value:+.4f}{errors.get((row, entity), '')}" for entity, value in mixture),
-        )
-    return table
-
-
-def _headings(record: Record) -> list[str]:
-    """What was predicted, in words: the composition, the merge, the regime."""
-    facts, known = record.setting["facts"], "known" if record.setting["known"] else "fresh"
-    if degree := record.setting.get("degree"):
-        known += f" (degree {degree})"
-    details = [f"{key}={value}" for key, value in record.options.items()]
-    if record.weights is not None:
-        details.append("weights " + ", ".join(f"{weight:g}" for weight in record.weights))
-    regime = record.regime
-    sizes = [f"{letter} = {regime[key]}" for letter, key in SIZES.items() if key in regime]
-    sizes += [f"{regime['mask']} mask", f"{regime['attention']} attention", f"seed {regime['seed']}"]
-    beyond = [f"{regime['base']} base"] if "base" in regime else []
-    beyond += [f"typed answers, t = {regime['typed']:g}"] if "typed" in regime else []
-    if "relation_length" in regime:
-        beyond.append(f"relations {regime['relation_length']:g} times as long as entities")
-    if count := record.setting.get("bystanders"):
-        beyond.append(f"{count} bystander{'s' * (count != 1)}")
-    beyond += ["the base knows x R2 of its own"] if record.setting.get("own_second") else []
-    lines = [
-        f"{record.composition}: {facts} {known} fact{'s' * (facts != 1)} in each adapter",
-        f"merged: {', '.join(record.adapters)} by {record.rule}" + f" ({'; '.join(details)})" * bool(details),
-        f"regime: {regime['name']}, {', '.join(sizes)}",
-    ]
-    return lines + [f"model: {', '.join(beyond)}"] * bool(beyond)
-
-
-def _standard_errors(predicted: Prediction | SymmetricPrediction, first: int) -> dict[tuple[int, str], str]:
-    """The derived standard errors of the first questions' outputs, as text, where there are such."""
-    from toytransformer import estimates
-    from toytransformer.memory import NotEnoughMemoryError
-    from toytransformer.prediction import Prediction
-    from toytransformer.regimes import RegimeError
-
-    if not isinstance(predicted, Prediction):
-        return {}
-    try:
-        errors = estimates.standard_error(predicted, first)
-    except (RegimeError, NotEnoughMemoryError):
-        return {}
-    names = predicted.composition.world.entities
-    return {(row, names[e]): f"±{errors[row, e]:.4f}" for row, e in zip(*errors.nonzero(), strict=True)}
+    placement = stack_layers(layers, [adapter.name for adapter in composition.adapters])
+    highest = max(layer for places in placement.values() for layer in places)
+    count = depth or min(highest, 8)
+    assert not isinstance(toy.regime, Measured)
+    base = () if toy.base.exact else tuple(range(1, count + 1))
+    stacked = predict(composition, Stack(toy.regime, count, tied=not untied, base_layers=base), placement)
+    return stacked, stacked.records()
 
 
 def _regime(name: str, dimension: int | None, width: int | None, **common: Any) -> Regime:

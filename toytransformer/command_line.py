@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
@@ -93,6 +93,21 @@ def merge_weights(text: str | None) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise click.UsageError(f"--weights is {text!r}; give numbers by comma, such as 0.5,0.5") from None
+
+
+def stack_layers(text: str, adapters: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """--layers of a stack, "1,2" or "1+2,2": the layers of each adapter, in the adapters' order."""
+    try:
+        places = [tuple(int(layer) for layer in part.split("+")) for part in text.split(",")]
+    except ValueError:
+        raise click.UsageError(
+            f"--layers is {text[:80]!r}; give whole numbers, such as 1,2 or 1+2,2"
+        ) from None
+    if len(places) != len(adapters):
+        raise click.UsageError(
+            f"--layers {text[:80]} has {len(places)} entries; give one for each: {', '.join(adapters)}"
+        )
+    return dict(zip(adapters, places, strict=True))
 
 
 def merge_option(text: str) -> tuple[str, str | int | float | bool | None]:

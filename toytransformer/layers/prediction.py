@@ -16,6 +16,7 @@ from toytransformer.compositions import OUTCOMES, Composition, Question, Record,
 from toytransformer.layers.directions import Directions, drawn
 from toytransformer.layers.forward import Run
 from toytransformer.layers.stack import LayerError, Placement, Stack
+from toytransformer.memory import require_memory
 from toytransformer.prediction import asked_prompts, decoded, only, toy_record
 
 
@@ -95,7 +96,8 @@ def predict(
 
     The rule merges layer by layer what lies there: an adapter that is absent from a layer is zero in it, and
     rules that route choose among those present. directions: those of a network at hand in place of a draw.
-    Errors: LayerError for an adapter without a layer, or a rule that needs data; else as one layer has them.
+    Errors: LayerError for an adapter without a layer, or a rule that needs data; NotEnoughMemoryError; else
+    those of one layer.
     """
     world, rule = composition.world, merging.resolve(composition.merge.rule)
     if rule.needs_data:
@@ -107,6 +109,11 @@ def predict(
     asked = asked_prompts(composition, stack.base)
     known = stack.base.prompts(world)
     tokens = tuple(dict.fromkeys(t for p in (*composition.prompts, *asked, *known) for t in p.tokens))
+    rows = sum(len(p.tokens) for p in (*asked, *known)) + sum(
+        len(fact.prompt.tokens) for adapter in composition.adapters for fact in adapter.stored(world)
+    )
+    words = (2**stack.count if stack.attention_stays else 2) * (len(tokens) + len(world.entities))
+    require_memory(8 * rows * (3 * words + 6 * rows), f"{rows} positions of a stream in {words} words")
     if directions is None:
         directions = drawn(stack, tokens, world.entities)
     said = base_output(world, asked)
