@@ -153,6 +153,18 @@ def test_threshold_rises_to_its_limit_and_falls_with_longer_relations():
     assert trained_threshold(20, first=40, second=60) < fresh_threshold(20)
 
 
+@given(st.integers(2, 10**4), lengths)
+def test_threshold_in_closed_form(n, length):
+    """t*(n) = S A / B - (B - A) / (B (n - 1)), within 0 and 1; it falls with n where B < A."""
+    k = overlaps(length)
+    own = (k.c1 - k.far) / (1 - k.relation)
+    pull = k.c2 - k.far + k.relation * own
+    closed = k.relation * own / pull - (pull - own) / (pull * (n - 1))
+    assert abs(fresh_threshold(n, relation_length=length) - min(max(closed, 0), 1)) <= 1e4 * n * EPS
+    later = fresh_threshold(n + 1, relation_length=length)
+    assert (later - fresh_threshold(n, relation_length=length)) * (pull - own) >= -1e4 * n * EPS
+
+
 # ---- what Arrow sees ----
 
 

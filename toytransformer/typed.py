@@ -139,8 +139,9 @@ def fresh_threshold(
 
         t* = (y - z) / ((y - z) + (Z - Y)),    y, z of `direct_question`, Y and Z its sums.
 
-    The place is any of the n z_j, which tie: right in 1/n. As n grows it rises to
-    A / (A + (c2 - far) / S). It does not change under the mean, which scales both adapters alike.
+    The place is any of the n z_j, which tie: right in 1/n. With equal weights it is S A / B - (B - A) /
+    (B (n - 1)), B = c2 - far + S A: as n grows it goes to S A / B, from below where B >= A, as with relations
+    as long as entities. It does not change under the mean, which scales both adapters alike.
     """
     o = direct_question(facts, relation_length=relation_length, weights=weights)
     return typed_threshold((o.bridge, o.people), (o.answer, o.places))

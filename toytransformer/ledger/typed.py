@@ -33,7 +33,11 @@ def toy(t: float, length: float = 1.0, trained: bool = False) -> Toy:
     return Toy(FullLimit(relation_length=length), TrainedBase() if trained else ExactBase(), Typed(t))
 
 
-@claim("t*(n): a direct question moves from the bridge entity to a place", source=SOURCE)
+@claim(
+    "t*(n): a direct question moves from the bridge entity to a place",
+    source=SOURCE,
+    proof="TypedReadout.direct_answer_is_a_place, TypedReadout.t_star_quotient",
+)
 def thresholds(run: Run) -> Iterator[Row]:
     cases = [(5, 1.0), (20, 1.0), (20, 2.0), (10**6, 1.0)]
     for trained in (False, True):
@@ -63,6 +67,11 @@ def thresholds(run: Run) -> Iterator[Row]:
     yield close("right above t*, n = 5", 1 / 5, dense.accuracy, algebraic(), regime="limit", note=note)
     k = overlaps()
     own = (k.c1 - k.far) / (1 - k.relation)
+    pull = k.c2 - k.far + k.relation * own
+    for n in (2, 20):
+        closed = k.relation * own / pull - (pull - own) / (pull * (n - 1))
+        text = f"S A / B - (B - A) / (B (n - 1)), B = c2 - far + S A, n = {n}"
+        yield close(text, closed, fresh_threshold(n), algebraic(n), regime="limit")
     limit, n = own / (own + (k.c2 - k.far) / k.relation), 10**6
     room = asymptotic(10 / n, "the coefficients differ from their limits by terms of order 1 / n")
     text = "as n grows: A / (A + (c2 - far) / S), A = (c1 - far) / (1 - S)"
