@@ -5,6 +5,7 @@ results are added to the weights of the base.
 """
 
 import copy
+import itertools
 import json
 
 import numpy as np
@@ -39,6 +40,7 @@ BASES = {
         num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12, shared_expert_intermediate_size=12
     ),
 }
+BASES["qwen3_moe"] = BASES["qwen2_moe"]
 IDS = torch.arange(10)[None]
 #: Algebraic: factors are written in float32, and PEFT computes in float64 here; room for sums over a layer's
 #: width and for what two blocks do to a difference.
@@ -229,3 +231,27 @@ def test_what_is_merged_is_what_plain_peft_loads(bases, tmp_path_factory, held):
     save_static(read, spec, tmp_path / "merged", seed=5)
     wanted = by_formula(bases, kind, models, spec, 5)
     close(logits(in_plain_peft(bases, kind, tmp_path / "merged")), logits(wanted), logits(bases(kind)[0]))
+
+
+def test_adapters_of_single_experts_load_as_their_parts_do(bases, tmp_path):
+    """As transformers 4 names them; PEFT stacks them for a base of transformers 5 if it knows their names."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"gate_proj": (12, 16), "up_proj": (12, 16), "down_proj": (16, 12)}
+    changes = []
+    for place in (0, 1):
+        tensors = {}
+        for layer, expert, (name, (out, inside)) in itertools.product(range(2), range(4), sizes.items()):
+            key = f"base_model.model.model.layers.{layer}.mlp.experts.{expert}.{name}"
+            tensors[f"{key}.lora_A.weight"] = 0.2 * torch.randn(2, inside, generator=generator)
+            tensors[f"{key}.lora_B.weight"] = 0.2 * torch.randn(out, 2, generator=generator)
+        folder = tmp_path / f"a{place}"
+        folder.mkdir()
+        save_file(tensors, folder / peft_files.WEIGHTS)
+        config = LoraConfig(r=2, lora_alpha=4, target_modules=list(sizes), task_type="CAUSAL_LM")
+        config.save_pretrained(folder)
+        changes.append(logits(in_plain_peft(bases, "qwen3_moe", folder)) - logits(bases("qwen3_moe")[0]))
+        read = [peft_files.opened(folder)]
+        save_static(read, Merge("sum"), tmp_path / f"same{place}")
+        again = logits(in_plain_peft(bases, "qwen3_moe", tmp_path / f"same{place}"))
+        close(again, logits(bases("qwen3_moe")[0]) + changes[-1], logits(bases("qwen3_moe")[0]))
+    assert all(float(change.abs().max()) > 1e-3 for change in changes)

@@ -34,6 +34,8 @@ PEFT_KEY = re.compile(
 )
 SIMPLE_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[ab])(\.weight)?")
 KOHYA_KEY = re.compile(r"(?P<module>lora_.+?)\.(lora_(?P<factor>down|up)\.weight|(?P<alpha>alpha))")
+#: One expert's layer, which newer versions of transformers keep in a parameter of all.
+EXPERT = re.compile(r"(?P<experts>.*\.experts)\.\d+\.[^.]+")
 #: How the names of image models' parts begin.
 DIFFUSERS = re.compile(r"unet\.|text_encoder|lora_unet|transformer\.(single_)?transformer_blocks\.")
 #: Modules that PEFT saves as a whole without being asked: new heads, and embeddings of another size.
@@ -263,6 +265,15 @@ def updates(
         StoredUpdate(f"{module}[{expert}]", a, b, scale, None, "expert", transposed, (expert, count))
         for expert in range(count)
     ]
+
+
+def targets(kinds: Mapping[str, str]) -> set[str]:
+    """PEFT's target_modules for modules of these kinds: full names, of one expert's layers the last part.
+
+    A base that stacks its experts has no such layers; PEFT knows them by these names and converts them.
+    """
+    named = [name for name, kind in kinds.items() if kind != "expert"]
+    return {name.rpartition(".")[2] if EXPERT.fullmatch(name) else name for name in named}
 
 
 def peft_tensors(

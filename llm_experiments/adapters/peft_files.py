@@ -95,7 +95,7 @@ def write(
         "r": rank,
         "lora_alpha": rank if alpha is None else alpha,
         "lora_dropout": dropout,
-        "target_modules": sorted(targets or (name for name, kind in kinds.items() if kind != "expert")),
+        "target_modules": sorted(targets or layouts.targets(kinds)),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,

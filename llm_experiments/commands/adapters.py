@@ -40,6 +40,8 @@ class Rank(click.ParamType):
 @click.option("--loss", type=float, help="Keep the least rank with this relative loss, such as 0.01.")
 @click.option("--dtype", type=click.Choice(PRECISIONS), default=PRECISIONS[0], show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="For rules that draw at random.")
+@click.option("--model", help="Their base, to hold names and shapes against; kohya's layout needs it.")
+@click.option("--same-base", is_flag=True, help="Refuse adapters whose base has different names.")
 @needs_extra("llm")
 def merge(
     adapters: tuple[str, ...],
@@ -52,6 +54,8 @@ def merge(
     loss: float | None,
     dtype: str,
     seed: int,
+    model: str | None,
+    same_base: bool,
 ) -> None:
     """Merge adapters into one that plain PEFT loads.
 
@@ -65,10 +69,12 @@ def merge(
     from rich.console import Console
 
     from llm_experiments.adapters.compatible import compatibility
-    from llm_experiments.adapters.peft_files import distinctly_named, opened
+    from llm_experiments.adapters.of_base import against, resolved
+    from llm_experiments.adapters.peft_files import AdapterError, distinctly_named, opened
     from llm_experiments.merges.recipe import Recipe
     from llm_experiments.merges.saving import DTYPES, LARGEST, static_adapter
     from llm_experiments.models.files import printable
+    from llm_experiments.models.shapes import base_shapes
     from toytransformer.compositions import Merge
     from toytransformer.working import Bar
 
@@ -78,9 +84,13 @@ def merge(
         raise click.UsageError("--recipe says the rule, its weights and options: leave those out")
     if rank is not None and loss is not None:
         raise click.UsageError("--rank and --loss both say how much is kept: give one")
-    library = distinctly_named([opened(source) for source in adapters], adapters)
-    together = compatibility(library)
+    base = None if model is None else base_shapes(model)
+    library = distinctly_named([resolved(opened(source), base) for source in adapters], adapters)
+    together = compatibility(library, same_base=same_base)
     together.require()
+    for adapter in library:
+        if base and (problems := against(adapter, base)):
+            raise AdapterError(f"{adapter.name}: {problems[0]}")
     if recipe:
         spec = Recipe.read(recipe).merge(library)
     else:
@@ -110,38 +120,54 @@ def merge(
 
 @click.command()
 @click.argument("adapters", nargs=-1, required=True)
+@click.option(
+    "--model", help="Their base, to hold names and shapes against: a hub id, a folder, a .gguf file."
+)
 @click.option("--same-base", is_flag=True, help="Refuse adapters whose base has different names.")
 @needs_extra("llm")
-def check(adapters: tuple[str, ...], same_base: bool) -> int:
+def check(adapters: tuple[str, ...], model: str | None, same_base: bool) -> int:
     """Check whether adapters can be merged, and fit together.
 
-    Each of the ADAPTERS is a PEFT folder, a folder that holds one, a .safetensors file (PEFT, mlx-lm,
+    Each of the ADAPTERS is a PEFT folder, a folder that holds one, a .safetensors or .bin file (PEFT, mlx-lm,
     kohya), an expert of mttl, or a hub id as org/name, org/name@revision or org/name:folder. Exit status 1
     if one is refused.
     """
     from llm_experiments.adapters.compatible import compatibility
+    from llm_experiments.adapters.of_base import against, resolved
     from llm_experiments.adapters.peft_files import AdapterError, AdapterWeights, distinctly_named, opened
     from llm_experiments.models.files import printable
+    from llm_experiments.models.shapes import base_shapes
 
     def say(verdict: str, text: str) -> None:
         click.echo(f"{verdict:<8} {printable(text)}")
 
+    base = None if model is None else base_shapes(model)
     library: list[AdapterWeights] = []
     sources: list[str] = []
     refused = False
     for source in adapters:
         try:
             own = opened(source)
+            if base:
+                own = resolved(own, base)
             for _ in own.modules.values():  # reads each, one at a time: are its numbers finite?
                 pass
+            for tensor in own.whole.values():
+                tensor.load()
         except AdapterError as error:
             say("refused", f"{source}: {' '.join(str(error).split())}")
             refused = True
-        else:
-            library.append(own)
-            sources.append(source)
-            layout = "" if own.layout == "PEFT" else f", {own.layout}"
-            say("fine", f"{source}: rank {own.rank}, {len(own.modules)} modules, base {own.base}{layout}")
+            continue
+        library.append(own)
+        sources.append(source)
+        layout = "" if own.layout == "PEFT" else f", {own.layout}"
+        shape = f"rank {own.rank}, {len(own.modules)} modules, base {own.base}{layout}"
+        problems = against(own, base) if base else []
+        for problem in problems:
+            say("refused", f"{source}: {problem}")
+        if not problems:
+            say("fine", f"{source}: {shape}")
+        refused = refused or bool(problems)
     if len(library) > 1:
         together = compatibility(distinctly_named(library, sources), same_base=same_base)
         for problem in together.problems:
