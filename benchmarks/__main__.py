@@ -23,7 +23,7 @@ from benchmarks.case import NOTHING, Case, Side
 from benchmarks.cases import cases
 from benchmarks.measure import Measurement, measure
 from toytransformer.command_line import run as run_command
-from toytransformer.compositions.io import PACKAGES, provenance, replace_file
+from toytransformer.compositions.io import PACKAGES, provenance, read_plain, replace_file
 from toytransformer.working import Bar
 
 CODE = tuple(Path(__file__).parents[1] / name for name in ("toytransformer", "llm_experiments", "benchmarks"))
@@ -38,14 +38,14 @@ NAMES = tuple(dict.fromkeys(case.name for case in cases()))
     "--json",
     "json_file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the rows and their provenance to FILE.",
+    help="Write the rows and their provenance to FILE; of some cases, into the rows that it holds.",
 )
 def main(names: tuple[str, ...], small: bool, json_file: Path | None) -> None:
     """Time our routes against named others in the same run.
 
     Of toytransformer, against plain NumPy: coefficients, memory, draws, dense, symmetry. Of llm_experiments:
-    arrow (prototypes against PEFT's), together (training against Trainer on PEFT's layers), answers (against
-    plain generate).
+    arrow (prototypes against PEFT's), merging (merged adapters against PEFT's), together (training against
+    Trainer on PEFT's layers), answers (against plain generate).
 
     Every route runs in a process of its own, on the CPU, with one thread of BLAS unless the environment says
     otherwise. Exit status 1 if two routes disagree.
@@ -76,8 +76,24 @@ def main(names: tuple[str, ...], small: bool, json_file: Path | None) -> None:
             "small": small,
             "rows": rows,
         }
+        if names and json_file.is_file():
+            report = joined(json.loads(read_plain(json_file)), report)
         replace_file(json_file, [json.dumps(report, indent=1, allow_nan=False) + "\n"])
     sys.exit(any(row["agrees"] is False for row in rows))
+
+
+def joined(kept: dict, new: dict) -> dict:
+    """The kept report with these cases' rows in it, in the order of all cases.
+
+    Such rows say where they come from, as they were not measured in the kept run. Errors: UsageError where
+    the sizes differ.
+    """
+    if kept["small"] != new["small"]:
+        raise click.UsageError("the file holds rows of another size: name a new one, or all cases")
+    rows = {name: [row for row in kept["rows"] if row["case"] == name] for name in NAMES}
+    anew = [row | {"provenance": new["provenance"]} for row in new["rows"]]
+    rows |= {name: several for name in NAMES if (several := [row for row in anew if row["case"] == name])}
+    return kept | {"rows": [row for several in rows.values() for row in several]}
 
 
 def run(side: Side, done: dict[Side, Measurement]) -> Measurement | None:

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import measure, plain, theory
+from benchmarks.__main__ import joined
 from benchmarks.case import NOTHING
 from benchmarks.cases import cases
 from toytransformer import sampling
@@ -106,6 +108,24 @@ def test_the_command_prints_and_writes_its_rows(tmp_path):
     assert [row["case"] for row in report["rows"]] == ["draws", "draws"]
     assert all(row["agrees"] for row in report["rows"])
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
+
+
+def test_rows_of_some_cases_join_those_of_a_file():
+    def report(commit, *cases, small=False):
+        rows = [{"case": case, "of": commit} for case in cases]
+        return {"provenance": {"git": commit}, "small": small, "rows": rows}
+
+    kept, new = report("a", "memory", "arrow", "arrow"), report("b", "draws", "arrow")
+    found = joined(kept, new)
+    assert [(row["case"], row["of"]) for row in found["rows"]] == [
+        ("memory", "a"),
+        ("draws", "b"),
+        ("arrow", "b"),
+    ]
+    assert found["provenance"] == {"git": "a"}
+    assert [row.get("provenance") for row in found["rows"]] == [None, {"git": "b"}, {"git": "b"}]
+    with pytest.raises(click.UsageError, match="another size"):
+        joined(kept, report("b", "arrow", small=True))
 
 
 @pytest.mark.parametrize(
