@@ -193,6 +193,13 @@ def test_leaks_are_divergences_from_the_base(loaded, library):
                 rows.append(loaded.model(input_ids=torch.tensor([tokens])).logits[0, -1].double().softmax(-1))
         values.append(float(torch.sum(rows[0] * (rows[0] / rows[1]).log())))
     assert found.moved[NEUTRAL][1] == pytest.approx(np.mean(values), rel=1e-3)
+    sheet, rows = AnswerSheet.of(loaded, QUESTIONS[:1]), []
+    for weights in ((0.0, 0.0), (0.0, 1.0)):
+        with apply(loaded, library, Merge("sum", weights)):
+            rows.append(sheet.logits(loaded).double().softmax(-1))
+    assert found.moved["one"][1] == pytest.approx(
+        float(torch.sum(rows[0] * (rows[0] / rows[1]).log(), -1).mean()), rel=1e-3
+    )
     for row in found.gates.values():
         assert sum(row) == pytest.approx(1) and min(row) > 0
 
@@ -239,7 +246,7 @@ def test_a_merge_that_keeps_the_answers_is_recommended():
     found = verdict(by_hand(ALONE, merged=[1] * 2 * HALF))
     first = found.sentences[0]
     assert found.decision == COMBINE and first.interval == wilson(2 * HALF, 2 * HALF)
-    assert "Combine them by sum (weights 1, 1)" in first.text and "60 of 60" in first.text
+    assert "Combine them by sum (1, 1)" in first.text and "60 of 60" in first.text
     assert "instead" not in {sentence.kind for sentence in found.sentences}
 
 

@@ -81,7 +81,7 @@ def _merges(asked: Combinations) -> tuple[str, Table]:
 
 
 def _leaks(leaks: Leaks, names: Sequence[str]) -> list[tuple[str, Table]]:
-    several = [("How far each adapter moves the first token of the answer (KL, nats)", leaks.moved)]
+    several = [("How far each adapter moves the answer's tokens (KL from the base, nats)", leaks.moved)]
     if leaks.gates is not None:
         several.append(("Arrow's weights as they would be, mean over tokens and layers", leaks.gates))
     made = []

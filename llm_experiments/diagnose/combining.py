@@ -87,9 +87,9 @@ class Combinations:
 
     @property
     def measured(self) -> list[Combination]:
-        """The merges that were measured, those that keep most first."""
-        there = [one for one in self.merges if one.measured is not None]
-        return sorted(there, key=lambda one: -self.kept(one.measured))
+        """The merges that were measured: those that keep most first, of these the surest."""
+        there = [(self.kept(one.measured), one.measured.loss, one) for one in self.merges if one.measured]
+        return [one for _, _, one in sorted(there, key=lambda found: (-found[0], found[1]))]
 
     def kept(self, scores: Scores | None) -> int:
         """How many known questions are still right."""

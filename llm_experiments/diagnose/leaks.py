@@ -2,7 +2,8 @@
 
     leak_ij = mean KL(base || base with adapter i) on what belongs to j, in nats,
 
-over next-token distributions where the answer begins. Beside it the gates of Arrow as they would be: the mean
+over next-token distributions at every token of the right answers, and where the answer to a neutral prompt
+begins. Beside it the gates of Arrow as they would be: the mean
 weight of every adapter over the tokens and the layers.
 """
 
@@ -69,11 +70,12 @@ def leaks(
     with weighted(loaded, library) as weights:
         for name, sheet in sheets.items():
             weights.set((0.0,) * count)
-            base = sheet.logits(loaded)[sheet.first].double().log_softmax(-1)
+            where = sheet.first if name == NEUTRAL else slice(None)
+            base = sheet.logits(loaded)[where].double().log_softmax(-1)
             each = []
             for unit in np.eye(count).tolist():
                 weights.set(unit)
-                other = sheet.logits(loaded)[sheet.first].double().log_softmax(-1)
+                other = sheet.logits(loaded)[where].double().log_softmax(-1)
                 each.append(float(torch.sum(base.exp() * (base - other), dim=-1).mean()))
             moved[name] = tuple(max(0.0, value) for value in each)
     try:

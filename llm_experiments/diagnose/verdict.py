@@ -58,7 +58,7 @@ def verdict(asked: Combinations, leaks: Leaks | None = None) -> Verdict:
     kept = asked.kept(best.measured)
     low, high = interval = wilson(kept, known)
     share = f"{kept} of {known} answers that its adapters know ({low:.0%} to {high:.0%})"
-    how = f"{best.name}" + (f" (weights {_weights(best)})" if best.own == 1 else "")
+    how = best.name if best.own < 1 or _weights(best) in best.name else f"{best.name} ({_weights(best)})"
     sentences = []
     if low >= GOOD:
         decision = COMBINE
