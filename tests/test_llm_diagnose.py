@@ -183,13 +183,11 @@ def test_cosines_and_overlaps_of_random_turns_have_the_derived_mean():
     rng = np.random.default_rng(0)
     out, inside, draws = 6, 5, 4000
     first, second = drawn(1, out, inside, 2), drawn(2, out, inside, 3)
-    squares, reads = [], []
-    for _ in range(draws):
-        left, right = (np.linalg.qr(rng.normal(size=(n, n)))[0] for n in (out, inside))
-        turned = LoRA(left @ first.write, right @ first.read)
-        g = gram([turned, second])
-        squares.append(g[0, 1] ** 2 / (g[0, 0] * g[1, 1]))
-        reads.append(overlaps([np.linalg.qr(turned.read)[0], np.linalg.qr(second.read)[0]])[0, 1])
+    left, right = (np.linalg.qr(rng.normal(size=(draws, n, n)))[0] for n in (out, inside))
+    products = np.einsum("dij,jk,dlk,il->d", left, first.delta(), right, second.delta())
+    squares = (products / np.linalg.norm(first.delta()) / np.linalg.norm(second.delta())) ** 2
+    other = np.linalg.qr(second.read)[0]
+    reads = [overlaps([turn @ np.linalg.qr(first.read)[0], other])[0, 1] for turn in right]
     for values, wanted in (
         (squares, ModuleGeometry.of([first, second]).cosine_variance),
         (reads, 3 / inside),
@@ -239,9 +237,9 @@ def test_the_chance_of_a_cosine_over_modules_is_that_of_independent_turns():
     found: LibraryGeometry = measure(library(first, second))
     products = np.zeros(draws)
     for name in NAMES:
-        for draw in range(draws):
-            left, right = (np.linalg.qr(rng.normal(size=(n, n)))[0] for n in (4, 3))
-            products[draw] += np.sum((left @ first[name].delta() @ right.T) * second[name].delta())
+        left, right = (np.linalg.qr(rng.normal(size=(draws, n, n)))[0] for n in (4, 3))
+        given = first[name].delta(), second[name].delta()
+        products += np.einsum("dij,jk,dlk,il->d", left, given[0], right, given[1])
     squares = (products / found.norms.prod()) ** 2
     wanted = found.cosine_errors[0, 1] ** 2
     assert abs(squares.mean() - wanted) <= 5 * squares.std() / math.sqrt(draws)

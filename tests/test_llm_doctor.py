@@ -14,6 +14,7 @@ from llm_experiments.adapters import peft_files
 from llm_experiments.adapters.peft_files import AdapterWeights
 from llm_experiments.diagnose import page
 from llm_experiments.diagnose.answers import AnswerSheet, Scores
+from llm_experiments.diagnose.asked_tables import groups
 from llm_experiments.diagnose.combining import (
     SCALES,
     Combination,
@@ -327,6 +328,15 @@ def test_the_page_escapes_names_and_texts(loaded, library, asked):
     assert "<svg" not in page.render(page.Diagnosis(geometry, ()))
 
 
+def test_groups_are_counted_apart(asked):
+    told = {name: (count, base, merged) for name, count, base, merged in groups(asked)}
+    assert {name: count for name, (count, _, _) in told.items()} == {"": 2, "places": 1}
+    best = asked.measured[0].measured
+    assert told["places"][1].logprob.tolist() == asked.base.logprob[1:2].tolist()
+    assert told[""][2].logprob.tolist() == best.logprob[[0, 2]].tolist()
+    assert groups(by_hand(ALONE, merged=[1] * 2 * HALF)) == []
+
+
 def test_many_modules_are_shown_by_block():
     rng = np.random.default_rng(0)
     several = [
@@ -373,5 +383,8 @@ def test_the_command_asks_and_says(run, folder, library, tmp_path):
     assert told["verdict"]["decision"] == OPEN and len(told["curves"]["one"]) == len(SCALES)
     assert told["owners"][:2] == ["one", "two"] and {"kl"} == told["leaks"].keys()
     assert "cannot tell" in (tmp_path / "page.html").read_text()
+    status, out, _ = run(*both, *options[:6], "--html", tmp_path / "page.html")
+    assert status == 0 and NEUTRAL in out and "Verdict" not in out
+    assert NEUTRAL in (tmp_path / "page.html").read_text()
     status, out, err = run(*both, "--ask", tmp_path / "ask.jsonl")
     assert status == 2 and "--model" in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +28,7 @@ def show(
 ) -> None:
     """Scale curves, merges, leaks, and the verdict."""
     if asked is not None:
-        for title, table in (_curves(asked), _merges(asked)):
+        for title, table in (_curves(asked), _merges(asked), *_groups(asked)):
             console.print(f"[bold]{title}[/bold]")
             console.print(table)
     for title, table in _leaks(leaks, names):
@@ -78,6 +79,29 @@ def _merges(asked: Combinations) -> tuple[str, Table]:
         )
     title = f"Merges on {len(asked.questions)} questions: share right, and mean -log p of the answers"
     return f"{title}; the base {share(asked.base)}", table
+
+
+def groups(asked: Combinations) -> list[tuple[str, int, Scores, Scores]]:
+    """By group of the questions: its name, their number, the base on them and the best merge measured.
+
+    Empty where the questions are of one group or nothing was measured.
+    """
+    best, found = next(iter(asked.measured), None), []
+    names = list(dict.fromkeys(question.group for question in asked.questions))
+    if best is None or best.measured is None or len(names) < 2:
+        return []
+    for name in names:
+        inside = torch.tensor([question.group == name for question in asked.questions])
+        parts = [Scores(s.logprob[inside], s.right[inside]) for s in (asked.base, best.measured)]
+        found.append((name, int(inside.sum()), parts[0], parts[1]))
+    return found
+
+
+def _groups(asked: Combinations) -> list[tuple[str, Table]]:
+    table = plain_table(("group", "questions", "the base", "the best merge"))
+    for name, count, base, merged in groups(asked):
+        table.add_row(plain(name or "(none)"), str(count), share(base), share(merged))
+    return [("By group of questions", table)] if table.row_count else []
 
 
 def _leaks(leaks: Leaks, names: Sequence[str]) -> list[tuple[str, Table]]:

@@ -28,7 +28,7 @@ MOST = 50
 #: Largest norm of an update: products of two squares of it do not overflow.
 LARGEST = 1e70
 #: In about so many modules, spread over all, rules on factors are tried in other gauges.
-GAUGED = 48
+GAUGED = 16
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ def render(diagnosis: Diagnosis) -> str:
         curves=curves(asked) if asked else (),
         dots=dots(asked) if asked else (),
         merges=asked_tables.shown(asked) if asked else (),
+        groups=asked_tables.groups(asked) if asked else (),
         width=WIDTH,
         height=HEIGHT,
         margin=MARGIN,
