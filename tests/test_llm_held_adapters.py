@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llm_experiments.adapters import peft_files
 from llm_experiments.adapters.compatible import compatibility
+from llm_experiments.adapters.peft_files import AdapterError
 from llm_experiments.merges.merging import module_seed
 from llm_experiments.merges.saving import save_static
 from toytransformer.adapters import LoRA
@@ -255,3 +256,65 @@ def test_adapters_of_single_experts_load_as_their_parts_do(bases, tmp_path):
         again = logits(in_plain_peft(bases, "qwen3_moe", tmp_path / f"same{place}"))
         close(again, logits(bases("qwen3_moe")[0]) + changes[-1], logits(bases("qwen3_moe")[0]))
     assert all(float(change.abs().max()) > 1e-3 for change in changes)
+
+
+RICH = [
+    {"target_modules": ["q_proj", "up_proj", "lm_head", "embed_tokens"], "r": 3, "lora_alpha": 7}
+    | {"rank_pattern": {"up_proj": 4}, "alpha_pattern": {"q_proj": 2}, "use_rslora": True},
+    {
+        "target_modules": ["q_proj", "k_proj", "embed_tokens"],
+        "r": 2,
+        "lora_alpha": 16,
+        "task_type": "CAUSAL_LM",
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def rich(bases, tmp_path_factory):
+    """Two adapters of different ranks, scales and modules, head and embedding among them, as PEFT models "
+    "too."""
+    folder = tmp_path_factory.mktemp("rich")
+    models = [adapted(bases, "qwen2", settings, seed) for seed, settings in enumerate(RICH)]
+    for place, held in enumerate(models):
+        disguised(held, folder / f"a{place}", "none")
+    return models, [peft_files.opened(folder / f"a{place}", name=f"a{place}") for place in (0, 1)]
+
+
+@pytest.mark.parametrize("rule", STATIC)
+def test_every_static_rule_is_what_plain_peft_loads(bases, rich, tmp_path, rule):
+    models, read = rich
+    save_static(read, spec_of(rule, 2), tmp_path / "merged", seed=5)
+    wanted = by_formula(bases, "qwen2", models, spec_of(rule, 2), 5)
+    close(
+        logits(in_plain_peft(bases, "qwen2", tmp_path / "merged")), logits(wanted), logits(bases("qwen2")[0])
+    )
+
+
+def test_a_head_trained_as_a_whole_is_kept_by_a_merge(bases, tmp_path):
+    held = adapted(bases, "qwen2", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, 0)
+    with torch.no_grad():
+        held.base_model.model.lm_head.modules_to_save["default"].weight.mul_(2)
+    disguised(held, tmp_path / "a", "none")
+    save_static([peft_files.opened(tmp_path / "a")], Merge("sum"), tmp_path / "merged")
+    found = logits(in_plain_peft(bases, "qwen2", tmp_path / "merged"))
+    close(found, logits(held), logits(bases("qwen2")[0]))
+
+
+def test_starting_points_that_leave_the_base_alone_are_read(bases, tmp_path):
+    held = adapted(bases, "qwen2", {"target_modules": ["q_proj"]}, 0)
+    disguised(held, tmp_path / "a", "none")
+    config = tmp_path / "a" / peft_files.CONFIG
+    for start, fine in (
+        ("eva", True),
+        ("gaussian", True),
+        ("orthogonal", True),
+        ("pissa", False),
+        ("olora", False),
+    ):
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": start}))
+        if fine:
+            assert len(peft_files.opened(tmp_path / "a").modules) == 2
+        else:
+            with pytest.raises(AdapterError, match="path_initial_model_for_weight_conversion"):
+                peft_files.opened(tmp_path / "a")

@@ -72,6 +72,7 @@ def chosen(model: str, revision: str | None, dtype: str, device: str, four_bit: 
     if dtype == "auto":
         dtype = str(devices.automatic_dtype(gpus)).removeprefix("torch.")
     source = sources.find(model, revision=revision)
+    sources.require_tokenizer(source)
     precision = [dtype] * (dtype != "float32") + ["nf4"] * four_bit
     world = source.folder / "world.json"
     base = Base(

@@ -50,6 +50,8 @@ SMALL_FILES = (
     "tokenizer_config.json",
     "vocab.json",
 )
+#: Files that say how a text is cut into tokens, any of which is enough.
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "tokenizer_config.json")
 #: Most weights that a quantised file keeps in one number: 4 bits each in 32 bits, and some room.
 PACKED = 16
 _COUNTS_LAYERS = re.compile(r"(^|\.)(num_hidden_layers|num_layers|n_layers?|block_count)$")
@@ -128,6 +130,15 @@ def find(name: str, *, revision: str | None = None, cache: Path | None = None) -
         license=_license(folder / "README.md"),
         tensors=_tensors(folder, weights),
     )
+
+
+def require_tokenizer(source: Source) -> None:
+    """ModelError where a model's folder has none of the files that tokenizers are read from."""
+    if not any((source.folder / name).is_file() for name in TOKENIZERS):
+        raise ModelError(
+            f"{source.id!r} has no tokenizer ({', '.join(TOKENIZERS[:3])}, ..): save it into the model's "
+            "folder with AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)"
+        )
 
 
 def _refuse_revision(name: str, revision: str | None) -> None:
