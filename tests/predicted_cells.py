@@ -30,6 +30,7 @@ def answered(
     control: str | None = None,
     own_task: float = 1.0,
     names: int = 0,
+    layers: str = "mlp",
     **variant: str | int,
 ) -> Measurements:
     """What a model leaves that answers as the toy does, two wordings a question, two seeds."""
@@ -65,7 +66,7 @@ def answered(
             rule=composition.merge.rule,
             weights=composition.merge.weights if adapters else None,
             options=composition.merge.option_dict,
-            layers="mlp",
+            layers=layers,
             seed=seed,
             variant=variant,
             control=control,
@@ -121,6 +122,10 @@ def experiments(**options: Any) -> Iterator[Measurements]:
             for pair in {(tenths / 10, 1 - tenths / 10), (1.0, tenths / 5)}:  # (1, 0) is in both
                 spec = setup(0, facts=FACTS, known=known, merge=Merge("sum", pair))
                 yield answered(spec, known, **options)
+    summed = setup(0, facts=FACTS, known=True, merge=Merge("sum"))
+    for first, second in (("lower", "upper"), ("upper", "lower")):
+        order = f"hop1=mlp@{first} half, hop2=mlp@{second} half"
+        yield answered(summed, layers=order, **options)
     plain = setup(0, facts=FACTS, known=True)
     yield answered(plain, seeds=(None,), library=(), control=BASE, **options)
     yield answered(plain, control=RANDOM, **options)

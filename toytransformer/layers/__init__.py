@@ -16,10 +16,10 @@ exact. In the limits of width and dimension this is all closed form: with m -> i
 and with d -> infinity the words V_l .. V_k e_t in which a stream is written are orthonormal.
 """
 
-from toytransformer.layers.closed_form import TwoLayers, two_layers
 from toytransformer.layers.directions import Directions, SampledDirections, drawn
 from toytransformer.layers.prediction import StackPrediction, predict, threshold
-from toytransformer.layers.stack import LayerError, Placement, Stack
+from toytransformer.layers.stack import Placement, Stack
+from toytransformer.two_layers import LayerError, TwoLayers, two_layers
 
 __all__ = [
     "Directions",

@@ -14,9 +14,10 @@ from toytransformer import hidden, merging
 from toytransformer.bases import one_hot
 from toytransformer.compositions import Composition, Prompt
 from toytransformer.layers.directions import Directions
-from toytransformer.layers.stack import LayerError, Placement, Stack
+from toytransformer.layers.stack import Placement, Stack
 from toytransformer.prediction import ARBITRARY_GAUGE, arbitrary_gauge, tie_tolerance
 from toytransformer.regimes import Finite
+from toytransformer.two_layers import LayerError
 
 Array = np.ndarray
 #: The tokens of a prompt up to a position, whose state depends on no later one.

@@ -15,9 +15,10 @@ from toytransformer.bases import base_output, one_hot
 from toytransformer.compositions import OUTCOMES, Composition, Question, Record, provenance
 from toytransformer.layers.directions import Directions, drawn
 from toytransformer.layers.forward import Run
-from toytransformer.layers.stack import LayerError, Placement, Stack
+from toytransformer.layers.stack import Placement, Stack
 from toytransformer.memory import require_memory
 from toytransformer.prediction import asked_prompts, decoded, only, toy_record
+from toytransformer.two_layers import LayerError
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ from toytransformer.compositions import Composition, Prompt
 from toytransformer.layers.directions import Directions
 from toytransformer.layers.forward import Stream
 from toytransformer.layers.prediction import predict
-from toytransformer.layers.stack import LayerError, Placement, Stack
+from toytransformer.layers.stack import Placement, Stack
 from toytransformer.regimes import FullLimit, streams
+from toytransformer.two_layers import LayerError
 
 #: Neurons that the variance over one neuron is averaged over; its own relative error is of order SAMPLE^-1/2.
 SAMPLE = 2**12

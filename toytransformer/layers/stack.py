@@ -7,15 +7,12 @@ from dataclasses import dataclass
 
 from toytransformer.bases import Base, ExactBase, TrainedBase
 from toytransformer.regimes import Finite, FullLimit, WidthLimit
+from toytransformer.two_layers import LayerError
 
 #: By adapter the layers it lies in, from 1.
 Placement = Mapping[str, tuple[int, ...]]
 #: Most layers: with attention kept in the stream a position is written in 2^L words.
 MOST = 8
-
-
-class LayerError(ValueError):
-    """A stack or a placement that means nothing; the message names the value and what is allowed."""
 
 
 @dataclass(frozen=True)

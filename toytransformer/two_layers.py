@@ -24,7 +24,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from toytransformer.kernel import relu_kernel
-from toytransformer.layers.stack import LayerError
+
+
+class LayerError(ValueError):
+    """A stack or a placement that means nothing; the message names the value and what is allowed."""
 
 
 @dataclass(frozen=True)
