@@ -327,6 +327,9 @@ def test_what_a_model_computes_in_is_part_of_its_digest(monkeypatch, tmp_path, c
     found = sources.Source("toy", "folder", tmp_path, "0123456789abcdef")
     monkeypatch.setattr(sources, "find", lambda name, revision: found)
     given = {"dtype": "float32", "device": "cpu", "four_bit": False, "revision": None, **changed}
+    with pytest.raises(ModelError, match="'toy' has no tokenizer"):
+        options.chosen(model="toy", **given)
+    (tmp_path / "tokenizer.json").touch()
     base = options.chosen(model="toy", **given).base
     assert (base.id, base.digest, base.world) == ("toy", f"0123456789abcdef{suffix}", None)
 
