@@ -35,7 +35,7 @@ from toytransformer.merging.static import (
 )
 
 #: Entries of the updates that are merged at a time, so that they stay in a processor's cache.
-ENTRIES = 2**21
+ENTRIES = 2**18
 SIGN = choice("total", "frequency")
 SEED = whole(0, "the seed of the context")
 
@@ -55,14 +55,17 @@ def mean_of_agreeing(
     election does not see the weights, and neither does the count.
     """
     xp = array_namespace(*parts)
-    x = xp.stack([without_noise(part) for part in parts])
-    votes = x if sign == "total" else xp.sign(x)
-    positive = xp.sum(votes, axis=0) >= -rounding(x) * xp.max(xp.abs(votes))
-    agree = xp.where(positive, x > 0, x < 0)
-    w = xp.reshape(like(x, np.asarray(weights)), (-1,) + (1,) * (x.ndim - 1))
-    count = xp.sum(xp.astype(agree, x.dtype), axis=0)
-    total = xp.sum(xp.where(agree, w * x, xp.zeros_like(x)), axis=0)
-    return total / xp.where(count > 0, count, xp.ones_like(count))
+    several = [without_noise(part) for part in parts]
+    votes = several if sign == "total" else [xp.sign(x) for x in several]
+    largest = xp.max(xp.stack([xp.max(xp.abs(vote)) for vote in votes]))
+    total = count = zero = xp.zeros_like(several[0])
+    positive = sum(votes, zero) >= -rounding(zero) * largest
+    elected = xp.where(positive, zero + 1, zero - 1)
+    for weight, x in zip(weights, several, strict=True):
+        agrees = elected * x > 0
+        total = total + xp.where(agrees, weight * x, zero)
+        count = count + xp.astype(agrees, x.dtype)
+    return total / xp.where(count > 0, count, zero + 1)
 
 
 def by_rows(
