@@ -45,20 +45,24 @@ NUMBERS = {f"setup-{number}": number for number in SETUPS}
 )
 def draw(given: Sequence[Cell]) -> Figure:
     """A panel for each rule and model; a line for each setup, and for each way it was trained."""
-    cells = [cell for cell in given if _drawn(cell)]
-    if len({cell.info.task for cell in cells}) < 2:
+    drawn = [cell for cell in given if _drawn(cell)]
+    setups = {
+        model: {cell.info.task for cell in drawn if cell.info.base == model} for model in notes.models(drawn)
+    }
+    cells = [cell for cell in drawn if len(setups[cell.info.base]) > 1]  # one setup alone compares nothing
+    if not cells:
         raise NothingToDrawError(
             "needs rows of two bridge setups at least (experiments table1, bridge, contrast)"
         )
     models = notes.models(cells)
     lines = sorted({_line(cell) for cell in cells})
-    figure = style.blank(style.PAGE, 1.75 + len(TITLES) * (0.32 + 0.31 * len(lines)))
+    figure = style.blank(style.PAGE, 1.75 + len(TITLES) * (0.48 + 0.31 * len(lines)))
     panels = figure.subplots(len(TITLES), len(models), sharex=True, sharey=True, squeeze=False)
     for row, (rule, title) in zip(panels, TITLES.items(), strict=True):
         for axes, model in zip(row, models, strict=True):
             own = [cell for cell in cells if cell.info.rule == rule and cell.info.base == model]
             _panel(axes, own, lines)
-            axes.set_title(f"{title}, {model}")
+            axes.set_title(f"{title},\n{model}")
     for axes in panels[-1]:
         axes.set_xlabel("share of right answers")
     marks = [
