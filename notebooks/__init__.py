@@ -1,1 +1,1 @@
-"""Six lessons as jupytext percent scripts, what they share, and `python -m notebooks`, which builds them."""
+"""Seven lessons as jupytext percent scripts, what they share, and `python -m notebooks`, which builds all."""

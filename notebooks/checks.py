@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from toytransformer import layers as stacks
 from toytransformer import merging
 from toytransformer.adapters import LoRA, closed_form
 from toytransformer.compositions import Merge, Prompt, catalogue
@@ -256,3 +257,38 @@ def gap(own_minus_other: Callable[[np.ndarray], float]) -> None:
                 hint = "the mean of all entries has the diagonal in it; leave it out of `other`"
             raise WrongAnswer(f"for n = {n} you have {found:.4f}, and it is {wanted:.4f}; {hint}")
     print("Right: this is the gap that eq. 25 says is zero for the second adapter.")
+
+
+# ---- lesson 7 ----
+
+
+def needed_weight(weight: Callable[[float, float, float], float]) -> None:
+    """weight(own, bridge, old): from which weight of adapter 2 on the right z leads y and the old answer."""
+    _written(weight)
+    for own, bridge, old in ((0.25, 0.5, 0.0), (0.25, 0.4, 1.0), (0.5, 1.5, 1.0)):
+        found = _number(weight(own, bridge, old), "the weight")
+        wanted = max(bridge, old) / own
+        if abs(found - wanted) > CLOSE:
+            which = "y" if bridge > old else "the old answer"
+            raise WrongAnswer(
+                f"for own {own:g}, y {bridge:g} and old answer {old:g} you have {found:g}; at that weight z "
+                f"has {found * own:g}, and {which} has {max(bridge, old):g}"
+            )
+    print("Right: nothing in it depends on sigma.")
+
+
+def three_layers(layers: Sequence[int]) -> None:
+    """The layers of hops 1, 2 and 3 in which the sum with weights 1, 3, 9 answers x R1 R2 R3."""
+    _written(layers)
+    found = _matrix(layers, (3,), "the layers")
+    if not set(found.tolist()) <= {1.0, 2.0, 3.0}:
+        raise WrongAnswer(f"{tuple(layers)} are no three layers; each is 1, 2 or 3")
+    composition = catalogue.build("three-hop", facts=3, known=False, merge=Merge("sum", (1.0, 3.0, 9.0)))
+    placement = {f"hop{k}": (int(layer),) for k, layer in enumerate(found, start=1)}
+    share = stacks.predict(composition, stacks.Stack(FullLimit(), count=3), placement).accuracy
+    if share < 1:
+        raise WrongAnswer(
+            f"in layers {tuple(layers)} {share:.3f} of the questions are right; each hop has to read what the "
+            "hop before it wrote"
+        )
+    print("Right: L hops compose in L layers, in their order.")

@@ -43,8 +43,8 @@ def test_lesson_runs_from_top_to_bottom(name):
     assert pictures(student) == pictures(notebook)
 
 
-def test_six_lessons_each_predict_plot_and_ask():
-    assert [name[:2] for name in LESSONS] == ["01", "02", "03", "04", "05", "06"]
+def test_seven_lessons_each_predict_plot_and_ask():
+    assert [name[:2] for name in LESSONS] == ["01", "02", "03", "04", "05", "06", "07"]
     for number, path in enumerate(LESSONS.values(), start=1):
         cells = jupytext.read(path).cells
         text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
@@ -66,12 +66,12 @@ def test_exercises_are_handed_out_open():
 
 
 def test_a_cell_that_raises_stops_the_build(tmp_path, monkeypatch):
-    lesson = tmp_path / "07_broken.py"
-    lesson.write_text("# %% [markdown]\n# # 7. Broken\n\n# %%\nassert 1 + 1 == 3\n")
-    monkeypatch.setitem(build.LESSONS, "07_broken", lesson)
+    lesson = tmp_path / "08_broken.py"
+    lesson.write_text("# %% [markdown]\n# # 8. Broken\n\n# %%\nassert 1 + 1 == 3\n")
+    monkeypatch.setitem(build.LESSONS, "08_broken", lesson)
     # The command knows the lessons that were there when it was defined: let it know this one, too.
     monkeypatch.setattr(build.main.params[0].type, "choices", list(build.LESSONS))
-    done = CliRunner().invoke(build.main, ["--out", str(tmp_path / "out"), "07_broken"])
+    done = CliRunner().invoke(build.main, ["--out", str(tmp_path / "out"), "08_broken"])
     assert done.exit_code == 1
     assert not list((tmp_path / "out").glob("**/*.ipynb"))
 
@@ -132,6 +132,8 @@ RIGHT = [
     (checks.escapes, {"D", "E"}),
     (checks.escapes, "ED"),
     (checks.gap, own_minus_other),
+    (checks.needed_weight, lambda own, bridge, old: max(bridge / own, old / own)),
+    (checks.three_layers, (1, 2, 3)),
 ]
 
 WRONG = [
@@ -167,6 +169,14 @@ WRONG = [
     (checks.gap, lambda c: -own_minus_other(c), "other way round"),
     (checks.gap, lambda c: np.trace(c) / len(c) - c.mean(), "leave it out"),
     (checks.gap, lambda c: np.trace(c), "off the diagonal"),
+    (checks.needed_weight, lambda own, bridge, old: None, "no answer yet"),
+    (checks.needed_weight, lambda own, bridge, old: bridge / own, "the old answer has 1"),
+    (checks.needed_weight, lambda own, bridge, old: (bridge + old) / own, "the old answer has 1"),
+    (checks.three_layers, ..., "no answer yet"),
+    (checks.three_layers, (3, 2, 1), "each hop has to read"),
+    (checks.three_layers, (1, 1, 2), "each hop has to read"),
+    (checks.three_layers, (1, 2, 4), "each is 1, 2 or 3"),
+    (checks.three_layers, (1, 2), r"shape \(3,\)"),
 ]
 
 
