@@ -29,7 +29,7 @@ jax.config.update("jax_enable_x64", True)
 # connects the two. In a transformer something does. Each layer writes its answers into the **residual
 # stream** of the position, and every layer above reads that stream:
 #
-# $$h_l = r_{l-1} + V_l \textstyle\sum_j a_j\, r_{l-1}(j), \qquad o_l = (W_l + \Delta_l)\,\phi(h_l), \qquad
+# $$h_l = r_{l-1} + V_l \sum_j a_j\, r_{l-1}(j), \qquad o_l = (W_l + \Delta_l)\,\phi(h_l), \qquad
 # r_l = h_l + \sum_e o_l[e]\, u_e .$$
 #
 # What is $u_e$? If input embeddings and output labels are **tied**, it is the embedding of the token $e$

@@ -288,7 +288,7 @@ def three_layers(layers: Sequence[int]) -> None:
     share = stacks.predict(composition, stacks.Stack(FullLimit(), count=3), placement).accuracy
     if share < 1:
         raise WrongAnswer(
-            f"in layers {tuple(layers)} {share:.3f} of the questions are right; each hop has to read what the "
-            "hop before it wrote"
+            f"in layers {tuple(layers)} {share:.3f} of the questions are right; each hop has to read what "
+            "the hop before it wrote"
         )
     print("Right: L hops compose in L layers, in their order.")
