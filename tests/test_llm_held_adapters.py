@@ -5,6 +5,7 @@ results are added to the weights of the base.
 """
 
 import copy
+import functools
 import itertools
 import json
 
@@ -21,9 +22,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llm_experiments.adapters import peft_files
 from llm_experiments.adapters.compatible import compatibility
+from llm_experiments.adapters.of_base import against
 from llm_experiments.adapters.peft_files import AdapterError
 from llm_experiments.merges.merging import module_seed
 from llm_experiments.merges.saving import save_static
+from llm_experiments.models.shapes import base_shapes
 from toytransformer.adapters import LoRA
 from toytransformer.compositions import Merge
 from toytransformer.merging import RULES, MergeContext
@@ -80,6 +83,12 @@ def bases(tmp_path_factory):
         return made[kind]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def shapes(bases):
+    """The same by names and shapes, as `check --model` reads them."""
+    return functools.cache(lambda kind: base_shapes(str(bases(kind)[1])))
 
 
 def logits(model):
@@ -213,7 +222,7 @@ def close(ours, wanted, untouched):
 
 
 @given(held=held_adapters())
-def test_what_is_merged_is_what_plain_peft_loads(bases, tmp_path_factory, held):
+def test_what_is_merged_is_what_plain_peft_loads(bases, shapes, tmp_path_factory, held):
     kind, library = held
     tmp_path = tmp_path_factory.mktemp("held")
     models = [adapted(bases, kind, settings, seed) for seed, (settings, _) in enumerate(library)]
@@ -222,6 +231,7 @@ def test_what_is_merged_is_what_plain_peft_loads(bases, tmp_path_factory, held):
     read = [peft_files.opened(tmp_path / f"a{place}", name=f"a{place}") for place in range(len(models))]
     together = compatibility(read)
     assert not together.problems
+    assert [against(adapter, shapes(kind)) for adapter in read] == [[]] * len(read)
     defined = [rule for rule in STATIC if together.undefined(RULES[rule]) is None]
     if not defined:
         assert "PEFT has no adapter with both" in together.undefined(RULES["sum"])

@@ -191,6 +191,9 @@ def _notes(library: Sequence[AdapterWeights], modules: Mapping[str, tuple[bool, 
     if len(set(ranks.values())) > 1:
         shown = ", ".join(f"{name} {rank}" for name, rank in ranks.items())
         notes.append(f"ranks differ ({shown}); rules on factors fill the smaller ones with zeros")
+    if shifted := [one.name for one in library if any(one.shape(name).bias for name in one.modules)]:
+        allowed = " and ".join(sorted(name for name, rule in RULES.items() if sums_updates(rule)))
+        notes.append(f"lora_B of {shifted[0]} has biases: {allowed} alone are defined")
     for key in sorted({key for adapter in library for key in adapter.whole}):
         notes.append(f"{key} comes along as it is, whatever the weights")
     return tuple(notes)

@@ -34,7 +34,7 @@ from llm_experiments.merges.merging import (
 )
 from llm_experiments.merges.truncation import Cut, cut, distance, norm, smallest_rank
 from llm_experiments.models.files import markdown
-from toytransformer.adapters import LoRA
+from toytransformer.adapters import AdapterError, LoRA
 from toytransformer.compositions import replace_file
 from toytransformer.compositions.spec import Merge
 from toytransformer.memory import require_memory
@@ -108,13 +108,13 @@ def static_adapter(
     modules, lost, total = {}, 0.0, 0.0
     if loss is None:
         for name, update in layers.merged(cut=rank is not None):
-            modules[name] = converted(_kept(update, rank, library, name), dtype)
+            modules[name] = _rounded(_kept(update, rank, library, name), dtype, name)
             lost += distance(update, converted(modules[name], PRECISION)) ** 2
             total += norm(update) ** 2
     else:
         cuts, kept = _by_loss(layers, loss, largest(library))
         for name, one in cuts.items():
-            modules[name] = converted(one.to(kept), dtype)
+            modules[name] = _rounded(one.to(kept), dtype, name)
             rounding = distance(one.to(kept), converted(modules[name], PRECISION))
             lost += one.lost(kept) + rounding**2
             total += one.energy
@@ -224,6 +224,15 @@ def _by_loss(layers: _Layers, loss: float, rank: int) -> tuple[dict[str, Cut], i
         if found := smallest_rank(list(cuts.values()), loss):
             return cuts, found
         rank *= 2
+
+
+def _rounded(lora: LoRA, dtype: torch.dtype, name: str) -> LoRA:
+    """The factors in the precision that is written. Errors: AdapterError where that cannot hold them."""
+    rounded = converted(lora, dtype)
+    if not all(torch.isfinite(factor).all() for factor in (rounded.write, rounded.read)):
+        kind = str(dtype).removeprefix("torch.")
+        raise AdapterError(f"the merge holds numbers beyond {kind} at {name}; scale the adapters down")
+    return rounded
 
 
 def _sides(lora: LoRA) -> int:
