@@ -34,7 +34,7 @@ jax.config.update("jax_enable_x64", True)
 #
 # What is $u_e$? If input embeddings and output labels are **tied**, it is the embedding of the token $e$
 # itself. If they are **untied**, it is a vector of its own. The answer is the largest entry of
-# $o_1 + o_2 + \dots$ at the last position.
+# $\sum_l o_l$ at the last position.
 #
 # ## Predict first
 #
