@@ -98,7 +98,7 @@ def identities(spec: Composition) -> tuple[str, ...]:
     Its rank is left out, which the toy gives to all adapters of a library alike.
     """
     adapters = json.loads(spec.to_json())["adapters"]
-    return tuple(json.dumps([adapter["name"], adapter["facts"]]) for adapter in adapters)
+    return tuple(json.dumps({k: v for k, v in adapter.items() if k != "rank"}) for adapter in adapters)
 
 
 def _scores(cell: Cell) -> Scores:

@@ -108,3 +108,5 @@ def test_an_adapter_is_the_same_in_every_library_that_holds_it():
     bridged = identities(setup(2, facts=3))
     assert identities(setup(4, facts=3)) == (bridged[0], identities(SPEC)[1])
     assert identities(setup(5, facts=3)) == (identities(SPEC)[0], bridged[1])
+    kinds = [identities(setup(number, facts=3)) for number in (0, 2, 6, 7, 8)]  # chains tell 0 from 6
+    assert len(set(kinds)) == len(kinds)
