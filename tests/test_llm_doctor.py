@@ -20,6 +20,7 @@ from llm_experiments.diagnose.combining import (
     Combination,
     Combinations,
     combine,
+    held_out,
     least_loss,
     who_knows,
 )
@@ -170,6 +171,24 @@ def test_predictions_are_the_mixture_law_on_logits(loaded, library, asked):
     least = sheet.scores(mixture(base, alone, best)).loss
     grid = [(a, b) for a in np.linspace(0, 1.5, 16) for b in np.linspace(0, 1.5, 16)]
     assert least <= min(sheet.scores(mixture(base, alone, w)).loss for w in grid) + SINGLE * abs(least)
+
+
+def test_what_is_held_out_is_predicted_by_weights_of_the_other_half(loaded, library, asked):
+    sheet = AnswerSheet.of(loaded, QUESTIONS)
+    with weighted(loaded, library) as weights:
+        logits = []
+        for values in ((0, 0), (1, 0), (0, 1)):
+            weights.set(values)
+            logits.append(sheet.logits(loaded))
+    base, alone = logits[0], torch.stack(logits[1:])
+    for own, other in (((0, 2), (1,)), ((1,), (0, 2))):
+        part = AnswerSheet.of(loaded, [QUESTIONS[place] for place in own])
+        places = torch.isin(sheet.owner, torch.tensor(own))
+        fitted = least_loss(part, base[places], alone[:, places])
+        wanted = sheet.scores(mixture(base, alone, fitted)).logprob
+        assert torch.allclose(asked.held_out.logprob[list(other)], wanted[list(other)], rtol=1e-3)
+    single = AnswerSheet.of(loaded, QUESTIONS[:1])
+    assert held_out(single, single.logits(loaded), alone) is None
 
 
 def test_who_knows_a_question_is_said_or_seen():

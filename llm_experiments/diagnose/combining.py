@@ -32,6 +32,8 @@ from toytransformer.mixture import mixture
 
 #: Weights of the scale curves; of two adapters every pair of them is predicted.
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+#: What the sum with the least predicted loss is called.
+FITTED = "sum with fitted weights"
 #: Merges that are measured: the best predicted, beside the rules that are weighted sums.
 BEST = 3
 #: Matrices of logits of one pass that are in memory at once, beside one for each adapter.
@@ -60,6 +62,7 @@ class Combinations:
 
     base: without adapters. curves: by adapter, each of SCALES -> it alone at that weight. owners: of every
     question the number of the adapter that knows it, None for nobody. merges: what was predicted, best first.
+    held_out: predicted under weights fitted to other questions (`held_out`).
     """
 
     names: tuple[str, ...]
@@ -68,6 +71,7 @@ class Combinations:
     curves: Mapping[str, Mapping[float, Scores]]
     owners: tuple[int | None, ...]
     merges: tuple[Combination, ...]
+    held_out: Scores | None = None
 
     def alone(self, index: int) -> Scores:
         """An adapter alone at weight 1."""
@@ -136,7 +140,7 @@ def combine(
             for i, name in enumerate(names)
         }
         owners = tuple(who_knows(questions, names, nothing, ones))
-        predicted = _predicted(sheet, base, alone, geometry)
+        predicted, apart = _predicted(sheet, base, alone, geometry), held_out(sheet, base, alone)
         # what a merge keeps is what counts, then how sure it is of all answers
         whole = Combinations(names, tuple(questions), nothing, curves, owners, ())
         order = sorted(predicted, key=lambda one: (-whole.kept(one.predicted), one.predicted.loss))
@@ -156,15 +160,25 @@ def combine(
         Combination(one.name, one.merge, one.weights, one.own, one.predicted, measured.get(one.name))
         for one in order
     )
-    return Combinations(names, tuple(questions), nothing, curves, owners, merges)
+    return Combinations(names, tuple(questions), nothing, curves, owners, merges, apart)
 
 
 def least_loss(
-    sheet: AnswerSheet, base: torch.Tensor, alone: torch.Tensor, most: float = SCALES[-1]
+    sheet: AnswerSheet,
+    base: torch.Tensor,
+    alone: torch.Tensor,
+    most: float = SCALES[-1],
+    *,
+    inside: torch.Tensor | None = None,
 ) -> tuple[float, ...]:
-    """argmin over 0 <= w_i <= most of the predicted mean -log p of the answers; it is convex in w."""
+    """argmin over 0 <= w_i <= most of the predicted mean -log p of the answers; it is convex in w.
 
-    shifts, target = alone - base, sheet.targets[:, None]
+    inside: a mask of the questions that count, all by default.
+    """
+    places = slice(None) if inside is None else inside[sheet.owner]
+    base, alone = base[places], alone[:, places]
+
+    shifts, target = alone - base, sheet.targets[places, None]
 
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
         logits = mixture(base, alone, values)
@@ -176,6 +190,21 @@ def least_loss(
 
     start = np.full(len(alone), 1 / len(alone))
     return tuple(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, most)] * len(alone)).x)
+
+
+def held_out(sheet: AnswerSheet, base: torch.Tensor, alone: torch.Tensor) -> Scores | None:
+    """What is predicted of each half of the questions, every second one, under weights fitted to the other.
+
+    None where there is only one question.
+    """
+    if len(sheet.rows) < 2:
+        return None
+    half, logits = torch.arange(len(sheet.rows)) % 2 == 0, torch.empty_like(base)
+    for part in (half, ~half):
+        places = ~part[sheet.owner]
+        weights = least_loss(sheet, base, alone, inside=part)
+        logits[places] = mixture(base[places], alone[:, places], weights)
+    return sheet.scores(logits)
 
 
 def _predicted(
@@ -194,7 +223,7 @@ def _predicted(
         for name, figures in geometry.rules.items()
     ]
     fitted = tuple(round(weight, 4) for weight in least_loss(sheet, base, alone))
-    found.append(one("sum with fitted weights", Merge("sum", fitted), fitted, 1.0))
+    found.append(one(FITTED, Merge("sum", fitted), fitted, 1.0))
     if count == 2:
         for weights in product(SCALES[1:], repeat=2):
             if weights not in ((1.0, 1.0), (0.5, 0.5)):  # sum, mean

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from llm_experiments.diagnose.combining import Combination, Combinations
+from llm_experiments.diagnose.combining import FITTED, Combination, Combinations
 from llm_experiments.diagnose.leaks import Leaks
 from results.statistics import wilson
 
@@ -164,3 +164,10 @@ def _prediction(asked: Combinations) -> Iterator[Sentence]:
         text = f"Predicted and measured shares are {np.mean(apart):.2f} apart on average over {len(apart)} "
         text += f"merges, {max(apart):.2f} at most"
         yield Sentence("prediction", text, float(np.mean(apart)))
+    fitted = next((one for one in asked.merges if one.name == FITTED), None)
+    if asked.held_out is not None and fitted is not None:
+        share, count = asked.held_out.share, len(asked.held_out.right)
+        low, high = interval = wilson(int(asked.held_out.right.sum()), count)
+        text = f"Weights fitted to half of the questions are predicted right in {share:.0%} of the other "
+        text += f"half ({low:.0%} to {high:.0%}), fitted to all in {fitted.predicted.share:.0%}"
+        yield Sentence("prediction", text, share, interval)
