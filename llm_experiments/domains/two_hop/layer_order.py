@@ -159,7 +159,7 @@ class LayerOrder(TwoHop):
             yield self.answers(library, "sum", seed, control=name, layers=str(own))
 
 
-layer_order = partial(experiment, needs=("two-hop",), study=LayerOrder, source="theory.md, section 5")
+layer_order = partial(experiment, needs=("two-hop",), study=LayerOrder, source="theory.md, section 11")
 
 
 @layer_order(
