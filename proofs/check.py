@@ -31,6 +31,8 @@ SECTION = re.compile(r"^\s*(Section|End)\s+(\w+)\s*\.", re.MULTILINE)
 LOCAL = re.compile(r"^\s*(Hypothes[ie]s|Variables?|Context)\b", re.MULTILINE)
 STATEMENT = re.compile(r"^\s*(?:Theorem|Lemma|Corollary|Fact|Proposition)\s+(\w+)", re.MULTILINE)
 
+#: What Coq prints of a theorem that rests on no axiom.
+CLOSED = "Closed under the global context"
 #: How Coq's standard library builds its real numbers.
 CLASSICAL_REALS = (
     "ClassicalDedekindReals.sig_forall_dec",
@@ -125,7 +127,7 @@ def in_text(root: Path = HERE) -> list[str]:
 
 def axioms(name: str, printed: str) -> list[str]:
     """The axioms in what `Print Assumptions` printed: each starts a line, its type follows or is indented."""
-    if "Closed under the global context" in printed:
+    if CLOSED in printed:
         return []
     if "Axioms:" not in printed:
         raise ValueError(f"{name}: cannot read what Coq printed: {printed.strip()[:200]!r}")
@@ -141,12 +143,38 @@ def allowed(name: str, axiom: str) -> bool:
 
 
 def ask_coq(names: list[str], root: Path = HERE) -> dict[str, str]:
-    """What `Print Assumptions` prints for each name, from the files already built."""
-    files = dict.fromkeys(name.split(".")[0] for name in names)
-    marker = "(* next headline *)"
-    lines = [f"From LoRA Require {file}." for file in files]
-    for name in names:
-        lines += [f'Eval compute in "{marker}".', f"Print Assumptions LoRA.{name}."]
+    """What `Print Assumptions` prints for each name, from the files already built.
+
+    The theorems of a file are asked together first: if they all rest on nothing, so does each of them. Files
+    that are known to rest on axioms are asked theorem by theorem at once.
+    """
+    files = [file for file in _files(names) if file not in EXTRA]
+    together = [[name for name in names if name.startswith(f"{file}.")] for file in files]
+    closed = {
+        name
+        for group, text in zip(together, _printed(together, root), strict=True)
+        if CLOSED in text
+        for name in group
+    }
+    rest = [name for name in names if name not in closed]
+    apart = dict(zip(rest, _printed([[name] for name in rest], root), strict=True))
+    return {name: apart.get(name, CLOSED) for name in names}
+
+
+def _files(names: list[str]) -> list[str]:
+    return list(dict.fromkeys(name.split(".")[0] for name in names))
+
+
+def _printed(groups: list[list[str]], root: Path) -> list[str]:
+    """What `Print Assumptions` prints for each group of names: that of all theorems in it."""
+    marker = "(* next group *)"
+    lines = [f"From LoRA Require {file}." for file in _files([name for group in groups for name in group])]
+    for number, group in enumerate(groups):
+        pairs = "tt"
+        for name in group:
+            pairs = f"(@LoRA.{name}, {pairs})"
+        lines += [f"Definition group_{number} := {pairs}.", f'Eval compute in "{marker}".']
+        lines += [f"Print Assumptions group_{number}."]
     source = "From Coq Require Import String.\nOpen Scope string_scope.\n" + "\n".join(lines) + "\n"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "Assumptions.v"
@@ -155,8 +183,7 @@ def ask_coq(names: list[str], root: Path = HERE) -> dict[str, str]:
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"Coq could not print the axioms: {done.stderr.strip() or done.stdout.strip()}")
-    _, *parts = done.stdout.split(f'= "{marker}"')
-    return dict(zip(names, parts, strict=True))
+    return done.stdout.split(f'= "{marker}"')[1:]
 
 
 def summary(found: list[str]) -> str:

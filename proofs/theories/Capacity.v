@@ -169,7 +169,8 @@ Variables (R : realFieldType) (n m k : nat) (F : 'M[R]_(m, k)) (T : 'M[R]_(n, k)
 Hypotheses (gu : gram F \in unitmx) (k0 : (0 < k)%N) (a0 : 0 < a) (b0 : 0 <= b).
 Hypothesis gramE : gram F = a%:M + b *: const_mx 1.
 Notation one := (const_mx 1 : 'cV[R]_k).
-(* The mean feature, up to length: of all directions the adapter has, it is stretched least. *)
+(* The mean feature, up to length.  Where changes are orthogonal and of one length, it is the
+   direction that is stretched least. *)
 Definition mean_direction : 'cV[R]_m := F *m one.
 
 Let q0 : a + k%:R * b != 0.
