@@ -380,6 +380,9 @@ def test_merge_writes_the_merge_as_one_adapter(run, folders, tmp_path):
     ]
     first, second, merged = (part.write @ part.read.T for part in parts)
     assert torch.allclose(merged, 0.5 * first + 2 * second, atol=1e-5)
+    status, out, _ = run("merge", one, two, "--rule", "dare_ties", "--out", "other")
+    assert status == 0 and out.startswith("dare_ties: the rule dare-ties-factors, Delta = ")
+    refused(run("merge", one, two, "--rule", "linear", "--weights", "1,-1", "--out", "new"), "use 'sum'")
     refused(run("merge", one, two, "--out", "merged"), "is there already")
     refused(run("merge", one, two, "--out", "new", "--rule", "arrow-products"), "arrow-products")
     refused(run("merge", one, two, "--out", "new", "--weights", "1"), "weights")

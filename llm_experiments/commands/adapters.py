@@ -76,6 +76,7 @@ def merge(
     from llm_experiments.models.files import printable
     from llm_experiments.models.shapes import base_shapes
     from toytransformer.compositions import Merge
+    from toytransformer.merging import ALIASES
     from toytransformer.working import Bar
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -108,6 +109,8 @@ def merge(
             tick=lambda done, every: bar.update(task, completed=done, total=every),
         )
     details = merged.details
+    if rule in ALIASES:
+        click.echo(f"{rule}: the rule {ALIASES[rule]}, {details['formula']}")
     for note in together.notes:
         click.echo(printable(note))
     click.echo(
