@@ -74,10 +74,12 @@ Definition permuted p D : library := [ffun l => row_perm p (D l)].
 Definition treats_labels_alike (M : rule) :=
   forall p D f, M (permuted p D) f = row_perm p (M D f).
 
-Definition reads_each_row_alone (M : rule) := forall D D' e f,
-  (forall l j, D l e j = D' l e j) -> M D f e 0 = M D' f e 0.
-
 Definition sq (A : 'M[R]_(n, m)) : 'M[R]_m := A^T *m A.
+
+(* Besides the row it may see the Gram matrices, by which a gauge is found. *)
+Definition reads_each_row_alone (M : rule) := forall D D' e f,
+  (forall l j, D l e j = D' l e j) -> (forall l, sq (D l) = sq (D' l)) ->
+  M D f e 0 = M D' f e 0.
 
 Lemma sq_permuted p D l : sq (permuted p D l) = sq (D l).
 Proof. by rewrite ffunE /sq row_perm_gram. Qed.
@@ -280,8 +282,24 @@ Definition masked_rule : rule := fun D f =>
 
 Theorem masked_reads_each_row_alone : reads_each_row_alone masked_rule.
 Proof.
-move=> D D' e f same; rewrite !mxE; apply: eq_bigr => j _; rewrite !mxE.
+move=> D D' e f same _; rewrite !mxE; apply: eq_bigr => j _; rewrite !mxE.
 congr (joinE _ _ _ * _); apply/ffunP => l; by rewrite !ffunE same.
+Qed.
+
+(* The same on the factors (PEFT "dare_linear" and "dare_ties"): write factors under masks
+   that do not depend on the adapters, read factors under any merge. *)
+Variables (maskB : 'I_k -> 'I_n -> 'I_r -> R) (joinB : 'I_n -> 'I_r -> {ffun 'I_k -> R} -> R).
+Definition masked_factors_rule : rule := fun D f =>
+  (\matrix_(e, j) joinB e j [ffun l => maskB l e j * writes D l e j]) *m
+  ((joinA [ffun l => reads D l])^T *m f).
+
+Theorem masked_factors_read_each_row_alone : reads_each_row_alone masked_factors_rule.
+Proof.
+move=> D D' e f same gram; rewrite ![masked_factors_rule _ _ _ _]mxE; apply: eq_bigr => j _.
+have -> : [ffun l => reads D l] = [ffun l => reads D' l].
+  by apply/ffunP => l; rewrite !ffunE /reads gram.
+congr (_ * _); rewrite !mxE; congr (joinB _ _ _); apply/ffunP => l; rewrite !ffunE.
+by congr (_ * _); rewrite /writes gram !mxE; apply: eq_bigr => c _; rewrite same.
 Qed.
 
 End Rules.
@@ -404,8 +422,9 @@ Qed.
 Theorem rowwise_is_label_blind k (M : rule R n m k) D f :
   reads_each_row_alone M -> relabelled D -> label_blind z (merged M D f).
 Proof.
-move=> alone rel s t i j; rewrite /merged !addcE; congr (_ + _); apply: alone => l c.
-by rewrite (rel s) (rel t) ![row_perm _ _ _ _]mxE !relabel_z.
+move=> alone rel s t i j; rewrite /merged !addcE; congr (_ + _); apply: alone => l.
+  by move=> c; rewrite (rel s) (rel t) ![row_perm _ _ _ _]mxE !relabel_z.
+by rewrite (rel s) (rel t) /sq !row_perm_gram.
 Qed.
 
 (* The libraries that are measured: two hops apart, both in one, all three. *)
@@ -442,13 +461,15 @@ Variant listed k : rule R n m k -> Prop :=
     listed (trimmed_products_rule gB gA c w)
 | SharedBasis r h (merge : {ffun 'I_k -> 'M[R]_(r, m)} -> 'M[R]_(r, m)) :
     listed (shared_basis_rule h merge)
-| Masked mask joinE : listed (masked_rule mask joinE).
+| Masked mask joinE : listed (masked_rule mask joinE)
+| MaskedFactors r (gB gA : 'I_k -> 'M[R]_m -> 'M[R]_(m, r)) joinA maskB joinB :
+    listed (masked_factors_rule gB gA joinA maskB joinB).
 
 (* Section 5: every rule of the list is label-blind. *)
 Theorem listed_rules_are_label_blind k (M : rule R n m k) D f :
   listed M -> relabelled D -> label_blind z (merged M D f).
 Proof.
-case=> [w|w c|r gB gA w w'|pt wg|r gB gA pt wg|jn c|r gB gA jn jA c|r gB gA c w|r h mg|mk jn] rel.
+case=> [w|w c|r gB gA w w'|pt wg|r gB gA pt wg|jn c|r gB gA jn jA c|r gB gA c w|r h mg|mk jn|r gB gA jA mk jn] rel.
 - exact: alike_is_label_blind (sum_alike w) rel.
 - exact: alike_is_label_blind (truncated_sum_alike w c) rel.
 - exact: alike_is_label_blind (linear_alike gB gA w w') rel.
@@ -458,7 +479,8 @@ case=> [w|w c|r gB gA w w'|pt wg|r gB gA pt wg|jn c|r gB gA jn jA c|r gB gA c w|
 - exact: alike_is_label_blind (trim_factors_alike gB gA jn jA c) rel.
 - exact: alike_is_label_blind (trimmed_products_alike gB gA c w) rel.
 - exact: alike_is_label_blind (shared_basis_alike h mg) rel.
-exact: rowwise_is_label_blind (@masked_reads_each_row_alone _ _ _ _ mk jn) rel.
+- exact: rowwise_is_label_blind (@masked_reads_each_row_alone _ _ _ _ mk jn) rel.
+exact: rowwise_is_label_blind (@masked_factors_read_each_row_alone _ _ _ _ _ gB gA jA mk jn) rel.
 Qed.
 
 (* Section 5, in full: no rule of the list composes two adapters, one adapter on
