@@ -222,7 +222,9 @@ REFERENCE = [
 ]
 
 
-@pytest.mark.parametrize("rule, options, dense", REFERENCE, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    "rule, options, dense", REFERENCE, ids=lambda value: str(value).split(" at 0x")[0][:40]
+)
 @given(seed=seeds, n=counts)
 def test_static_rules_equal_dense_formulas(rule, options, dense, seed, n):
     adapters, w = draw(seed, n), weights_of(rule, n, seed)
