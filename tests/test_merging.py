@@ -223,7 +223,7 @@ REFERENCE = [
 
 
 @pytest.mark.parametrize(
-    "rule, options, dense", REFERENCE, ids=lambda value: str(value).split(" at 0x")[0][:40]
+    "rule, options, dense", REFERENCE, ids=lambda value: getattr(value, "__name__", str(value))[:40]
 )
 @given(seed=seeds, n=counts)
 def test_static_rules_equal_dense_formulas(rule, options, dense, seed, n):
@@ -240,7 +240,9 @@ def test_every_static_rule_has_an_independent_formula():
 
 
 @pytest.mark.parametrize(
-    "rule, name, options, prune, combine", PEFT_FACTORS, ids=lambda value: str(value)[:25]
+    "rule, name, options, prune, combine",
+    PEFT_FACTORS,
+    ids=lambda value: getattr(value, "__name__", str(value))[:25],
 )
 @given(seed=seeds, n=counts)
 def test_rules_on_factors_are_pefts_at_unequal_scales(rule, name, options, prune, combine, seed, n):
