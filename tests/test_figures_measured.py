@@ -294,7 +294,7 @@ def test_cells_of_undertrained_adapters_are_marked_and_the_note_says_so(name, jo
     assert marks[1] > marks[0] + 1
 
 
-@pytest.mark.parametrize("name", ["first-look", "answers", "layers-order"])
+@pytest.mark.parametrize("name", ["first-look", "agreement", "answers", "layers-order"])
 def test_the_drawings_of_the_pages_are_up_to_date(name, committed, tmp_path):
     """Compared by what is drawn and not by bytes, which may depend on the version of matplotlib."""
     (fresh,) = MEASURED[name].save(Data(cells=committed[1].cells), tmp_path, ("svg",))

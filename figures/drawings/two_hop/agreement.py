@@ -38,7 +38,7 @@ DRAWS = 999
     "agreement",
     "Predicted against measured",
     "A dot is one merged library, merge rule and way of asking; on the diagonal the prediction is right. "
-    "Each line of panels is one predictor, from the paper's model in its limit (T0) to what is measured of "
+    "Each line of panels is one predictor, from the paper's model in its limit to what is measured of "
     "the base and of single adapters; none sees an answer of a merged model. Filled dots were predicted "
     "before they were measured.",
     place=2,
@@ -46,7 +46,9 @@ DRAWS = 999
 )
 def draw(given: Sequence[Cell]) -> Figure:
     """One dot a cell, its training seeds and draws of names pooled; no sweeps of weights, no controls."""
-    cells = [cell for cell in (*given, *registered.measured()) if plain(cell) and cell.info.control is None]
+    bases = {cell.info.digest for cell in given}
+    later = [cell for cell in registered.measured() if cell.info.digest in bases]
+    cells = [cell for cell in (*given, *later) if plain(cell) and cell.info.control is None]
     before = tiers.read(registered.REGISTERED)
     lines = {tiers.key(line): line for line in (*tiers.read(), *before)}
     limits = tiers.limits()
