@@ -5,6 +5,7 @@ the same in every run.
 """
 
 import os
+import warnings
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The matrices are small: threads that wait for each other cost more than they save.
@@ -15,6 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # beside another one
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
+import pytest
 from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_enable_x64", True)
@@ -28,3 +30,18 @@ _shared = settings(
 settings.register_profile("fast", _shared, max_examples=25)
 settings.register_profile("thorough", _shared, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+HERE = os.getcwd()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item):
+    """A test that leaves the working folder does not take the others with it."""
+    yield
+    try:
+        left = os.getcwd() != HERE
+    except FileNotFoundError:
+        left = True
+    if left:
+        os.chdir(HERE)
+        warnings.warn(f"{item.nodeid} left the working folder", stacklevel=1)

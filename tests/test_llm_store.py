@@ -3,6 +3,7 @@
 The steps are toys that need no model (toy_steps.py).
 """
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -308,11 +309,9 @@ PLACES = {
 
 
 def put_socket(path: Path) -> None:
-    here = Path.cwd()
-    os.chdir(path.parent)  # the name of a socket is short
-    with socket.socket(socket.AF_UNIX) as server:
+    # The name of a socket is short. It may be taken already: then this raises, in the folder where it began.
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as server:
         server.bind(path.name)
-    os.chdir(here)
 
 
 def put_folder(path: Path) -> None:

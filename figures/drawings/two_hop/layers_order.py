@@ -33,7 +33,7 @@ KINDS: dict[bool, tuple[str, Dashes, str]] = {
 @registry.figure(
     "layers-order",
     "Where composition begins",
-    "Two tied layers, hop 1 below hop 2: by how much the right answer to a two-hop question leads under the "
+    "Two tied layers, one for each hop: by how much the right answer to a two-hop question leads under the "
     "plain sum, and what a language model answers under the same orders of layers.",
     place=16,
     needs=CELLS,
