@@ -7,15 +7,14 @@ serve all of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from llm_experiments.adapters.peft_files import AdapterWeights
-from llm_experiments.merges.hooks import adding, shifter
-from llm_experiments.merges.merging import converted, target_layers, zero_like
+from llm_experiments.merges.routed import routed
 from llm_experiments.models.handle import LoadedModel
 from toytransformer.merging import RoutedMerge, RuleError
 
@@ -54,14 +53,5 @@ def weighted(
     if not library:
         raise RuleError("there are no adapters to weigh: give one at least")
     weights = Weights((0.0,) * len(library))
-    with ExitStack() as stack:
-        for name, layer in target_layers(loaded, library).items():
-            given = [adapter.modules.get(name) for adapter in library]
-            present = next(lora for lora in given if lora is not None)
-            device = next(layer.parameters()).device
-            factors = tuple(
-                converted(zero_like(present) if lora is None else lora, dtype, device) for lora in given
-            )
-            merged = Weighted(factors, weights=weights)
-            stack.callback(layer.register_forward_hook(adding(shifter(merged, dtype, device))).remove)
+    with routed(loaded, library, lambda factors: Weighted(factors, weights=weights), dtype):
         yield weights

@@ -6,14 +6,13 @@ What a router would do that knew which step is being written; through the hooks 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
 from llm_experiments.adapters.peft_files import AdapterWeights
-from llm_experiments.merges.hooks import adding, shifter
-from llm_experiments.merges.merging import converted, target_layers, zero_like
+from llm_experiments.merges.routed import routed
 from llm_experiments.models.handle import LoadedModel
 from toytransformer.merging import RoutedMerge, RuleError
 
@@ -51,14 +50,5 @@ def apply(
     if len(library) < 2:
         raise RuleError(f"{len(library)} adapters cannot take turns: give two at least")
     stage = Stage()
-    with ExitStack() as stack:
-        for name, layer in target_layers(loaded, library).items():
-            given = [adapter.modules.get(name) for adapter in library]
-            present = next(lora for lora in given if lora is not None)
-            device = next(layer.parameters()).device
-            factors = tuple(
-                converted(zero_like(present) if lora is None else lora, dtype, device) for lora in given
-            )
-            merged = InTurn(factors, stage=stage)
-            stack.callback(layer.register_forward_hook(adding(shifter(merged, dtype, device))).remove)
+    with routed(loaded, library, lambda factors: InTurn(factors, stage=stage), dtype):
         yield stage
