@@ -433,6 +433,7 @@ def test_the_chain_form_is_that_of_table_6():
         fact,
         7,
         "chain",
+        ((77, 82), (209, 213)),
     )
     direct = render(fact.prompt, "z1", found, 7)
     assert direct.answer == "The residence of Narik's wedded partner is in Zint."
@@ -453,6 +454,9 @@ def test_every_chain_says_both_hop_answers_in_order(relations):
         ]
         assert all(a < b for a, b in pairwise(positions))
         assert chain.answer.endswith(f"{hop2.answer} Therefore, the answer is Zint.")
+        assert [chain.answer[start:stop] for start, stop in chain.facts] == ["Frosk", "Zint"]
+        assert chain.answer.index("Frosk") == chain.facts[0][0]
+        assert chain.answer.index("Zint") == chain.facts[1][0]
         assert "Narik" in hop1.answer and "Frosk" in hop1.answer
         assert "Frosk" in hop2.answer and "Zint" in hop2.answer
         assert "Narik" in chain.question and "Frosk" not in chain.question

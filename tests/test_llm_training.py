@@ -384,14 +384,27 @@ def test_rows_of_like_length_share_a_batch():
 # --- one step -----------------------------------------------------------------------------------------------
 
 
+def taught(loaded, example):
+    """Places of the answer's tokens that write no character of a silent span, by what they decode to."""
+    answer, lead = target_ids(loaded, example.answer), len(loaded.form.lead)
+    ends = [len(loaded.tokenizer.decode(answer[:i])) - lead for i in range(len(answer) + 1)]
+    silent = {at for start, stop in getattr(example, "silent", ()) for at in range(start, stop)}
+    return [i for i in range(len(answer)) if not silent & set(range(ends[i], ends[i + 1]))]
+
+
+def silent(answer, word):
+    return answer.index(word), answer.index(word) + len(word)
+
+
 def by_hand(model, loaded, examples):
-    """Mean -log p of the answers' tokens from full logits, every example by itself."""
+    """Mean -log p of the answers' taught tokens from full logits, every example by itself."""
     total, count = 0.0, 0
     for example in examples:
         prompt, answer = prompt_ids(loaded, example.question), target_ids(loaded, example.answer)
         log_p = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
-        total += sum(-log_p[len(prompt) + i - 1, token] for i, token in enumerate(answer))
-        count += len(answer)
+        places = taught(loaded, example)
+        total += sum(-log_p[len(prompt) + i - 1, answer[i]] for i in places)
+        count += len(places)
     return total / count
 
 
@@ -403,14 +416,17 @@ def test_loss_and_gradient_are_those_of_full_logits_and_pefts_own_layers(tiny, k
     loaded.model.set_attn_implementation(attention)
     names = target_modules(loaded.model, layers)
     config = LoraConfig(r=3, lora_alpha=5, target_modules=list(names))
-    rows = batches.encoded(loaded, FACTS[:3] + OTHERS[:2])
+    quiet = [SimpleNamespace(**vars(one), silent=[silent(one.answer, "Paris")]) for one in OTHERS[:2]]
+    examples = (*FACTS[:3], *quiet)
+    rows = batches.encoded(loaded, examples)
+    assert all(0 < len(taught(loaded, one)) < len(target_ids(loaded, one.answer)) for one in quiet)
     prefix = batches.common_prefix(loaded, rows)
     assert (len(prefix) >= batches.PREFIX) == (chat == "system")
     peft_model = get_peft_model(loaded.model, config).eval()
     found, trained = {}, [p for p in peft_model.parameters() if p.requires_grad]
     for parameter in trained:
         torch.nn.init.normal_(parameter, std=0.3)
-    found["by hand"] = by_hand(peft_model, loaded, FACTS[:3] + OTHERS[:2])
+    found["by hand"] = by_hand(peft_model, loaded, examples)
     expected = torch.autograd.grad(found["by hand"], trained)
     layers = {}
     for name in names:

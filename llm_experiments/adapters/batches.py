@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from llm_experiments.models.prompts import Example, prompt_ids, target_ids
+from llm_experiments.models.prompts import Example, prompt_ids, silent_targets, target_ids
 
 if TYPE_CHECKING:
     from llm_experiments.models.handle import LoadedModel
@@ -31,10 +31,14 @@ PREFIX = 8
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One example in tokens. prompt: without the common prefix."""
+    """One example in tokens.
+
+    prompt: without the common prefix. silent: places of the answer that are read but are no targets.
+    """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    silent: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
@@ -44,8 +48,8 @@ class TokenRow:
 class TrainingBatch:
     """One step of one or several adapters; R = adapters x rows rows of L tokens, the last K answers.
 
-    tokens, mask: (R, L); mask is 0 on padding. targets: (R, K), IGNORED where a row's answer is shorter.
-    lengths: longest row of each adapter, rows: how many it has of its own.
+    tokens, mask: (R, L); mask is 0 on padding. targets: (R, K), IGNORED where a row's answer is shorter
+    or silent. lengths: longest row of each adapter, rows: how many it has of its own.
     """
 
     tokens: torch.Tensor
@@ -65,10 +69,16 @@ class TrainingBatch:
 
 def encoded(loaded: LoadedModel, examples: Sequence[Example]) -> list[TokenRow]:
     """Every example (with `question` and `answer`) in the tokens in which evaluation asks it."""
-    return [
-        TokenRow(tuple(prompt_ids(loaded, one.question)), tuple(target_ids(loaded, one.answer)))
-        for one in examples
-    ]
+    rows = []
+    for one in examples:
+        prompt, answer = prompt_ids(loaded, one.question), target_ids(loaded, one.answer)
+        rows.append(TokenRow(tuple(prompt), tuple(answer), _silent(loaded, one)))
+    return rows
+
+
+def _silent(loaded: LoadedModel, one: Example) -> tuple[int, ...]:
+    spans = getattr(one, "silent", ())
+    return tuple(np.flatnonzero(silent_targets(loaded, one.answer, spans)).tolist()) if spans else ()
 
 
 def common_prefix(loaded: LoadedModel, rows: Sequence[TokenRow]) -> tuple[int, ...]:
@@ -86,7 +96,7 @@ def common_prefix(loaded: LoadedModel, rows: Sequence[TokenRow]) -> tuple[int, .
 
 
 def without_prefix(rows: Sequence[TokenRow], prefix: tuple[int, ...]) -> list[TokenRow]:
-    return [TokenRow(row.prompt[len(prefix) :], row.answer) for row in rows]
+    return [replace(row, prompt=row.prompt[len(prefix) :]) for row in rows]
 
 
 def order(
@@ -125,6 +135,7 @@ def collated(groups: Sequence[Sequence[TokenRow]], padding: int) -> TrainingBatc
             tokens[i, length - len(row) :] = row.prompt + row.answer
             mask[i, length - len(row) :] = 1
             targets[i, answers - len(row.answer) :] = row.answer
+            targets[i, [answers - len(row.answer) + place for place in row.silent]] = IGNORED
         mask[group * most + len(rows) : (group + 1) * most, -1] = (
             1  # a row of padding sees one token, not none
         )

@@ -126,7 +126,7 @@ class TrainingJob:
             "steps": len(self.losses),
             "examples": passes * len(seen),
             "tokens": passes * sum(len(row) + len(self.prefix) for row in seen),
-            "answer_tokens": passes * sum(len(row.answer) for row in seen),
+            "answer_tokens": passes * sum(len(row.answer) - len(row.silent) for row in seen),
             "seconds": round(self.seconds, 3),
             "loss": sum(tail) / len(tail),
             "loss_curve": [[end, sum(p) / len(p)] for end, p in zip(ends, pieces, strict=True)],

@@ -9,7 +9,7 @@ Nothing outside knows more of it than its tasks, its scorers' outcomes and marks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -55,10 +55,14 @@ class Taught(Protocol):
 
 @dataclass(frozen=True)
 class Example:
-    """A question and the answer that is taught, as texts alone."""
+    """A question and the answer that is taught, as texts alone.
+
+    silent: spans of the answer, from and to which character, that are read but not taught.
+    """
 
     question: str
     answer: str
+    silent: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,13 @@ def read_items(reading: Reading, ref: Ref) -> list[Item]:
 
 def keep_examples(inputs: Inputs, examples: Iterable[Taught]) -> Ref:
     """Keep what is taught."""
-    return inputs.add_input({"question": one.question, "answer": one.answer} for one in examples)
+
+    def line(one: Taught) -> dict[str, object]:
+        silent = [list(span) for span in getattr(one, "silent", ())]
+        plain: dict[str, object] = {"question": one.question, "answer": one.answer}
+        return {**plain, "silent": silent} if silent else plain
+
+    return inputs.add_input(line(one) for one in examples)
 
 
 def read_examples(reading: Reading, ref: Ref) -> list[Example]:

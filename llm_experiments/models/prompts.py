@@ -115,6 +115,33 @@ def target_ids(loaded: LoadedModel, answer: str) -> list[int]:
     return joint[len(context) :] if joint[: len(context)] == context else _ids(loaded, text)
 
 
+def silent_targets(loaded: LoadedModel, answer: str, silent: Sequence[Sequence[int]]) -> list[bool]:
+    """Of every token of `target_ids` whether it holds a character of a silent span of the answer.
+
+    silent: from and to which character, as in Python's slices. Errors: ModelError where the tokenizer does
+    not say which characters a token holds.
+    """
+    form, text = loaded.form, target_text(loaded, answer)
+    before = (form.opening or "") if form.chat else "Answer:"
+    ids = target_ids(loaded, answer)
+    if not silent:
+        return [False] * len(ids)
+    if not loaded.tokenizer.is_fast:
+        raise ModelError(
+            f"the tokenizer of {loaded.id} does not say where its tokens lie, so that parts of an answer "
+            "cannot be left out of training: use a model with a fast tokenizer"
+        )
+    for shown in (before + text, text):
+        coded = loaded.tokenizer(shown, add_special_tokens=False, return_offsets_mapping=True)
+        if coded["input_ids"][-len(ids) :] == ids:
+            offsets, first = coded["offset_mapping"][-len(ids) :], len(shown) - len(text) + len(form.lead)
+            return [
+                any(low < first + stop and first + start < high for start, stop in silent)
+                for low, high in offsets
+            ]
+    raise AssertionError("target_ids reads one of the two texts")
+
+
 def _ids(loaded: LoadedModel, text: str) -> list[int]:
     return loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal
 
 from llm_experiments.domains.two_hop.lexicon import Lexicon
@@ -23,7 +24,9 @@ class Example:
     """A question and its answer in English.
 
     entity: name of the answer entity, which the answer contains. fact: what is taught, in abstract tokens.
-    template: number of the paraphrase. form: "chain" with the steps written out.
+    template: number of the paraphrase. form: "chain" with the steps written out. facts: of a chain, from and
+    to which character of the answer each step's own answer is named first. silent: spans of the answer that
+    are read but not taught.
     """
 
     question: str
@@ -32,6 +35,8 @@ class Example:
     fact: Fact
     template: int
     form: Form = "direct"
+    facts: tuple[tuple[int, int], ...] = ()
+    silent: tuple[tuple[int, int], ...] = ()
 
 
 def render(
@@ -72,7 +77,12 @@ def render(
         hop2.tell(middle, y),
         f"{THEREFORE}{y}.",
     )
-    return Example(STEP_BY_STEP + composed.ask(x), " ".join(steps), y, fact, template, "chain")
+    begins = list(accumulate((len(step) + 1 for step in steps), initial=0))
+    facts = tuple(
+        (begins[place] + start, begins[place] + stop)
+        for place, (start, stop) in ((1, hop1.named(x, middle)), (3, hop2.named(middle, y)))
+    )
+    return Example(STEP_BY_STEP + composed.ask(x), " ".join(steps), y, fact, template, "chain", facts)
 
 
 def _first_step(fact: Fact, world: World | None) -> str:
@@ -87,11 +97,21 @@ def _first_step(fact: Fact, world: World | None) -> str:
 
 
 def training_examples(
-    adapter: Adapter, world: World, lexicon: Lexicon, templates: Sequence[int]
+    adapter: Adapter,
+    world: World,
+    lexicon: Lexicon,
+    templates: Sequence[int],
+    form_alone: bool = False,
 ) -> tuple[Example, ...]:
-    """All an adapter is trained on: its facts, then its chains, each in every one of `templates`."""
+    """All an adapter is trained on: its facts, then its chains, each in every one of `templates`.
+
+    form_alone: of a chain its words are taught, and to copy the first step's answer into the second question
+    and the second's into the end, but not the two answers where they are named first.
+    """
     direct = (render(fact, None, lexicon, k, "direct", world) for fact in adapter.facts for k in templates)
     chains = (render(fact, None, lexicon, k, "chain", world) for fact in adapter.chains for k in templates)
+    if form_alone:
+        chains = (replace(chain, silent=chain.facts) for chain in chains)
     return (*direct, *chains)
 
 

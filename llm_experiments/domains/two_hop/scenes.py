@@ -82,11 +82,16 @@ class TwoHop(Study):
         *,
         sigma: tuple[int, ...] | None = None,
         examples: int = 0,
+        bridge: str | None = None,
+        form_alone: bool = False,
     ) -> Scene:
-        """Setup `number` of Table 1 on a dataset; its bridge has invented names where the tested are real."""
-        key = (number, dataset, library, sigma, examples)
+        """Setup `number` of Table 1 on a dataset; its bridge has invented names where the tested are real.
+
+        bridge: the dataset of the bridge's names instead. form_alone: chains are taught without their facts.
+        """
+        key = (number, dataset, library, sigma, examples, bridge, form_alone)
         if key not in self._scenes:
-            bridge = "F" if dataset == "R" else "R"
+            bridge = ("F" if dataset == "R" else "R") if bridge is None else bridge
             composition = setup(
                 number,
                 facts=self.size.facts,
@@ -98,7 +103,7 @@ class TwoHop(Study):
                 examples=examples,
             )
             self._scenes[key] = self._scene(
-                composition, dataset, bridge, lambda other: other.setup(0, dataset, library)
+                composition, dataset, bridge, lambda other: other.setup(0, dataset, library), form_alone
             )
         return self._scenes[key]
 
@@ -227,6 +232,7 @@ class TwoHop(Study):
         dataset: str,
         bridge: str | None,
         elsewhere: Callable[[TwoHop], Scene],
+        form_alone: bool = False,
     ) -> Scene:
         words = lexicon(
             composition,
@@ -245,5 +251,6 @@ class TwoHop(Study):
             dev_chains=self.size.dev_facts,
             logprobs=self.profile.logprobs,
             made=self._training_sets,
+            form_alone=form_alone,
         )
         return Scene(composition, words, worded, elsewhere)

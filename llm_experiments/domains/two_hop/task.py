@@ -83,6 +83,7 @@ def task(
     dev_chains: int,
     logprobs: str = "direct",
     made: dict[object, TrainingSet] | None = None,
+    form_alone: bool = False,
 ) -> Task:
     """The composition in the words of a lexicon.
 
@@ -90,6 +91,7 @@ def task(
     are asked in. dev_chains: choices are made on the single hops of so many of the chains that are asked.
     logprobs: of which questions the probabilities of answers are wanted (domains.task.LOGPROBS).
     made: training sets of other compositions in the same wordings, which this one takes or adds to.
+    form_alone: whether chains are taught without their facts (rendering.training_examples).
     Errors: SpecError on facts that cannot be worded, LexiconError on entities without a name.
     """
     single = single_hops(composition, dev_chains)
@@ -101,7 +103,7 @@ def task(
         items=keep_items(inputs, items(composition, composition.questions, words, test)),
         dev=keep_items(inputs, items(composition, single, words, dev)) if single else None,
         training={
-            adapter.name: training_set(inputs, composition, adapter, words, train, test, made)
+            adapter.name: training_set(inputs, composition, adapter, words, train, test, made, form_alone)
             for adapter in composition.adapters
         },
         context=inputs.add_input([scorer.context(composition, words)]),
@@ -155,19 +157,21 @@ def training_set(
     train: Sequence[int],
     test: Sequence[int],
     made: dict[object, TrainingSet] | None = None,
+    form_alone: bool = False,
 ) -> TrainingSet:
     """What an adapter is trained on, and its facts in the wordings of the test.
 
     It says nothing of the rest of the composition, so that compositions share the adapters they have in
-    common; made: those that there are already.
+    common; made: those that there are already. form_alone: its chains are taught without their facts, and so
+    are no part of its own task.
     """
     world = composition.world
     names = {entity: words.names.get(entity) for entity in _entities(composition, adapter)}
-    key = (adapter.name, adapter.facts, adapter.chains, tuple(sorted(names.items())))
+    key = (adapter.name, adapter.facts, adapter.chains, tuple(sorted(names.items())), form_alone)
     if made is not None and key in made:
         return made[key]
     facts: list[tuple[Fact, Decode]] = [(fact, "direct") for fact in adapter.facts]
-    facts += [(chain, "steps") for chain in adapter.chains]
+    facts += [] if form_alone else [(chain, "steps") for chain in adapter.chains]
     own = [item(composition, _taught(composition, fact, ask), words, k) for fact, ask in facts for k in test]
     relations = {relation for fact, _ in facts for relation in fact.prompt.relations}
     whole = scorer.context(composition, words)
@@ -177,7 +181,7 @@ def training_set(
         "ends": {relation: kind for relation, kind in whole["ends"].items() if relation in relations},
         "edited": sorted(trained_answers([adapter])),
     }
-    examples = keep_examples(inputs, training_examples(adapter, world, words, train))
+    examples = keep_examples(inputs, training_examples(adapter, world, words, train, form_alone))
     taught = TrainingSet(adapter.name, examples, keep_items(inputs, own), inputs.add_input([context]))
     if made is not None:
         made[key] = taught

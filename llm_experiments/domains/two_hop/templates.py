@@ -52,6 +52,11 @@ class Template:
         """The sentence that says y is the answer for x."""
         return self.answer.format(x=x, y=y)
 
+    def named(self, x: str, y: str) -> tuple[int, int]:
+        """From and to which character of `tell(x, y)` the answer y is named."""
+        start = len(self.answer.partition("{y}")[0].format(x=x))
+        return start, start + len(y)
+
 
 def templates(relations: Iterable[str]) -> tuple[Template, ...]:
     """The 50 paraphrases for these relations, first hop first. Errors: TemplateError when there are none."""
