@@ -7,6 +7,7 @@
     adapters.jsonl.gz  how each adapter came out: {"address", "own_task", "loss", ..}
     sweeps.jsonl.gz    what was chosen on development items: {"address", "chosen", "sweep"}
     edits.jsonl.gz     what closed-form edits measure; their first lines say where they come from
+    merges.jsonl.gz    what was predicted of merges and what they then lost, and where these lines come from
 
 A file that is not there has no lines. Lines that a folder has twice (an item that several cells asked) count
 once. Equal content gives equal bytes.
@@ -26,7 +27,9 @@ from results.rows import CellInfo, Item, Row, RowsError, items_hash
 from toytransformer.compositions.io import read_plain, replacing
 
 #: The files of a folder, without their ending.
-FILES = ("cells", "rows", "items", "specs", "adapters", "sweeps", "edits")
+FILES = ("cells", "rows", "items", "specs", "adapters", "sweeps", "edits", "merges")
+#: Those that are kept line by line as they were written, without an address.
+PLAIN = ("edits", "merges")
 ENDING = ".jsonl.gz"
 
 Given = TypeVar("Given")
@@ -42,7 +45,7 @@ class Measurements:
 
     cells: by key. items: by hash of the task's items, in their order. rows: in the order of their cells.
     specs: the spec of each composition by its hash, as parsed JSON. adapters, sweeps: lines by the address of
-    what was trained or swept. edits: lines as written.
+    what was trained or swept. edits, merges: lines as written.
     """
 
     cells: dict[str, CellInfo] = field(default_factory=dict)
@@ -52,11 +55,14 @@ class Measurements:
     adapters: dict[str, Line] = field(default_factory=dict)
     sweeps: dict[str, Line] = field(default_factory=dict)
     edits: list[Line] = field(default_factory=list)
+    merges: list[Line] = field(default_factory=list)
 
     def add(self, later: Measurements) -> None:
         """Take up what another folder holds; its rows take the place of those of the same cell."""
         self.rows = [row for row in self.rows if row.cell not in later.cells] + later.rows
-        self.edits = [line for line in self.edits if line not in later.edits] + later.edits
+        for name in PLAIN:
+            new = getattr(later, name)
+            setattr(self, name, [line for line in getattr(self, name) if line not in new] + new)
         for name in ("cells", "items", "specs", "adapters", "sweeps"):
             getattr(self, name).update(getattr(later, name))
 
@@ -89,9 +95,7 @@ class Measurements:
                 yield json.dumps({"spec_hash": spec_hash, "spec": spec}) + "\n"
         else:
             several = getattr(self, file)
-            yield from (
-                json.dumps(line) + "\n" for line in (several if file == "edits" else several.values())
-            )
+            yield from (json.dumps(line) + "\n" for line in (several if file in PLAIN else several.values()))
 
 
 def content(source: Source, file: str) -> bytes:
@@ -136,8 +140,8 @@ def read(source: Source, files: Sequence[str] = FILES) -> Measurements:
                 measurements.rows.append(_parsed(source, file, number, Row.from_json, line))
             else:
                 row = _parsed(source, file, number, _object, line)
-                if file == "edits":
-                    measurements.edits.append(row)
+                if file in PLAIN:
+                    getattr(measurements, file).append(row)
                 elif file == "specs":
                     measurements.specs[row["spec_hash"]] = row["spec"]
                 else:

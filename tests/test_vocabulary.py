@@ -27,6 +27,7 @@ KNOWING = {
 }
 #: Where merge rules are listed by name: experiments, which say what they run.
 LISTING = {
+    "llm_experiments/domains/two_hop/conflicts.py",
     "llm_experiments/domains/two_hop/experiments.py",
     "llm_experiments/domains/two_hop/scenes.py",
     "llm_experiments/domains/two_hop/tiers.py",

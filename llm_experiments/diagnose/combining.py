@@ -113,10 +113,7 @@ def combine(
 
     Errors: RuleError on adapters that do not fit the model, MemoryError where the logits cannot be held.
     """
-    sheet = AnswerSheet.of(loaded, questions)
-    count, names = len(library), tuple(adapter.name for adapter in library)
-    size = 4 * len(sheet.targets) * loaded.model.get_output_embeddings().weight.shape[0]
-    require_memory((count + COPIES) * size, "the logits of these answers under the base and each adapter")
+    sheet, count, names = _sheet(loaded, library, questions), len(library), tuple(a.name for a in library)
     with weighted(loaded, library) as weights:
 
         def ask(values: Sequence[float], what: str) -> torch.Tensor:
@@ -125,8 +122,7 @@ def combine(
             return sheet.logits(loaded, batch=batch)
 
         units = np.eye(count)
-        base = ask((0.0,) * count, "the base")
-        alone = torch.stack([ask(units[i], f"{names[i]} alone") for i in range(count)])
+        base, alone = _passes(ask, names)
         nothing, ones = sheet.scores(base), [sheet.scores(one) for one in alone]
         curves = {
             name: {
@@ -140,7 +136,7 @@ def combine(
             for i, name in enumerate(names)
         }
         owners = tuple(who_knows(questions, names, nothing, ones))
-        predicted, apart = _predicted(sheet, base, alone, geometry), held_out(sheet, base, alone)
+        predicted, apart = predictions(sheet, base, alone, geometry), held_out(sheet, base, alone)
         # what a merge keeps is what counts, then how sure it is of all answers
         whole = Combinations(names, tuple(questions), nothing, curves, owners, ())
         order = sorted(predicted, key=lambda one: (-whole.kept(one.predicted), one.predicted.loss))
@@ -161,6 +157,54 @@ def combine(
         for one in order
     )
     return Combinations(names, tuple(questions), nothing, curves, owners, merges, apart)
+
+
+def foreseen(
+    loaded: LoadedModel,
+    library: Sequence[AdapterWeights],
+    questions: Sequence[Question],
+    geometry: LibraryGeometry,
+    *,
+    batch: int = 16,
+) -> Combinations:
+    """What `combine` predicts, from the base and each adapter at weight 1: no merge is measured.
+
+    Errors: as combine.
+    """
+    sheet, names = _sheet(loaded, library, questions), tuple(adapter.name for adapter in library)
+    with weighted(loaded, library) as weights:
+
+        def ask(values: Sequence[float], what: str) -> torch.Tensor:
+            weights.set(values)
+            return sheet.logits(loaded, batch=batch)
+
+        base, alone = _passes(ask, names)
+    nothing, ones = sheet.scores(base), [sheet.scores(one) for one in alone]
+    curves = {name: {0.0: nothing, 1.0: one} for name, one in zip(names, ones, strict=True)}
+    owners = tuple(who_knows(questions, names, nothing, ones))
+    merges = tuple(predictions(sheet, base, alone, geometry))
+    return Combinations(names, tuple(questions), nothing, curves, owners, merges)
+
+
+def _sheet(
+    loaded: LoadedModel, library: Sequence[AdapterWeights], questions: Sequence[Question]
+) -> AnswerSheet:
+    """The questions in tokens. Errors: MemoryError where the logits of all passes cannot be held."""
+    sheet = AnswerSheet.of(loaded, questions)
+    size = 4 * len(sheet.targets) * loaded.model.get_output_embeddings().weight.shape[0]
+    require_memory(
+        (len(library) + COPIES) * size, "the logits of these answers under the base and each adapter"
+    )
+    return sheet
+
+
+def _passes(
+    ask: Callable[[Sequence[float], str], torch.Tensor], names: Sequence[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of the base, (position, token), and of each adapter alone, (adapter, position, token)."""
+    units = np.eye(len(names))
+    base = ask(0 * units[0], "the base")
+    return base, torch.stack([ask(unit, f"{name} alone") for unit, name in zip(units, names, strict=True)])
 
 
 def least_loss(
@@ -207,7 +251,7 @@ def held_out(sheet: AnswerSheet, base: torch.Tensor, alone: torch.Tensor) -> Sco
     return sheet.scores(logits)
 
 
-def _predicted(
+def predictions(
     sheet: AnswerSheet, base: torch.Tensor, alone: torch.Tensor, geometry: LibraryGeometry
 ) -> list[Combination]:
     """The rules, a grid of weights for two adapters, and the weights with the least loss."""

@@ -1,0 +1,138 @@
+"""Adapters that agree, contradict one another or have nothing in common: what do their merges lose?
+
+    merge-forecasts    what every pair and some triples of them will lose, predicted from single adapters
+    merge-outcomes     what they then lose
+
+Both are planned alike, so that forecasts can be kept before a merge is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import combinations
+
+from llm_experiments.diagnose.combining import FITTED
+from llm_experiments.domains.two_hop.rendering import render
+from llm_experiments.domains.two_hop.scenes import TwoHop
+from llm_experiments.domains.two_hop.task import training_set
+from llm_experiments.engine.addresses import Address
+from llm_experiments.engine.steps import Step
+from llm_experiments.experiments.registry import experiment
+from llm_experiments.steps.forecasts import Forecast, Outcome
+from toytransformer.compositions import Adapter, Fact
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What one adapter is taught of a world's chains: the facts of one hop about some of them.
+
+    hop: 1 or 2. first, last: which of them, as shares of all. shift: whose answer each gets, counted on among
+    these; 0 for its own. steps: as a share of the profile's for all chains.
+    """
+
+    hop: int
+    first: float = 0.0
+    last: float = 0.5
+    shift: int = 0
+    steps: float = 0.25
+
+
+#: The adapters by name, in the order that triples are taken in.
+POOL: Mapping[str, Taught] = {
+    "spouses": Taught(1),
+    "spouses again": Taught(1),
+    "homes": Taught(2),
+    "spouses denied": Taught(1, shift=1),
+    "spouses of others": Taught(1, 0.5, 1.0),
+    "homes denied": Taught(2, shift=1),
+    "spouses in part": Taught(1, 0.25, 0.75),
+    "homes in brief": Taught(2, steps=0.0625),
+}
+#: The merges that are predicted and then measured: two mixtures, the best one predicted, and no mixture.
+MERGES = ("sum", "mean", FITTED, "ties")
+#: A triple of each adapter, the next one and the third after it, round and round.
+TRIPLE = (0, 1, 3)
+
+
+@dataclass(frozen=True)
+class Conflicts(TwoHop):
+    """The adapters of POOL, and their pairs and triples."""
+
+    @cached_property
+    def facts(self) -> dict[str, tuple[Fact, ...]]:
+        """What each adapter is taught."""
+        by_hop = {
+            i: adapter.facts for i, adapter in enumerate(self.setup(0, "R").composition.adapters, start=1)
+        }
+        found = {}
+        for name, taught in POOL.items():
+            every = by_hop[taught.hop]
+            own = every[round(taught.first * len(every)) : round(taught.last * len(every))]
+            found[name] = tuple(
+                Fact(fact.prompt, own[(place + taught.shift) % len(own)].answer)
+                for place, fact in enumerate(own)
+            )
+        return found
+
+    def taught(self, name: str, seed: int) -> Address:
+        """The adapter of that name, trained."""
+        scene, recipe = self.setup(0, "R"), self.profile.training
+        adapter = Adapter(name, self.facts[name])
+        own = training_set(
+            self.plan, scene.composition, adapter, scene.words, self.size.train, self.size.test
+        )
+        if recipe.steps is not None:
+            recipe = replace(recipe, steps=round(recipe.steps * POOL[name].steps))
+        task = replace(scene.task, training={name: own})
+        return self.train(task, name, recipe, seed, tuple(POOL).index(name))
+
+    def forecast(self, names: tuple[str, ...], seed: int) -> Forecast:
+        """Of the library of these adapters, asked all that they were taught."""
+        words = self.setup(0, "R").words
+        asked = [
+            {"question": one.question, "answer": one.answer, "adapter": name}
+            for name in names
+            for fact in self.facts[name]
+            for one in (render(fact, None, words, number) for number in self.size.test)
+        ]
+        return Forecast(
+            title=f"{', '.join(names)} (names {self.names}, seed {seed})",
+            digest=self.base.digest,
+            library={name: self.taught(name, seed) for name in names},
+            questions=self.plan.add_input(asked),
+            merges=MERGES,
+            about={"dataset": words.dataset, "names": self.names, "seed": seed},
+        )
+
+    @property
+    def libraries(self) -> Iterator[tuple[str, ...]]:
+        """Every pair, and the triples."""
+        names = tuple(POOL)
+        yield from combinations(names, 2)
+        for start in range(len(names)):
+            yield tuple(names[place] for place in sorted((start + step) % len(names) for step in TRIPLE))
+
+
+conflicts = partial(experiment, needs=("two-hop",), study=Conflicts, source="theory.md, section 9")
+
+
+@conflicts("merge-forecasts", about="what merges of adapters that agree, differ or conflict will lose")
+def forecasts(study: Conflicts) -> Iterator[Step]:
+    for seed in study.seeds:
+        for names in study.libraries:
+            yield study.forecast(names, seed)
+
+
+@conflicts("merge-outcomes", about="what the merges of merge-forecasts then lose")
+def outcomes(study: Conflicts) -> Iterator[Step]:
+    for seed in study.seeds:
+        for names in study.libraries:
+            said = study.forecast(names, seed)
+            yield Outcome(
+                title=said.title,
+                forecast=study.plan.add(said),
+                library=said.library,
+                questions=said.questions,
+            )
