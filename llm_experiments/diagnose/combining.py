@@ -202,8 +202,8 @@ def _passes(
     ask: Callable[[Sequence[float], str], torch.Tensor], names: Sequence[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The logits of the base, (position, token), and of each adapter alone, (adapter, position, token)."""
-    units = np.eye(len(names))
-    base = ask(0 * units[0], "the base")
+    units = np.eye(len(names)).tolist()
+    base = ask((0.0,) * len(names), "the base")
     return base, torch.stack([ask(unit, f"{name} alone") for unit, name in zip(units, names, strict=True)])
 
 

@@ -8,6 +8,7 @@ Both are planned alike, so that forecasts can be kept before a merge is measured
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -84,7 +85,7 @@ class Conflicts(TwoHop):
             self.plan, scene.composition, adapter, scene.words, self.size.train, self.size.test
         )
         if recipe.steps is not None:
-            recipe = replace(recipe, steps=round(recipe.steps * POOL[name].steps))
+            recipe = replace(recipe, steps=math.ceil(recipe.steps * POOL[name].steps))
         task = replace(scene.task, training={name: own})
         return self.train(task, name, recipe, seed, tuple(POOL).index(name))
 
