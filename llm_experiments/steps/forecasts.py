@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +45,7 @@ class Forecast(Step):
     """
 
     kind = "forecast"
+    version = 2
     resources = Resources(model=True)
 
     title: str = field(compare=False)
@@ -153,7 +153,7 @@ def _alone(asked: Combinations) -> float:
 
 def _angles(geometry: LibraryGeometry) -> dict[str, object]:
     """The geometry over all modules, the mean over pairs of adapters of what is said of pairs."""
-    pairs = list(zip(*combinations(range(len(geometry.names)), 2), strict=True))
+    pairs = np.triu_indices(len(geometry.names), k=1)
     measures = {
         "cosine": geometry.cosines,
         "read": geometry.overlap("read"),
