@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from llm_experiments.scoring.words import final_answer
 from predictors import agreement as comparing
 from predictors import forms, registered, tiers
 from predictors.agreement import Agreement
-from predictors.registry import PREDICTORS
 from results import claims, frame, pages
 from results.cells import Cell
 from results.files import is_folder_of_rows
@@ -73,20 +73,49 @@ def row_by_row(table: str) -> list[claims.Beside]:
     return claims.row_by_row(table, _measured())
 
 
+@dataclass(frozen=True)
+class Draw:
+    """Merged cells of one base and draw of names that were predicted before they were measured.
+
+    commits: of the code that made the predictions. tiers: the predictors that were there.
+    """
+
+    base: str
+    number: int
+    commits: tuple[str, ...]
+    tiers: tuple[str, ...]
+    agreement: list[Agreement]
+
+
 @cache
-def agreement(*, looked_at: bool) -> list[Agreement]:
-    """How the kept predictions agree with merged cells: those looked at beforehand, or those not."""
+def _predicted() -> tuple[list[tiers.Line], registered.Known, dict[tiers.Key, tiers.Line]]:
     before = tiers.read(registered.REGISTERED)
-    known = registered.places(before)
-    every = [*(cell for cells in _measured().values() for cell in cells), *registered.measured()]
-    cells = [c for c in every if comparing.plain(c) and registered.looked_at(c, known) == looked_at]
-    lines = {tiers.key(line): line for line in (*tiers.read(), *before)}
-    return comparing.table(cells, LOOKED_AT if looked_at else tuple(PREDICTORS), lines, tiers.limits())
+    return before, registered.Known.of(before), {tiers.key(line): line for line in (*tiers.read(), *before)}
 
 
-def commits() -> list[str]:
-    """The commits of the code that made the registered predictions."""
-    return sorted({line["git"] for line in tiers.read(registered.REGISTERED)})
+@cache
+def looked_at() -> list[Agreement]:
+    """How the kept predictions agree with merged cells that had been there when they were made."""
+    _, known, lines = _predicted()
+    every = [cell for cells in _measured().values() for cell in cells if comparing.plain(cell)]
+    return comparing.table([c for c in every if known.looked_at(c)], LOOKED_AT, lines, tiers.limits())
+
+
+@cache
+def draws() -> list[Draw]:
+    """The same for those that were predicted before, by draw of names."""
+    before, known, lines = _predicted()
+    every = [*_measured().values(), *registered.measured().values()]
+    cells = [c for several in every for c in several if comparing.plain(c) and not known.looked_at(c)]
+    found = []
+    for base, number in sorted({(cell.info.base, draw) for cell in cells for draw in cell.names}):
+        own = [cell for cell in cells if (cell.info.base, cell.names) == (base, (number,))]
+        there = known.tiers(own)
+        places = {(i.spec_hash, i.digest, i.dataset, i.names) for cell in own for i in cell.infos}
+        commits = {line["git"] for line in before if tiers.key(line)[1:] in places}
+        agreed = comparing.table(own, there, lines, tiers.limits())
+        found.append(Draw(base, number, tuple(sorted(commits)), there, agreed))
+    return found
 
 
 def theorems() -> list[dict[str, object]]:
@@ -108,7 +137,7 @@ def theorems() -> list[dict[str, object]]:
 FUNCTIONS: Mapping[str, Any] = {
     **{"invented": invented, "work": work, "timed": timed},
     **{"paper_claims": paper_claims, "row_by_row": row_by_row, "theorems": theorems},
-    **{"agreement": agreement, "commits": commits, "with_interval": forms.with_interval},
+    **{"looked_at": looked_at, "draws": draws, "with_interval": forms.with_interval},
     **{"models": lambda: list(_measured()), "counted": claims.counted, "verdicts": claims.VERDICTS},
 }
 

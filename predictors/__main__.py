@@ -23,9 +23,12 @@ def cli() -> None:
 @click.option("--tiers", default="T0,T1,T2", show_default=True, help="Predictors, by comma.")
 @click.option("--kept", type=FOLDER, help="Predictions to read and add to [those committed].")
 @click.option("--fresh", is_flag=True, help="Compute the predictions anew.")
+@click.option("--cells", "each", is_flag=True, help="What every predictor says of every cell instead.")
 @click.option("--form", type=click.Choice(["terminal", "csv", "json"]), default="terminal", show_default=True)
 @needs_extra("results")
-def agreement(folders: tuple[Path, ...], tiers: str, kept: Path | None, fresh: bool, form: str) -> None:
+def agreement(
+    folders: tuple[Path, ...], tiers: str, kept: Path | None, fresh: bool, each: bool, form: str
+) -> None:
     """Compare predicted with measured cells, tier by tier.
 
     FOLDERS hold rows and the features of their bases [those kept beside the code]. Predictions that lack are
@@ -58,6 +61,11 @@ def agreement(folders: tuple[Path, ...], tiers: str, kept: Path | None, fresh: b
             if len(lines) > before:
                 keeping.write(path, lines)
     by_key = {keeping.key(line): line for line in lines}
+    if each:
+        said = comparing.by_cell(cells, names, by_key, keeping.limits())
+        writers = {"csv": forms.cells_as_csv, "json": forms.cells_as_json}
+        click.echo(writers.get(form, forms.cells_as_text)(said), nl=False)
+        return
     found = comparing.table(cells, names, by_key, keeping.limits())
     click.echo({"csv": forms.as_csv, "json": forms.as_json}.get(form, forms.as_text)(found), nl=False)
 

@@ -93,6 +93,38 @@ def table(
     return found
 
 
+@dataclass(frozen=True)
+class Said:
+    """One merged cell: what was measured, and what every predictor says of it, None where it says nothing.
+
+    measured and the values of predicted: shares of outcomes.
+    """
+
+    base: str
+    names: tuple[int, ...]
+    task: str
+    library: tuple[str, ...]
+    rule: str
+    kind: str
+    measured: Mapping[str, float]
+    predicted: Mapping[str, Mapping[str, float] | None]
+
+
+def by_cell(
+    cells: Sequence[Cell], names: Sequence[str], lines: Mapping[Key, Line], limits: Mapping[str, Line]
+) -> list[Said]:
+    """What each of these predictors says of every cell that counts, beside what was measured."""
+    found = []
+    for cell in filter(plain, cells):
+        info = cell.info
+        said = {name: tiers.of_cell(cell, name, lines, limits) for name in names}
+        measured = {outcome: cell.outcome(outcome) for outcome in cell.outcomes}
+        rule = info.rule or ""
+        about = (info.base, cell.names, info.task, tuple(info.library), rule, cell.question_kind)
+        found.append(Said(*about, measured, said))
+    return found
+
+
 def guesses(cells: Sequence[Cell]) -> dict[str, list[Line]]:
     """The two plain guesses, as predictions of these cells."""
     common = [cell.most_frequent for cell in cells]

@@ -1,6 +1,7 @@
-"""T3, scale curves and the mixture law: what was measured of the base and of each adapter alone.
+"""T3 and T4, scale curves and the mixture law: what was measured of the base and of each adapter alone.
 
-    P(hop j) = s_j(w_j - l w_partner)     s_j: share of each outcome of adapter j alone, by its weight
+    P(hop j) = s_j(w_j - l w_partner)     s_j: share of each outcome of adapter j alone, by its weight  (T3)
+    P(hop j = o) = kept s_j(w_j; o) + q(o), o an answer that the partner brings                         (T4)
     P(chain) = k P(hop 1) P(hop 2)        k: the base's chains with both facts in the prompt: form times
                                           copying
     two hops at once                      the candidate with the largest f0 + sum_i w_i (f_i - f0), in
@@ -10,13 +11,19 @@ w is the weight that the merge gives: 1 for `sum`, 1/n for `mean`, and for route
 that question, which is a measurement of the merged model's routing and not of its answers. The leak
 l is 0: of two adapters with a bridge each loses its own hop, not its partner's. Nothing is
 fitted to merged answers.
+
+T4 takes from the partner what it does to these questions alone, at the weight it is given: q(o) is its share
+of outcome o there, and where it says what the base says or the right answer, a share of `kept`, the adapter's
+own answer stands. An adapter that holds a bridge under the other's relation moves that relation's questions
+as well; T3 knows nothing of it. T4 was made on the merges of one draw of names, those that T0 to T3 had been
+registered for.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from predictors.registry import Alone, BaseModel, NoPredictionError, Shares, predictor
@@ -30,6 +37,8 @@ from toytransformer.scales import effective
 LEAK = 0.0
 #: The variant of cells with the facts of their question in the prompt.
 CONTEXT = {"context": "facts"}
+#: What a partner says where it leaves a hop to the hop's own adapter.
+LEFT = ("old", RIGHT)
 #: Candidates that belong to other questions.
 OTHERS = "shuffled"
 Scores = Mapping[str, Mapping[str, float]]
@@ -113,34 +122,43 @@ def _scores(cell: Cell) -> Scores:
     }
 
 
-@predictor(
-    "T3",
-    "scale curves of single adapters and the mixture law",
-    needs="the base and each adapter alone over weights, and realised gates",
-    lasts=False,
-)
+Hop = Callable[["Curves", Sequence[str], int, Sequence[float]], Mapping[str, float]]
+NEEDS = "the base and each adapter alone over weights, and realised gates"
+
+
+@predictor("T3", "scale curves of single adapters and the mixture law", needs=NEEDS, lasts=False)
 def curves(spec: Composition, base: BaseModel | None) -> Shares:
     """Shares of outcomes of the kinds of questions that were measured alone.
 
     Errors: NoPredictionError on libraries of other than two adapters, rules that neither add products at
     given weights nor have realised gates, and adapters without a curve.
     """
+    return _by_curves("T3", spec, base, _hop)
+
+
+@predictor("T4", "T3 with what each adapter alone does to the other's questions", needs=NEEDS, lasts=False)
+def beside(spec: Composition, base: BaseModel | None) -> Shares:
+    """As T3, hops with the partner's own answers. Errors: as T3, and where those were not measured."""
+    return _by_curves("T4", spec, base, _hop_beside)
+
+
+def _by_curves(name: str, spec: Composition, base: BaseModel | None, said: Hop) -> Shares:
     alone = base.alone if base is not None else None
     if not isinstance(alone, Curves):
-        raise NoPredictionError("T3 needs scale curves: run the experiment `scales` on this base")
+        raise NoPredictionError(f"{name} needs scale curves: run the experiment `scales` on this base")
     adapters = identities(spec)
     if len(adapters) != 2:
-        raise NoPredictionError(f"{len(adapters)} adapters: T3 speaks of two, one for each hop")
+        raise NoPredictionError(f"{len(adapters)} adapters: {name} speaks of two, one for each hop")
     if lacking := [a.name for a, own in zip(spec.adapters, adapters, strict=True) if own not in alone.curves]:
         raise NoPredictionError(f"adapter {lacking[0]!r} was not measured alone over weights")
     found: dict[str, Mapping[str, float]] = {}
     for hop, kind in enumerate(HOPS):
-        found[kind] = _hop(alone, adapters, hop, weights(spec, alone, kind, "answer"))
+        found[kind] = said(alone, adapters, hop, weights(spec, alone, kind, "answer"))
     if alone.k is not None:
         right = alone.k
         for hop, kind in enumerate(HOPS):
             asked = weights(spec, alone, CHAIN, kind.partition("/")[0])
-            right *= _hop(alone, adapters, hop, asked).get(RIGHT, 0.0)
+            right *= said(alone, adapters, hop, asked).get(RIGHT, 0.0)
         found[CHAIN] = {RIGHT: right, "other": 1 - right}
     if direct := _direct(alone, adapters, weights(spec, alone, DIRECT, "answer")):
         found[DIRECT] = direct
@@ -162,11 +180,27 @@ def weights(spec: Composition, alone: Curves, kind: str, place: str) -> tuple[fl
 
 
 def _hop(alone: Curves, adapters: Sequence[str], hop: int, given: Sequence[float]) -> dict[str, float]:
-    """Each outcome at the effective weight, which is held within the measured ones; they sum to 1."""
-    by_outcome = alone.curves[adapters[hop]].get(HOPS[hop])
+    """Each outcome of a hop's own adapter at the effective weight."""
+    return _alone(alone, adapters[hop], HOPS[hop], effective(given[hop], given[1 - hop], LEAK))
+
+
+def _hop_beside(alone: Curves, adapters: Sequence[str], hop: int, given: Sequence[float]) -> dict[str, float]:
+    """The same where the partner leaves what the base says, else what the partner says."""
+    own = _alone(alone, adapters[hop], HOPS[hop], given[hop])
+    partner = _alone(alone, adapters[1 - hop], HOPS[hop], given[1 - hop])
+    kept = sum(partner.get(outcome, 0.0) for outcome in LEFT)
+    outcomes = dict.fromkeys((*own, *partner))
+    return {
+        outcome: kept * own.get(outcome, 0.0) + (0.0 if outcome in LEFT else partner.get(outcome, 0.0))
+        for outcome in outcomes
+    }
+
+
+def _alone(alone: Curves, adapter: str, kind: str, weight: float) -> dict[str, float]:
+    """Each outcome of one adapter at a weight, which is held within the measured ones; they sum to 1."""
+    by_outcome = alone.curves[adapter].get(kind)
     if not by_outcome:
-        raise NoPredictionError(f"'{HOPS[hop]}' was not asked of its adapter alone")
-    weight = effective(given[hop], given[1 - hop], LEAK)
+        raise NoPredictionError(f"'{kind}' was not asked of one of the adapters alone")
     shares = {
         outcome: max(0.0, curve(min(weight, curve.weights[-1]))) for outcome, curve in by_outcome.items()
     }

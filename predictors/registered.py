@@ -1,7 +1,7 @@
 """Predictions of cells that are planned and not yet measured, with the commit of the code that made them.
 
     lines = register(planned, lines, ("T0", "T1", "T2"), commit)
-    looked_at(cell, keys(lines))     whether a cell's answers could be known when predictors were developed
+    Known.of(lines).looked_at(cell)  whether a cell's answers could be known when predictors were developed
 
 A line is a prediction as in `predictors.tiers`, and "base" and "git". The first that is registered stands:
 nothing replaces it. What a tier needs and nobody has measured yet can be registered later. A cell counts as
@@ -11,7 +11,7 @@ there while predictors were made.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -90,18 +90,46 @@ def folders() -> list[Path]:
 
 
 @cache
-def measured() -> tuple[Cell, ...]:
-    """Their cells."""
-    return tuple(cell for folder in folders() for cell in frame.read(folder).groups())
+def measured() -> Mapping[str, tuple[Cell, ...]]:
+    """Their cells, by folder."""
+    return {folder.name: tuple(frame.read(folder).groups()) for folder in folders()}
 
 
-def places(lines: Iterable[Line]) -> set[Place]:
-    """What is registered, by any tier."""
-    return {(line["spec_hash"], line["digest"], line["dataset"], line["names"]) for line in lines}
+@dataclass(frozen=True)
+class Known:
+    """What is registered: places by any tier, and the draws of names that each tier spoke of beforehand."""
 
+    places: frozenset[Place]
+    draws: Mapping[str, frozenset[tuple[str, str, int]]]
 
-def looked_at(cell: Cell, registered: Collection[Place]) -> bool:
-    """Whether a cell's answers could be known when predictors were made: all that is not registered."""
-    return not all(
-        (info.spec_hash, info.digest, info.dataset, info.names) in registered for info in cell.infos
-    )
+    @classmethod
+    def of(cls, lines: Iterable[Line]) -> Known:
+        """Of registered lines."""
+        kept = [line for line in lines if "asked" in line]
+        places = {(line["spec_hash"], line["digest"], line["dataset"], line["names"]) for line in lines}
+        tiers = dict.fromkeys(line["tier"] for line in kept)
+        of_tier = {
+            tier: frozenset(
+                (line["digest"], line["dataset"], line["names"]) for line in kept if line["tier"] == tier
+            )
+            for tier in tiers
+        }
+        return cls(frozenset(places), of_tier)
+
+    def looked_at(self, cell: Cell, tier: str | None = None) -> bool:
+        """Whether a cell's answers could be known when its predictions were made.
+
+        All that is not registered, and with a tier all draws of names that it was not registered for: what a
+        tier says of a cell beside those that it was registered for (a routed merge, whose gates have to be
+        measured) comes from the same code.
+        """
+        return not all(
+            (info.spec_hash, info.digest, info.dataset, info.names) in self.places
+            and (tier is None or (info.digest, info.dataset, info.names) in self.draws.get(tier, ()))
+            for info in cell.infos
+        )
+
+    def tiers(self, cells: Iterable[Cell]) -> tuple[str, ...]:
+        """Those that were registered for every one of these cells' draws of names."""
+        several = list(cells)
+        return tuple(tier for tier in PREDICTORS if not any(self.looked_at(c, tier) for c in several))

@@ -1,4 +1,4 @@
-"""T3 from what was measured alone: hops by curves, chains by their product, direct answers by mixture."""
+"""T3 and T4 from what was measured alone: hops by curves, chains by their product, direct ones by mixture."""
 
 import json
 from types import SimpleNamespace
@@ -14,12 +14,26 @@ SPEC = setup(0, facts=3)
 ALONE = {name: setup(0, facts=3, library=(name,)) for name in ("hop1", "hop2")}
 #: Share right at each weight: a plain adapter, and one that needs more.
 RIGHT = {"hop1": {0.5: 0.8, 1.0: 1.0}, "hop2": {0.5: 0.2, 1.0: 0.9}}
+#: Of each adapter on the other's questions the share of something else than the base says.
+MOVED = {"hop1": {0.5: 0.0, 1.0: 0.4}, "hop2": {0.5: 0.1, 1.0: 0.5}}
 
 
-def cell(group, ask, *, spec=SPEC, control=None, weight=None, right=0.0, variant=(), scored=None, gates=None):
+def cell(
+    group,
+    ask,
+    *,
+    spec=SPEC,
+    control=None,
+    weight=None,
+    right=0.0,
+    moved=0.0,
+    variant=(),
+    scored=None,
+    gates=None,
+):
     """A cell of two clusters as predictors read it."""
     library = tuple(adapter.name for adapter in spec.adapters) if control != "base" else ()
-    shares = {"correct": right, "old": 1 - right}
+    shares = {"correct": right, "old": 1 - right - moved, "other": moved}
     info = SimpleNamespace(
         spec_hash=spec.spec_hash,
         library=library,
@@ -49,6 +63,8 @@ def cells():
         for weight, right in RIGHT[name].items():
             about = {"spec": spec, "control": name, "weight": weight}
             yield cell(name, "direct", right=right, **about)
+            other = "hop2" if name == "hop1" else "hop1"
+            yield cell(other, "direct", moved=MOVED[name][weight], **about)
             yield cell("two-hop", "direct", scored={"correct:z0": -2.2, "old:z1": -1.6}, **about)
     gates = {"answer": {"hop1": (1.0,), "hop2": (0.5,)}}
     arrow = SPEC.with_merge(Merge("arrow-products"))
@@ -70,16 +86,30 @@ def base():
     return BaseModel(None, Curves.of(cells(), SPECS))
 
 
-def said(rule, base, **options):
-    return PREDICTORS["T3"].predict(SPEC.with_merge(Merge(rule, **options)), base)
+def said(rule, base, tier="T3", **options):
+    return PREDICTORS[tier].predict(SPEC.with_merge(Merge(rule, **options)), base)
 
 
 def test_hops_are_read_off_their_curves_and_chains_are_k_times_their_product(base):
     mean = said("mean", base)
-    assert mean["hop1/direct"] == pytest.approx({"correct": 0.8, "old": 0.2})
-    assert mean["hop2/direct"] == pytest.approx({"correct": 0.2, "old": 0.8})
+    assert mean["hop1/direct"] == pytest.approx({"correct": 0.8, "old": 0.2, "other": 0.0})
+    assert mean["hop2/direct"] == pytest.approx({"correct": 0.2, "old": 0.8, "other": 0.0})
     assert mean["two-hop/steps"]["correct"] == pytest.approx(0.9 * 0.8 * 0.2)
     assert said("sum", base)["two-hop/steps"]["correct"] == pytest.approx(0.9 * 1.0 * 0.9)
+
+
+def test_a_partner_that_moves_a_hop_takes_it_from_the_hops_own_adapter(base):
+    """Of hop 1 hop2's adapter leaves .9 at one half and .5 at one; of hop 2 hop1's leaves all, and .6."""
+    mean, both = said("mean", base, "T4"), said("sum", base, "T4")
+    assert mean["hop1/direct"] == pytest.approx({"correct": 0.9 * 0.8, "old": 0.9 * 0.2, "other": 0.1})
+    assert mean["hop2/direct"] == pytest.approx({"correct": 0.2, "old": 0.8, "other": 0.0})
+    assert both["hop1/direct"] == pytest.approx({"correct": 0.5, "old": 0.0, "other": 0.5})
+    assert both["hop2/direct"] == pytest.approx({"correct": 0.6 * 0.9, "old": 0.6 * 0.1, "other": 0.4})
+    assert both["two-hop/steps"]["correct"] == pytest.approx(0.9 * 0.5 * (0.6 * 0.9))
+    assert both["two-hop/direct"] == said("sum", base)["two-hop/direct"]
+    only = Curves.of([one for one in cells() if one.question_kind != "hop2/direct"], SPECS)
+    with pytest.raises(NoPredictionError, match="'hop2/direct' was not asked of one of the adapters"):
+        said("sum", BaseModel(None, only), "T4")
 
 
 def test_routed_weights_are_those_at_the_place_that_is_asked(base):

@@ -243,6 +243,33 @@ def test_a_refusal_is_kept_with_its_reason(tmp_path, spec, base):
         tiers.read(tmp_path / "tiers.jsonl")
 
 
+def test_every_cell_stands_beside_what_was_said_of_it():
+    """In every form the numbers of the row and of its prediction; a tier that says nothing is a dash."""
+    info = SimpleNamespace(
+        **{"base": "b", "task": "setup-0", "library": ("hop1", "hop2"), "rule": "sum", "variant": {}},
+        **{"weights": None, "spec_hash": "s", "digest": "d", "dataset": "R", "names": 2},
+    )
+    shares = {"correct": 0.25, "old": 0.75}
+    cell = SimpleNamespace(
+        **{"info": info, "infos": (info,), "trained": True, "names": (2,), "question_kind": "hop1/direct"},
+        **{"outcomes": shares, "outcome": shares.__getitem__},
+    )
+    lines = {("T9", "s", "d", "R", 2): {"asked": {"hop1/direct": {"correct": 0.875, "old": 0.125}}}}
+    said = agreement.by_cell([cell], ["T9", "T8"], lines, {})
+    text = forms.cells_as_text(said).splitlines()[1].split("  ")
+    assert [part.strip() for part in text if part.strip()][-3:] == ["0.25 (old)", "0.88 (correct)", "-"]
+    header, row = (line.split(",") for line in forms.cells_as_csv(said).splitlines())
+    by_name = dict(zip(header, row, strict=True))
+    assert (by_name["measured_right"], by_name["T9_right"], by_name["T9_most"]) == (
+        "0.25",
+        "0.875",
+        "correct",
+    )
+    assert by_name["T8_right"] == by_name["T8_most"] == ""
+    (one,) = map(json.loads, forms.cells_as_json(said).splitlines())
+    assert one["measured"] == shares and one["predicted"]["T8"] is None and one["names"] == [2]
+
+
 def test_the_command_names_the_predictors_there_are():
     done = CliRunner().invoke(cli, ["agreement", "--tiers", "T0,T7"])
     assert done.exit_code == 2 and "there is no predictor 'T7': choose T0, T1, T2" in done.output

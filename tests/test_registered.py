@@ -55,11 +55,23 @@ def test_what_a_tier_lacks_can_be_registered_once_it_is_measured(planned):
 
 
 def test_a_cell_is_looked_at_unless_all_of_it_is_registered(planned):
-    known = registered.places(registered.register(planned[:1], [], ["T0"], "a"))
-    (place,) = known
-    assert not registered.looked_at(cell(place), known)
-    assert registered.looked_at(cell(place, (place[0], "d", "R", 0)), known)  # another draw was there
-    assert registered.looked_at(cell((planned[1].spec.spec_hash, *place[1:])), known)
+    known = registered.Known.of(registered.register(planned[:1], [], ["T0"], "a"))
+    (place,) = known.places
+    assert not known.looked_at(cell(place)) and not known.looked_at(cell(place), "T0")
+    assert known.looked_at(cell(place, (place[0], "d", "R", 0)))  # another draw was there
+    other = cell((planned[1].spec.spec_hash, *place[1:]))
+    assert known.looked_at(other) and known.looked_at(other, "T0")
+
+
+def test_a_tier_that_came_later_did_not_predict_what_others_had(planned):
+    """It has seen the draws of names that they were registered for, unless it was for one of them as well."""
+    lines = registered.register(planned, [], ["T0"], "a")
+    late = {**lines[0], "tier": "T4"}
+    first, second = (cell((line["spec_hash"], "d", "R", 1)) for line in lines)
+    assert registered.Known.of(lines).tiers([first, second]) == ("T0",)
+    assert registered.Known.of([*lines, late]).tiers([first, second]) == ("T0", "T4")  # second is routed, say
+    refused = {**{k: v for k, v in late.items() if k != "asked"}, "refused": "why"}
+    assert registered.Known.of([*lines, refused]).looked_at(first, "T4")
 
 
 def test_what_is_committed_was_predicted_by_committed_code():

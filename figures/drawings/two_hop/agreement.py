@@ -7,7 +7,7 @@ know the base models they were made for.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -47,7 +47,8 @@ DRAWS = 999
 def draw(given: Sequence[Cell]) -> Figure:
     """One dot a cell, its training seeds and draws of names pooled; no sweeps of weights, no controls."""
     bases = {cell.info.digest for cell in given}
-    later = [cell for cell in registered.measured() if cell.info.digest in bases]
+    measured = [cell for several in registered.measured().values() for cell in several]
+    later = [cell for cell in measured if cell.info.digest in bases]
     cells = [cell for cell in (*given, *later) if plain(cell) and cell.info.control is None]
     before = tiers.read(registered.REGISTERED)
     lines = {tiers.key(line): line for line in (*tiers.read(), *before)}
@@ -65,7 +66,7 @@ def draw(given: Sequence[Cell]) -> Figure:
     shown = [cell for columns in panels.values() for told in columns.values() for cell, _ in told]
     models = notes.models(shown)
     looks = {model: MODELS[number % len(MODELS)] for number, model in enumerate(models)}
-    known = registered.places(before)
+    known = registered.Known.of(before)
 
     figure = style.blank(style.PAGE, 1.2 + 1.75 * len(panels))
     grid = figure.subplots(len(panels), len(PANELS), sharex=True, sharey=True, squeeze=False)
@@ -123,12 +124,12 @@ def _panel(
     tier: str,
     told: Sequence[tuple[Cell, Line]],
     looks: Mapping[str, tuple[str, str]],
-    known: Collection[registered.Place],
+    known: registered.Known,
 ) -> None:
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
     for cell, said in told:
         colour, marker = looks[cell.info.base]
-        fill = "none" if registered.looked_at(cell, known) else colour
+        fill = "none" if known.looked_at(cell, tier) else colour
         place = (float(said.get(RIGHT, 0.0)), cell.share)
         axes.plot(*place, marker, color=colour, markerfacecolor=fill, alpha=0.6)
         if cell.undertrained:
