@@ -19,7 +19,7 @@ spec = importlib.util.spec_from_file_location("proofs_check", ROOT / "proofs" / 
 check = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(check)
 
-COLUMNS = ("claim", "paper", "Coq", "Python", "test", "ledger", "status")
+COLUMNS = ("claim", "paper", "scope", "Coq", "Python", "test", "ledger", "status")
 STATUS = {"proved", "on paper", "open"}
 
 
@@ -91,6 +91,12 @@ def test_every_name_in_the_table_exists(column):
 def test_the_table_says_what_is_proved_and_where_it_stands():
     assert all(row["claim"] and row["paper"] and row["status"] in STATUS for row in TABLE)
     assert all(bool(names(row["Coq"])) == (row["status"] == "proved") for row in TABLE)
+
+
+def test_every_row_names_a_scope_that_the_page_explains():
+    page = (ROOT / "proofs" / "README.md").read_text()
+    explained = page[page.index("| scope | what it is about |") :].split("\n\n")[0].splitlines()[2:]
+    assert {row["scope"] for row in TABLE} == {line.split("|")[1].strip() for line in explained}
 
 
 def test_the_table_holds_the_headline_theorems_and_no_others():

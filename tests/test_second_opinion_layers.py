@@ -1,4 +1,4 @@
-"""A second opinion on two tied layers (TwoLayers.v): z3 looks for a counterexample in exact real arithmetic.
+"""A second opinion on tied layers (TwoLayers.v, ManyLayers.v): z3 looks for a counterexample.
 
 Adapter 2's coefficients solve G c = k, G with `on` the diagonal and `off` elsewhere, k `hit` at the right key
 and `miss` at every other one.
@@ -62,6 +62,33 @@ def test_composition_needs_each_hypothesis(dropped):
     own, other = (exact(case, x) for x in (OWN, OTHER))
     assert on * own + off * other == hit and off * own + on * other == miss
     assert not (weight * own > weight * other and weight * own > bound)
+
+
+#: By how much a state overlaps more with its right key; how much of it the next hop reads, and then has more.
+EXTRA, ATTENTION, SEEN_ABOVE = z3.Reals("extra attention seen_above")
+
+
+def one_hop_up(facts):
+    """Adapter and kernel of a hop, the kernel by its two values, and what the next hop's state has more."""
+    grows = z3.And(z3.Implies(EXTRA > 0, MISS < HIT), z3.Implies(EXTRA == 0, MISS == HIT))
+    return (solved(facts), grows, SEEN_ABOVE == ATTENTION * WEIGHT * (OWN - OTHER))
+
+
+@pytest.mark.parametrize("facts", [2, 3, 20])
+def test_a_hit_below_is_a_hit_above(facts):
+    """The step of the induction: any positive weight carries a hit on, and nothing else does."""
+    held = [HYPOTHESES[name] for name in ("a key is nearest to itself", "kernels are not negative")]
+    positive = (ATTENTION > 0, WEIGHT > 0)
+    refute(*one_hop_up(facts), *held, *positive, EXTRA > 0, SEEN_ABOVE <= 0)
+    refute(*one_hop_up(facts), *held, *positive, EXTRA == 0, SEEN_ABOVE != 0)
+
+
+@pytest.mark.parametrize("none", [ATTENTION, WEIGHT])
+def test_what_is_not_read_or_not_written_is_not_carried_on(none):
+    held = [HYPOTHESES[name] for name in ("a key is nearest to itself", "kernels are not negative")]
+    case = find(*one_hop_up(3), *held, ATTENTION >= 0, WEIGHT >= 0, EXTRA > 0, SEEN_ABOVE <= 0)
+    assert exact(case, ATTENTION) * exact(case, WEIGHT) == 0
+    refute(*one_hop_up(3), *held, none == 0, EXTRA > 0, SEEN_ABOVE != 0)
 
 
 def test_in_the_limit_the_package_finds_the_same_edge():

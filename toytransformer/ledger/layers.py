@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from toytransformer import merging
-from toytransformer.compositions import Composition, Merge, catalogue
+from toytransformer.compositions import Adapter, Composition, Fact, Merge, Prompt, World, question
 from toytransformer.layers import Stack, StackPrediction, drawn, predict, threshold, two_layers
 from toytransformer.layers.spread import spread
 from toytransformer.ledger.pair import LIMIT, pair
@@ -153,14 +153,35 @@ def other_orders(run: Run) -> Iterator[Row]:
             regime="limit, fresh, n = 3",
             note="part of hop 2 lies above part of hop 1",
         )
+
+
+@claim(
+    "L hops compose in L layers, in their order only",
+    source=SOURCE,
+    proof="ManyLayers.layers_compose, ManyLayers.one_weight_for_all, ManyLayers.broken_link_does_not_compose",
+)
+def many_layers(run: Run) -> Iterator[Row]:
+    n, lower = 3, (0.3, 2.0, 0.7)
+    for hops in (2, 3, 4):
+        stack, weights = Stack(LIMIT, count=hops), lower[: hops - 1]
+        in_order = {f"hop{k}": (k,) for k in range(1, hops + 1)}
+        last = threshold(hops_in_a_row(hops, n, (*weights, 1.0)), stack, in_order, f"hop{hops}")
+        where = f"limit, fresh, n = {n}, weights {', '.join(map(str, weights))} below"
+        for factor, right in ((1.001, 1.0), (0.999, 0.0)):
+            found = {
+                predict(hops_in_a_row(hops, n, (*weights, factor * last), sigma), stack, in_order).accuracy
+                for sigma in itertools.permutations(range(n))
+            }
+            text = f"accuracies over all relabellings, {hops} hops, the last at {factor:g} of B / own"
+            yield same(text, {right}, found, regime=where, note=f"B / own is {last:.4g}")
     for order in itertools.permutations((1, 2, 3)):
-        hops = catalogue.build("three-hop", facts=2, known=False, merge=Merge("sum", (1.0, 3.0, 9.0)))
-        placement = {f"hop{k + 1}": (layer,) for k, layer in enumerate(order)}
-        three = predict(hops, Stack(LIMIT, count=3), placement)
+        placement = {f"hop{k}": (layer,) for k, layer in enumerate(order, start=1)}
+        three = predict(hops_in_a_row(3, 2, (1.0, 3.0, 9.0)), Stack(LIMIT, count=3), placement)
+        lead = np.abs(three.margins(["y3_0", "y3_1"])).max() > three.tie
         yield same(
-            f"three hops compose with hops 1, 2, 3 in layers {', '.join(map(str, order))}",
-            order == (1, 2, 3),
-            three.accuracy == 1.0,
+            f"hops 1, 2, 3 in layers {', '.join(map(str, order))}: compose; else the last answers tie",
+            (order == (1, 2, 3),) * 2,
+            (three.accuracy == 1.0, bool(lead)),
             regime="limit, fresh, n = 2, weights 1, 3, 9",
         )
 
@@ -225,6 +246,23 @@ def finite(run: Run) -> Iterator[Row]:
         regime=where,
         note="bound: a normal tail for each rival; prompts of one draw count once",
     )
+
+
+def hops_in_a_row(
+    hops: int, facts: int, weights: tuple[float, ...], sigma: tuple[int, ...] | None = None
+) -> Composition:
+    """x_i R1 -> y1_sigma(i) and y(k-1)_j Rk -> yk_j, fresh facts, asked x_i R1 .. R(hops); chains from 0."""
+    names = [[f"{'x' if k == 0 else f'y{k}'}_{i}" for i in range(facts)] for k in range(hops + 1)]
+    first = [names[1][j] for j in sigma or range(facts)]
+    answers = [first, *names[2:]]
+    adapters = tuple(
+        Adapter(f"hop{k + 1}", tuple(map(Fact.of, names[k], [f"R{k + 1}"] * facts, answers[k])))
+        for k in range(hops)
+    )
+    world = World.of((), [fact for adapter in adapters for fact in adapter.facts])
+    relations = tuple(f"R{k}" for k in range(1, hops + 1))
+    asked = tuple(question(world, Prompt(name, relations), adapters, "hops") for name in names[0])
+    return Composition(f"{hops} hops", world, adapters, Merge("sum", weights), asked)
 
 
 def relabelled(
