@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import click.testing
 import pytest
@@ -15,6 +16,7 @@ from llm_experiments.adapters.of_base import against, resolved
 from llm_experiments.adapters.peft_files import AdapterError
 from llm_experiments.adapters.peft_settings import scaling
 from llm_experiments.commands.adapters import check
+from llm_experiments.commands.diagnose import diagnose
 from llm_experiments.merges.saving import save_static
 from llm_experiments.models.shapes import base_shapes
 from toytransformer.adapters import LoRA
@@ -112,17 +114,22 @@ def test_what_a_pickle_would_run_is_not_run(tmp_path):
     assert not ran.exists()
 
 
-def test_kohya_needs_the_base_for_its_names(tmp_path, base):
+def in_kohya(file, seed=0):
+    """A file as kohya writes it, with scale 1/2."""
     tensors = {}
-    for name, (a, b) in pairs().items():
+    for name, (a, b) in pairs(seed=seed).items():
         flat = "lora_te_" + name.replace(".", "_")
         tensors |= {
             f"{flat}.lora_down.weight": a,
             f"{flat}.lora_up.weight": b,
             f"{flat}.alpha": torch.tensor(1.0),
         }
-    save_file(tensors, tmp_path / "kohya.safetensors")
-    read = peft_files.opened(tmp_path / "kohya.safetensors")
+    save_file(tensors, file)
+    return file
+
+
+def test_kohya_needs_the_base_for_its_names(tmp_path, base):
+    read = peft_files.opened(in_kohya(tmp_path / "kohya.safetensors"))
     assert read.layout == "kohya" and not set(read.modules) & set(MODULES)
     with pytest.raises(AdapterError, match="--model"):
         resolved(read, None)
@@ -278,6 +285,39 @@ def test_check_holds_names_and_shapes_against_the_base(tmp_path, base):
     assert "(out, in) is (64, 33) and in the base (64, 32) (and 1 more)" in lines[2]
 
 
+def test_check_looks_at_the_base_that_adapters_name_where_it_is_here(tmp_path, base):
+    named = {"base_model_name_or_path": str(base)}
+    right, wide = in_peft(tmp_path / "right", **named), in_peft(tmp_path / "wide", pairs(inside=33), **named)
+    assert checked(right) == (0, [f"fine     {right}: rank 2, 2 modules, base {base}"])
+    status, lines = checked(wide)
+    assert status == 1 and "(out, in) is (64, 33) and in the base (64, 32)" in lines[0]
+    away = in_peft(tmp_path / "away", pairs(inside=33), base_model_name_or_path=f"{base}-of-somebody")
+    assert checked(away)[0] == 0
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    status, lines = checked(in_peft(tmp_path / "c", base_model_name_or_path=str(tmp_path / "broken")))
+    assert status == 0 and lines[0].startswith("note") and "cannot be looked at" in lines[0]
+
+
+def test_diagnose_takes_what_merge_and_check_take(tmp_path, base):
+    below = in_peft(tmp_path / "run" / "checkpoint-10").parent
+    pair = [below, in_kohya(tmp_path / "kohya.safetensors", seed=1)]
+    status, lines = diagnosed(*pair, "--model", base)
+    assert status == 0 and "checkpoint-10" in lines and "kohya" in lines
+    modules = json.loads((tmp_path / "told.json").read_text())["modules"]
+    assert set(modules) == set(MODULES)
+    with pytest.raises(AdapterError, match=r"in the base \(64, 32\)"):
+        diagnosed(*pair, in_peft(tmp_path / "wide", pairs(inside=33)), "--model", base)
+
+
+def diagnosed(*arguments):
+    told = Path(arguments[0]).parent / "told.json"
+    done = click.testing.CliRunner().invoke(
+        diagnose, [*map(str, arguments), "--json", str(told)], standalone_mode=False, catch_exceptions=False
+    )
+    return done.return_value, done.output
+
+
 def test_check_names_everything_that_stands_against_a_merge(tmp_path):
     parts = [
         in_peft(tmp_path / "a"),
@@ -302,5 +342,5 @@ def test_names_of_the_base_decide_nothing_unless_asked(tmp_path):
 
 def test_an_adapter_of_ours_goes_beside_a_foreign_one(tmp_path):
     modules = {name: LoRA(b, a.T) for name, (a, b) in pairs().items()}
-    peft_files.write(tmp_path / "ours", "ours", modules, "embedded", details={"base_digest": "feed"})
+    peft_files.write(tmp_path / "ours", "ours", modules, "org/b", details={"base_digest": "feed"})
     assert checked(tmp_path / "ours", in_peft(tmp_path / "foreign"))[0] == 0

@@ -4,16 +4,49 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from llm_experiments.adapters.layouts import EXPERT
-from llm_experiments.adapters.weights import AdapterWeights, ModuleUpdate, StoredModules
+from llm_experiments.adapters.reader import opened
+from llm_experiments.adapters.weights import AdapterWeights, ModuleUpdate, StoredModules, distinctly_named
 from llm_experiments.models.shapes import BaseShapes
 from toytransformer.adapters import AdapterError
 
 #: What kohya puts before a module's name.
 KOHYA = re.compile(r"lora_(te\d?_|unet_|)")
+
+
+def opened_library(sources: Sequence[str], base: BaseShapes | None) -> list[AdapterWeights]:
+    """The adapters that `sources` name (see `locate`), each with a name of its own and the base's modules.
+
+    Errors: AdapterError as `opened` and `resolved`.
+    """
+    return distinctly_named([resolved(opened(source), base) for source in sources], sources)
+
+
+def require_base(library: Sequence[AdapterWeights], base: BaseShapes | None) -> None:
+    """AdapterError with the first adapter that does not fit the base, where there is one to fit."""
+    for adapter in library:
+        if base and (problems := against(adapter, base)):
+            raise AdapterError(f"{adapter.name}: {problems[0]}")
+
+
+def base_here(adapter: AdapterWeights) -> str | None:
+    """The base as the adapter's settings name it, where that is a model on this machine: a folder, a file.
+
+    None for a hub id, which would have to be asked for, and for a path of somebody else's.
+    """
+    name = adapter.base_name
+    if not name:
+        return None
+    try:
+        path = Path(name).expanduser()
+        here = (path / "config.json").is_file() or (path.suffix == ".gguf" and path.is_file())
+    except (RuntimeError, OSError, ValueError):  # ~ of nobody, too long, a null byte
+        return None
+    return name if here or name == "embedded" else None
 
 
 def against(adapter: AdapterWeights, base: BaseShapes) -> list[str]:

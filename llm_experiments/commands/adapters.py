@@ -69,8 +69,7 @@ def merge(
     from rich.console import Console
 
     from llm_experiments.adapters.compatible import compatibility
-    from llm_experiments.adapters.of_base import against, resolved
-    from llm_experiments.adapters.peft_files import AdapterError, distinctly_named, opened
+    from llm_experiments.adapters.of_base import opened_library, require_base
     from llm_experiments.merges.recipe import Recipe
     from llm_experiments.merges.saving import DTYPES, LARGEST, static_adapter
     from llm_experiments.models.files import printable
@@ -86,12 +85,10 @@ def merge(
     if rank is not None and loss is not None:
         raise click.UsageError("--rank and --loss both say how much is kept: give one")
     base = None if model is None else base_shapes(model)
-    library = distinctly_named([resolved(opened(source), base) for source in adapters], adapters)
+    library = opened_library(adapters, base)
     together = compatibility(library, same_base=same_base)
     together.require()
-    for adapter in library:
-        if base and (problems := against(adapter, base)):
-            raise AdapterError(f"{adapter.name}: {problems[0]}")
+    require_base(library, base)
     if recipe:
         spec = Recipe.read(recipe).merge(library)
     else:
@@ -132,17 +129,29 @@ def check(adapters: tuple[str, ...], model: str | None, same_base: bool) -> int:
     """Check whether adapters can be merged, and fit together.
 
     Each of the ADAPTERS is a PEFT folder, a folder that holds one, a .safetensors or .bin file (PEFT, mlx-lm,
-    kohya), an expert of mttl, or a hub id as org/name, org/name@revision or org/name:folder. Exit status 1
-    if one is refused.
+    kohya), an expert of mttl, or a hub id as org/name, org/name@revision or org/name:folder. Without --model
+    each is held against the base that it names, where that is on this machine. Exit status 1 if one is
+    refused.
     """
+    from functools import cache
+
     from llm_experiments.adapters.compatible import compatibility
-    from llm_experiments.adapters.of_base import against, resolved
+    from llm_experiments.adapters.of_base import against, base_here, resolved
     from llm_experiments.adapters.peft_files import AdapterError, AdapterWeights, distinctly_named, opened
     from llm_experiments.models.files import printable
-    from llm_experiments.models.shapes import base_shapes
+    from llm_experiments.models.shapes import BaseShapes, base_shapes
+    from llm_experiments.models.sources import ModelError
 
     def say(verdict: str, text: str) -> None:
         click.echo(f"{verdict:<8} {printable(text)}")
+
+    @cache
+    def named(name: str) -> BaseShapes | None:
+        try:
+            return base_shapes(name)
+        except ModelError as error:
+            say("note", f"the base {name!r} that adapters name is here and cannot be looked at: {error}")
+            return None
 
     base = None if model is None else base_shapes(model)
     library: list[AdapterWeights] = []
@@ -151,8 +160,10 @@ def check(adapters: tuple[str, ...], model: str | None, same_base: bool) -> int:
     for source in adapters:
         try:
             own = opened(source)
-            if base:
-                own = resolved(own, base)
+            its_name = None if base else base_here(own)
+            its_base = named(its_name) if its_name else base
+            if its_base:
+                own = resolved(own, its_base)
             for _ in own.modules.values():  # reads each, one at a time: are its numbers finite?
                 pass
             for tensor in own.whole.values():
@@ -165,7 +176,7 @@ def check(adapters: tuple[str, ...], model: str | None, same_base: bool) -> int:
         sources.append(source)
         layout = "" if own.layout == "PEFT" else f", {own.layout}"
         shape = f"rank {own.rank}, {len(own.modules)} modules, base {own.base}{layout}"
-        problems = against(own, base) if base else []
+        problems = against(own, its_base) if its_base else []
         for problem in problems:
             say("refused", f"{source}: {problem}")
         if not problems:

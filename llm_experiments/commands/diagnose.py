@@ -43,6 +43,7 @@ def diagnose(
 
     from rich.console import Console
 
+    from llm_experiments.adapters.of_base import opened_library, require_base
     from llm_experiments.adapters.peft_files import distinctly_named, opened
     from llm_experiments.diagnose import asked_tables, page, tables
     from llm_experiments.diagnose.combining import combine
@@ -51,6 +52,7 @@ def diagnose(
     from llm_experiments.diagnose.library import measure
     from llm_experiments.diagnose.questions import read
     from llm_experiments.diagnose.verdict import SEPARATE, verdict
+    from llm_experiments.models.shapes import base_shapes
     from toytransformer.compositions import replace_file
     from toytransformer.compositions.io import require_writable
     from toytransformer.working import Bar
@@ -61,7 +63,12 @@ def diagnose(
     for file in (html, None if to_terminal else json_file):
         if file:
             require_writable(file)
-    library = distinctly_named([opened(source) for source in adapters], adapters)
+    if model["model"] is None:
+        library = distinctly_named([opened(source) for source in adapters], adapters)
+    else:
+        base = base_shapes(model["model"], revision=model["revision"])
+        library = opened_library(adapters, base)
+        require_base(library, base)
     questions = read(ask, [adapter.name for adapter in library]) if ask else []
     loaded = options.chosen(**model).load() if model["model"] is not None else None
     with Bar(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
