@@ -27,7 +27,7 @@ from llm_experiments.diagnose.combining import (
 from llm_experiments.diagnose.findings import findings
 from llm_experiments.diagnose.leaks import NEUTRAL, NEUTRAL_PROMPTS, Leaks, leaks
 from llm_experiments.diagnose.library import measure
-from llm_experiments.diagnose.questions import Question, QuestionsError, read
+from llm_experiments.domains.own.questions import Question, QuestionsError, read
 from llm_experiments.diagnose.verdict import COMBINE, OPEN, SEPARATE, questions_needed, verdict
 from llm_experiments.merges.loss import encoded, mean_loss
 from llm_experiments.merges.merging import apply

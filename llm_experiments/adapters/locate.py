@@ -7,15 +7,22 @@ org/name            a repository of the hub, also org/name@REVISION and org/name
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from llm_experiments.adapters.tensor_files import shards
 from toytransformer.adapters import AdapterError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+#: What this project knows about an adapter beyond PEFT's own files; other programs do not look at it.
+EXTRA = "adapter_details.json"
 #: Files that hold weights, where they have a name of their own; the first that is there is read.
 NAMED = (
     WEIGHTS,
@@ -27,6 +34,7 @@ NAMED = (
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 #: How deep folders are searched for the one that holds the adapter, and how many are looked at.
 DEPTH, MOST = 2, 1000
+Result = TypeVar("Result")
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<folder>[\w./-]+))?", re.ASCII)
 
 
@@ -38,6 +46,45 @@ class Located:
     folder: Path
     weights: tuple[Path, ...]
     config: Path | None
+
+    @property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of its files, by the names that `copy` gives them.
+
+        Errors: AdapterError where one cannot be read.
+        """
+        whole = hashlib.sha256()
+        for name, file in self._files().items():
+            whole.update(f"{name}\n{self._reading(_sha256, file)}\n".encode())
+        return whole.hexdigest()[:16]
+
+    def copy(self, folder: Path) -> None:
+        """Write its files into a folder in which `locate` finds the same adapter. Errors: as digest."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, file in self._files().items():
+            self._reading(partial(shutil.copyfile, dst=folder / name), file)
+
+    def _files(self) -> dict[str, Path]:
+        """What belongs to it, by the name that is found in a folder of its own."""
+        files = {file.name: file for file in self.weights}
+        if len(files) == 1 and self.config and self.weights[0].name not in NAMED:
+            named = WEIGHTS if self.weights[0].suffix == ".safetensors" else "adapter_model.bin"
+            files = {named: self.weights[0]}
+        beside = [self.folder / name for name in (CONFIG, EXTRA) if self.config or name == EXTRA]
+        beside += [self.folder / name for name in NAMED if len(files) > 1 and name.endswith(".json")]
+        beside += [] if self.config else [self.weights[0].with_suffix(".meta")]
+        return dict(sorted({**files, **{file.name: file for file in beside if file.is_file()}}.items()))
+
+    def _reading(self, read: Callable[[Path], Result], file: Path) -> Result:
+        try:
+            return read(file)
+        except OSError as error:
+            raise AdapterError(f"{file} cannot be read ({error})") from error
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def locate(source: str | os.PathLike[str]) -> Located:
@@ -148,10 +195,7 @@ def fetched(repo: str, revision: str | None, folder: str | None) -> Path:
     if folder and ".." in Path(folder).parts:
         raise AdapterError(f"{repo}:{folder} lies outside the repository; give a folder in it")
     prefix = f"{folder.strip('/')}/" if folder else ""
-    patterns = [
-        f"{prefix}{name}"
-        for name in (CONFIG, "adapter_details.json", "adapter_model*", "adapters.safetensors")
-    ]
+    patterns = [f"{prefix}{name}" for name in (CONFIG, EXTRA, "adapter_model*", "adapters.safetensors")]
     patterns += [f"{prefix}*.ckpt", f"{prefix}*.meta"] + ([] if folder else ["*/adapter_*"])
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))

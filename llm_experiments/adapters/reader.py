@@ -9,15 +9,12 @@ from typing import Any
 
 from llm_experiments.adapters import layouts, peft_settings
 from llm_experiments.adapters.layouts import Contents, StoredUpdate
-from llm_experiments.adapters.locate import Located, locate
+from llm_experiments.adapters.locate import EXTRA, Located, locate
 from llm_experiments.adapters.peft_settings import shown
 from llm_experiments.adapters.tensor_files import plain_pickle, stored_tensors
 from llm_experiments.adapters.weights import AdapterWeights, ModuleUpdate, StoredModules
 from llm_experiments.models.files import FileError, read_object
 from toytransformer.adapters import AdapterError
-
-#: What this project knows about an adapter beyond PEFT's own files; other programs do not look at it.
-EXTRA = "adapter_details.json"
 
 
 def opened(source: str | os.PathLike[str], *, name: str | None = None, device: str = "cpu") -> AdapterWeights:

@@ -101,7 +101,7 @@ def random_like(folder: str | os.PathLike, *, seed: int, out: str | os.PathLike)
         f"random like {given.name}",
         modules,
         given.config.get("base_model_name_or_path") or "",
-        targets=given.config.get("target_modules"),
+        targets=named if isinstance(named := given.config.get("target_modules"), list) else None,
         details={"base_digest": given.details.get("base_digest"), "like": given.name, "seed": seed},
     )
 

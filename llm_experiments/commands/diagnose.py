@@ -50,8 +50,8 @@ def diagnose(
     from llm_experiments.diagnose.findings import findings
     from llm_experiments.diagnose.leaks import leaks
     from llm_experiments.diagnose.library import measure
-    from llm_experiments.diagnose.questions import read
     from llm_experiments.diagnose.verdict import SEPARATE, verdict
+    from llm_experiments.domains.own.questions import read
     from llm_experiments.models.shapes import base_shapes
     from toytransformer.compositions import replace_file
     from toytransformer.compositions.io import require_writable

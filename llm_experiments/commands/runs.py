@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
+from click.core import ParameterSource
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -15,12 +17,14 @@ from rich.table import Table
 
 from llm_experiments.commands import options
 from llm_experiments.commands.options import FOLDER, profile_named, training_seeds
-from toytransformer.command_line import needs_extra
+from toytransformer.command_line import RegularFile, needs_extra
 from toytransformer.working import Bar, ending
 
 if TYPE_CHECKING:
     from llm_experiments.engine.runs import Run
+    from llm_experiments.engine.steps import Plan
     from llm_experiments.engine.store import Store
+    from llm_experiments.models.handle import LoadedModel
 
 #: Where results go unless --out says otherwise; experiments that share steps share them there.
 OUT = Path("out") / "llm"
@@ -70,7 +74,7 @@ def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) 
 
 
 @click.command("run")
-@click.argument("names", nargs=-1, required=True, metavar="NAME..")
+@click.argument("names", nargs=-1, required=True, metavar="NAME..|STUDY.toml")
 @options.model_options
 @click.option("--seeds", default="0,1,2", show_default=True, help="Training seeds, by comma.")
 @click.option("--names", "draws", default="0", show_default=True, help="Draws of names, by comma.")
@@ -80,47 +84,45 @@ def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) 
     type=click.Choice(["none", "direct", "all"]),
     help="Of which questions log-probabilities are kept: all is those of chains' steps too.",
 )
-@click.option("--out", type=FOLDER, default=OUT, show_default=True, help="Folder of the results.")
+@click.option(
+    "--out", type=FOLDER, help=f"Folder of the results [{OUT}; of a study, out/ and the study's name]."
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Compute at most so many steps in this call.")
+@click.option("--count", is_flag=True, help="Say what there is to do and stop.")
 @needs_extra("llm")
 def run_experiments(
-    names: tuple[str, ...],
-    seeds: str,
-    draws: str,
-    profile_name: str | None,
-    logprobs: str | None,
-    out: Path,
-    limit: int | None,
-    **model: Any,
+    names: tuple[str, ...], out: Path | None, limit: int | None, count: bool, **given: Any
 ) -> int:
     """Run experiments, or go on with them.
 
+    NAME is one of `list`, STUDY.toml a study of your own: your adapters, your questions (docs/study.md).
     Finished steps are kept whatever happens, and never computed twice. Several processes may run into one
     folder at once. Exit status 1 if a step failed.
     """
     from llm_experiments.engine.context import Context
     from llm_experiments.engine.local import run as run_steps
-    from llm_experiments.engine.steps import Plan
     from llm_experiments.engine.store import Store
-    from llm_experiments.experiments.registry import EXPERIMENTS
+    from llm_experiments.experiments.registry import Work
 
-    if unknown := [name for name in names if name not in EXPERIMENTS]:
-        raise click.UsageError(f"there is no experiment {unknown[0]!r}: choose {', '.join(EXPERIMENTS)}")
-    drawn, worlds = training_seeds(seeds), training_seeds(draws, "--names")
-    model_chosen = options.chosen(**model)
-    base = model_chosen.base
-    profile, store = profile_named(profile_name, base), Store(out)
-    if logprobs is not None:
-        profile = replace(profile, logprobs=logprobs)
-    whole = Plan()
-    about = {"model": base.id, "digest": base.digest, "seeds": list(drawn), "profile": profile.name}
-    about |= {} if worlds == (0,) else {"names": list(worlds)}
-    for name in dict.fromkeys(names):
-        plan = EXPERIMENTS[name].plan(base, profile, drawn, worlds)
-        whole.include(plan)
-        for problem in store.add_run({"experiment": name, **about}, plan.listed()):
+    studies = [name for name in names if name.endswith(".toml")]
+    if studies and len(names) > 1:
+        raise click.UsageError(f"{studies[0]!r} is a study of its own: run it alone")
+    planned = _study(Path(names[0]), **given) if studies else _experiments(names, **given)
+    out = out or planned.out
+    if studies or count:
+        work = Work.of(planned.whole)
+        click.echo(
+            f"{work.adapters:,} adapters to train on {work.examples:,} examples (repeats counted), "
+            f"{work.questions:,} questions to answer: {len(planned.whole.order())} steps",
+            err=not count,
+        )
+        if count:
+            return 0
+    store = Store(out)
+    for about, plan in planned.runs:
+        for problem in store.add_run(about, plan.listed()):
             click.echo(f"set aside {problem}", err=True)
-    order = [step.address for step in whole.order()]
+    order = [step.address for step in planned.whole.order()]
     wanted = None if limit is None else [address for address in order if not store.finished(address)][:limit]
 
     def stopped() -> str:
@@ -128,7 +130,7 @@ def run_experiments(
         return f"stopped: {there} of {len(order)} steps are finished; the same command goes on"
 
     with ending(stopped):
-        summary = run_steps(whole, store, Context(store, model_chosen.load), wanted=wanted)
+        summary = run_steps(planned.whole, store, Context(store, planned.load), wanted=wanted)
     finished = sum(map(store.finished, order))
     click.echo(f"{finished} of {len(order)} steps finished, {len(summary.computed)} of them now: {out}")
     if summary.failed:
@@ -138,6 +140,80 @@ def run_experiments(
     elif finished == len(order):
         click.echo(f"{click.get_current_context().find_root().info_name} table {out}")
     return summary.status
+
+
+class Planned(NamedTuple):
+    """What is to be run: all steps, the runs they are listed under, the model, and where results go."""
+
+    whole: Plan
+    runs: Sequence[tuple[Mapping[str, object], Plan]]
+    load: Callable[[], LoadedModel]
+    out: Path
+
+
+def _experiments(
+    names: tuple[str, ...],
+    seeds: str,
+    draws: str,
+    profile_name: str | None,
+    logprobs: str | None,
+    **model: Any,
+) -> Planned:
+    """Experiments by name, on the model and under the profile that the options say."""
+    from llm_experiments.engine.steps import Plan
+    from llm_experiments.experiments.registry import EXPERIMENTS
+
+    if unknown := [name for name in names if name not in EXPERIMENTS]:
+        raise click.UsageError(f"there is no experiment {unknown[0]!r}: choose {', '.join(EXPERIMENTS)}")
+    drawn, worlds = training_seeds(seeds), training_seeds(draws, "--names")
+    model_chosen = options.chosen(**model)
+    base = model_chosen.base
+    profile = profile_named(profile_name, base)
+    if logprobs is not None:
+        profile = replace(profile, logprobs=logprobs)
+    about: dict[str, object] = {"model": base.id, "digest": base.digest}
+    about |= {"seeds": list(drawn), "profile": profile.name}
+    about |= {} if worlds == (0,) else {"names": list(worlds)}
+    whole, runs = Plan(), []
+    for name in dict.fromkeys(names):
+        plan = EXPERIMENTS[name].plan(base, profile, drawn, worlds)
+        whole.include(plan)
+        runs.append(({"experiment": name, **about}, plan))
+    return Planned(whole, runs, model_chosen.load, OUT)
+
+
+#: Options of `run` that a study says itself, and where.
+IN_A_STUDY = {
+    "model": "base",
+    "revision": "revision",
+    "seeds": "[run] seeds",
+    "draws": "its own questions",
+    "profile_name": "[training] profile",
+}
+
+
+def _study(file: Path, logprobs: str | None, **given: Any) -> Planned:
+    """A study of one's own; of the options those count that say how to compute."""
+    from llm_experiments.domains.own.planning import planned
+    from llm_experiments.domains.own.study import StudyFile
+    from llm_experiments.experiments.registry import EXPERIMENTS
+    from llm_experiments.models.shapes import base_shapes
+
+    source = click.get_current_context().get_parameter_source
+    for name, where in IN_A_STUDY.items():
+        if source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"a study says that itself ({where}): leave the option out")
+    study = StudyFile.read(RegularFile().convert(file, None, None))
+    if study.name in EXPERIMENTS:
+        raise click.UsageError(f"{file}: name {study.name!r} is an experiment's: give the study another")
+    if logprobs is not None:
+        study = replace(study, profile=replace(study.profile, logprobs=logprobs))
+    how = {name: given[name] for name in ("dtype", "device", "four_bit")}
+    model = options.chosen(study.base, study.revision, **how)
+    plan = planned(study, model.base, base_shapes(study.base, revision=study.revision))
+    # Without seeds and profile: a study that was changed takes the place of what it was.
+    about = {"experiment": study.name, "model": model.base.id, "digest": model.base.digest}
+    return Planned(plan, [(about, plan)], model.load, Path("out") / study.name)
 
 
 @click.command()
@@ -163,12 +239,12 @@ def status(folder: Path) -> int:
         missing = [address for address in listed if not store.finished(address)]
         missing_any = missing_any or bool(missing)
         total = len(listed)
-        about = f"{entry.get('model')} ({entry.get('digest')}), profile {entry.get('profile')}"
-        seeds = ", ".join(map(str, entry.get("seeds", ())))
-        draws = ", ".join(map(str, entry.get("names", ())))
+        about = f"{entry.get('model')} ({entry.get('digest')})"
+        about += f", profile {profile}" if (profile := entry.get("profile")) else ""
+        for what, drawn in (("seeds", entry.get("seeds")), ("names", entry.get("names"))):
+            about += f", {what} {', '.join(map(str, drawn))}" if drawn else ""
         console.print(
-            f"[bold]{_plain(entry['experiment'])}[/bold] on {_plain(about)}, seeds {seeds}"
-            f"{f', names {draws}' if draws else ''}: "
+            f"[bold]{_plain(entry['experiment'])}[/bold] on {_plain(about)}: "
             f"{total - len(missing)} of {total} steps finished"
         )
         if missing:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from llm_experiments.asking.decoding import quiet
-from llm_experiments.diagnose.questions import Question
+from llm_experiments.domains.own.questions import Question
 from llm_experiments.merges.loss import Tokens, encoded
 from llm_experiments.models.handle import LoadedModel
 

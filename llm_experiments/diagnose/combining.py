@@ -22,7 +22,7 @@ from scipy.optimize import minimize
 from llm_experiments.adapters.peft_files import AdapterWeights
 from llm_experiments.diagnose.answers import AnswerSheet, Scores
 from llm_experiments.diagnose.library import LibraryGeometry
-from llm_experiments.diagnose.questions import Question
+from llm_experiments.domains.own.questions import Question
 from llm_experiments.merges.merging import apply
 from llm_experiments.merges.mixtures import weighted
 from llm_experiments.models.handle import LoadedModel

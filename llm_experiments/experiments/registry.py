@@ -30,6 +30,17 @@ class Work:
     examples: int
     questions: int
 
+    @classmethod
+    def of(cls, plan: Plan) -> Work:
+        """What a plan with nothing finished has to do."""
+        trained = [step for step in plan.order() if isinstance(step, TrainAdapter)]
+        asked = [step for step in plan.order() if isinstance(step, Ask)]
+        return cls(
+            adapters=len(trained),
+            examples=sum(step.training.seen(_lines(plan, step.examples)) for step in trained),
+            questions=sum(_lines(plan, step.reading.items) for step in asked),
+        )
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -63,14 +74,7 @@ class Experiment:
 
     def work(self, base: Base, profile: Profile, seeds: Sequence[int], names: Sequence[int] = (0,)) -> Work:
         """What a run with nothing finished has to do; closed-form edits train nothing."""
-        plan = self.plan(base, profile, seeds, names)
-        trained = [step for step in plan.order() if isinstance(step, TrainAdapter)]
-        asked = [step for step in plan.order() if isinstance(step, Ask)]
-        return Work(
-            adapters=len(trained),
-            examples=sum(step.training.seen(_lines(plan, step.examples)) for step in trained),
-            questions=sum(_lines(plan, step.reading.items) for step in asked),
-        )
+        return Work.of(self.plan(base, profile, seeds, names))
 
 
 def _lines(plan: Plan, ref: Ref) -> int:

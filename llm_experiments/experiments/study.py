@@ -12,7 +12,7 @@ from llm_experiments.domains.task import Task
 from llm_experiments.engine.addresses import Address, Ref
 from llm_experiments.engine.steps import Plan
 from llm_experiments.experiments.sizes import Profile
-from llm_experiments.steps.adapters import RandomAdapter, TrainAdapter
+from llm_experiments.steps.adapters import GivenAdapter, RandomAdapter, TrainAdapter
 from llm_experiments.steps.asking import About, Ask, Reading, Sweep
 from results.rows import Scalar
 from toytransformer.compositions import Composition, Merge
@@ -62,6 +62,20 @@ class Study:
                 training=training,
                 seed=seed,
                 index=index,
+            )
+        )
+
+    def given(self, task: Task, name: str, source: str, content: str, own_task: Ref | None) -> Address:
+        """An adapter that somebody has. content: its digest. own_task: what it is said to know."""
+        return self.plan.add(
+            GivenAdapter(
+                title=f"{name} of {_title(task)}",
+                source=source,
+                content=content,
+                digest=self.base.digest,
+                own_task=own_task,
+                scorer=task.scorer,
+                context=task.context,
             )
         )
 

@@ -364,6 +364,12 @@ def target_layers(
             f"the adapters were trained on the base {wanted}, the model {getattr(loaded, 'id', '')!r} is "
             f"{digest}; load the base they belong to"
         )
+    for adapter in library:
+        if replaced := next((key for key, tensor in adapter.whole.items() if not tensor.frozen), None):
+            raise RuleError(
+                f"adapter {adapter.name!r} replaces {replaced} as a whole, and updates are added to the "
+                "outputs of linear layers here: merge the adapters into one file and load that with PEFT"
+            )
     layers = {}
     for name in names:
         if (kind := _first_shape(library, name).kind) != "linear":

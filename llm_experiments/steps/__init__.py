@@ -3,5 +3,5 @@
 A step is described by its content alone (the texts an adapter is trained on, not the name of the experiment),
 so experiments that need the same adapter share it, and a change of any part makes a new step.
 
-    TrainAdapter -> RandomAdapter -> Sweep -> Ask -> rows
+    TrainAdapter | GivenAdapter -> RandomAdapter -> Sweep -> Ask -> rows
 """

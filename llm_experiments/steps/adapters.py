@@ -12,6 +12,7 @@ import torch
 
 from llm_experiments.adapters import peft_files
 from llm_experiments.adapters.late_entry import Guard, LateEntry, Line, train_late
+from llm_experiments.adapters.locate import locate
 from llm_experiments.adapters.recipe import Training
 from llm_experiments.adapters.training import random_like, train
 from llm_experiments.asking import evaluation
@@ -20,7 +21,7 @@ from llm_experiments.engine.addresses import Address, Ref, content_key
 from llm_experiments.engine.context import Context
 from llm_experiments.engine.steps import Resources, Step
 from llm_experiments.merges import merging
-from toytransformer.adapters import LoRA
+from toytransformer.adapters import AdapterError, LoRA
 from toytransformer.compositions import Merge, replace_file
 
 #: Adapters below this on their own task make the run say so: a merge would be blamed for what they lack.
@@ -63,12 +64,7 @@ class TrainAdapter(Step):
     def compute(self, context: Context, folder: Path) -> None:
         out = folder / "adapter"
         metrics = self._train(context, out)
-        scorer = read_scorer(context, self.scorer, self.context)
-        with merging.apply(context.model, [peft_files.read(out)], Merge("sum")):
-            own = evaluation.own_task(context.model, read_items(context, self.own_task), scorer)
-        if own.share is not None and own.share < OWN_TASK:
-            context.log(f"{self.label}: only {own.share:.0%} of {own.items} right on its own task")
-        metrics["own_task"] = asdict(own)
+        metrics["own_task"] = _own_task(context, out, self)
         replace_file(folder / "metrics.json", [json.dumps(metrics, indent=1), "\n"])
         about = {
             "address": self.address,
@@ -114,6 +110,53 @@ class TrainLate(TrainAdapter):
             index=self.index,
             out=out,
         )
+
+
+@dataclass(frozen=True)
+class GivenAdapter(Step):
+    """An adapter that somebody has, copied into the run, and asked what it is said to know.
+
+    source: a folder, file or hub id (adapters.locate). content: its digest when the run was planned; other
+    files under the same name are refused. own_task: as in TrainAdapter, None where nobody says what it knows.
+    Writes adapter/ and adapters.jsonl.
+    """
+
+    kind = "given-adapter"
+    resources = Resources(model=True)
+
+    title: str = field(compare=False)
+    source: str = field(compare=False)
+    content: str
+    digest: str
+    own_task: Ref | None
+    scorer: str
+    context: Ref | None
+
+    @property
+    def label(self) -> str:
+        return f"adapter {self.title}, as given"
+
+    def compute(self, context: Context, folder: Path) -> None:
+        found, out = locate(self.source), folder / "adapter"
+        found.copy(out)
+        if locate(out).digest != self.content:
+            raise AdapterError(
+                f"{self.source} is no longer the adapter it was when this run was planned: run it again"
+            )
+        about: dict[str, Any] = {"address": self.address, "label": self.label, "content": self.content}
+        about["own_task"] = None if self.own_task is None else _own_task(context, out, self)
+        replace_file(folder / "adapters.jsonl", [json.dumps(about), "\n"])
+
+
+def _own_task(context: Context, adapter: Path, step: TrainAdapter | GivenAdapter) -> dict[str, Any]:
+    """How an adapter alone does on its own task; the run says so where that is not well."""
+    assert step.own_task is not None
+    scorer = read_scorer(context, step.scorer, step.context)
+    with merging.apply(context.model, [peft_files.read(adapter)], Merge("sum")):
+        own = evaluation.own_task(context.model, read_items(context, step.own_task), scorer)
+    if own.share is not None and own.share < OWN_TASK:
+        context.log(f"{step.label}: only {own.share:.0%} of {own.items} right on its own task")
+    return asdict(own)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The questions that adapters are to answer: JSON lines of question, answer and perhaps adapter, group."""
+"""Questions that adapters are to answer: JSON lines of question, answer, perhaps adapter, group, cluster."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class Question:
     """One question and the answer wanted, as the model should write it.
 
     adapter: which one was trained to know it; None where nobody says so. group: what it is counted with.
+    cluster: what is resampled whole, such as the fact that several wordings ask about; None for itself.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
@@ -31,10 +32,11 @@ class Question:
     answer: str
     adapter: str | None = None
     group: str = ""
+    cluster: str | None = None
 
 
-def read(file: Path, names: Sequence[str]) -> list[Question]:
-    """The questions of a file. names: the adapters'.
+def read(file: Path, names: Sequence[str], most: int = MOST) -> list[Question]:
+    """The questions of a file. names: the adapters'. most: how many there may be.
 
     Errors: QuestionsError on lines that are no such objects, on adapters that are not there, on an empty
     file and on too many lines; OSError where there is no file.
@@ -55,7 +57,7 @@ def read(file: Path, names: Sequence[str]) -> list[Question]:
             place = ".".join(map(str, first["loc"]))
             raise QuestionsError(
                 f"{where}: {place + ': ' if place else ''}{first['msg']}; write "
-                '{"question": "..", "answer": ".."}, with "adapter" and "group" where you like'
+                '{"question": "..", "answer": ".."}, with "adapter", "group" and "cluster" where you like'
             ) from error
         if not one.question.strip() or not one.answer.strip() or len(line) > LONGEST:
             raise QuestionsError(
@@ -66,6 +68,6 @@ def read(file: Path, names: Sequence[str]) -> list[Question]:
                 f"{where}: there is no adapter {one.adapter[:80]!r}; it is one of {', '.join(names)[:500]}"
             )
         found.append(one)
-    if not 0 < len(found) <= MOST:
-        raise QuestionsError(f"{file} holds {len(found)} questions: give 1 to {MOST}")
+    if not 0 < len(found) <= most:
+        raise QuestionsError(f"{file} holds {len(found)} questions: give 1 to {most}")
     return found
