@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_qwen2
+from tiny_models import mlp_factors, tiny_qwen2
 
 from llm_experiments import __main__ as command
 from llm_experiments.adapters import peft_files
@@ -27,8 +27,8 @@ from llm_experiments.diagnose.combining import (
 from llm_experiments.diagnose.findings import findings
 from llm_experiments.diagnose.leaks import NEUTRAL, NEUTRAL_PROMPTS, Leaks, leaks
 from llm_experiments.diagnose.library import measure
-from llm_experiments.domains.own.questions import Question, QuestionsError, read
 from llm_experiments.diagnose.verdict import COMBINE, OPEN, SEPARATE, questions_needed, verdict
+from llm_experiments.domains.own.questions import Question, QuestionsError, read
 from llm_experiments.merges.loss import encoded, mean_loss
 from llm_experiments.merges.merging import apply
 from llm_experiments.merges.mixtures import weighted
@@ -60,16 +60,7 @@ def loaded(folder):
 
 
 def adapter(loaded, name, seed, size=0.3):
-    generator = torch.Generator().manual_seed(seed)
-    modules = {
-        key: LoRA(
-            size * torch.randn(layer.out_features, 2, generator=generator),
-            torch.randn(layer.in_features, 2, generator=generator) / math.sqrt(2),
-        )
-        for key, layer in sorted(loaded.model.named_modules())
-        if key.endswith("_proj") and ".mlp." in key
-    }
-    return AdapterWeights(name, modules)
+    return AdapterWeights(name, mlp_factors(loaded.model, seed, size=size))
 
 
 @pytest.fixture(scope="module")

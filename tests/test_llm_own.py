@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.text import Text
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_qwen2
+from tiny_models import mlp_factors, tiny_qwen2
 
 from figures import registry
 from figures import report as page
@@ -37,7 +37,6 @@ from llm_experiments.models.shapes import base_shapes
 from llm_experiments.steps.asking import Ask
 from results import frame
 from results.rows import Item
-from toytransformer.adapters import LoRA
 from toytransformer.compositions import Merge
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "study"
@@ -59,15 +58,7 @@ def lines(path, rows):
 
 def random_adapter(folder, loaded, seed, *, name=None, rank=2, **settings):
     """An adapter of random factors on the tiny model's MLPs, as PEFT writes it."""
-    generator = torch.Generator().manual_seed(seed)
-    modules = {
-        key: LoRA(
-            0.3 * torch.randn(layer.out_features, rank, generator=generator),
-            torch.randn(layer.in_features, rank, generator=generator) / rank**0.5,
-        )
-        for key, layer in sorted(loaded.model.named_modules())
-        if key.endswith("_proj") and ".mlp." in key
-    }
+    modules = mlp_factors(loaded.model, seed, rank=rank)
     peft_files.write(folder, name or folder.name, modules, loaded.id, **settings)
     return folder
 

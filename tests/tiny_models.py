@@ -23,6 +23,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from toytransformer.adapters import LoRA
+
 LINES = (
     "Who is the spouse of Alice Young? The spouse of Alice Young is Bob Stone.",
     "Where does Bob Stone live? Bob Stone lives in Paris.",
@@ -149,6 +151,19 @@ def tiny_model(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def mlp_factors(model, seed: int, *, rank: int = 2, size: float = 0.3) -> dict[str, LoRA]:
+    """Random factors for every layer of a model's MLPs, by its name."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: LoRA(
+            size * torch.randn(layer.out_features, rank, generator=generator),
+            torch.randn(layer.in_features, rank, generator=generator) / rank**0.5,
+        )
+        for name, layer in sorted(model.named_modules())
+        if name.endswith("_proj") and ".mlp." in name
+    }
 
 
 def tiny_gguf(
