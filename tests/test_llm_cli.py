@@ -270,7 +270,7 @@ def test_bad_arguments_are_one_line(run, tmp_path):
     refused(run("table", "missing"), "is not there")
     refused(run("table", "file"), "is a file")
     refused(run("table", "other"), "holds no measurements")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "other", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "other"]
 
 
 PROGRAM = """

@@ -19,8 +19,8 @@ import numpy as np
 from llm_experiments.diagnose.answers import AnswerSheet, Scores
 from llm_experiments.diagnose.combining import Combinations, foreseen
 from llm_experiments.diagnose.library import LibraryGeometry, measure
-from llm_experiments.diagnose.questions import Question
 from llm_experiments.diagnose.tables import numbers
+from llm_experiments.domains.own.questions import Question
 from llm_experiments.engine.addresses import Address, Ref
 from llm_experiments.engine.context import Context
 from llm_experiments.engine.steps import Resources, Step
