@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import scipy.linalg
+import z3
+from counterexamples import find, refute
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from toytransformer.adapters import closed_form
 from toytransformer.compositions import Prompt
 from toytransformer.ledger.unseen import logit_of_a_stranger
+from toytransformer.prototypes import arrow_weights
 from toytransformer.regimes import Finite
 
 EPS = np.finfo(float).eps
@@ -82,6 +85,42 @@ def test_a_bridge_makes_the_first_singular_value_large(seed, known, fresh, other
     f = rng.normal(size=(5, facts))
     outputs = np.linalg.norm(adapter.shift(f), axis=1)
     assert np.all(np.abs(f @ right[:, 0]) <= outputs / singular[0] + 1e4 * EPS / values[0])
+
+
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 6), min_size=1, max_size=3), st.floats(0.05, 1))
+def test_what_it_says_to_strangers_is_bounded_whatever_it_holds(seed, sizes, least):
+    """g relations of any sizes: b |D f|^2 <= tau g |f|^2, b the least eigenvalue of their overlaps."""
+    rng, g = np.random.default_rng(seed), len(sizes)
+    relation = np.repeat(np.arange(g), sizes)
+    root = rng.normal(size=(g, g))
+    between = root @ root.T + least * np.eye(g)
+    # two more: an entity under a relation of its own, and one whose features lie partly outside the others'
+    strangers = rng.normal(size=(2, g))
+    gram = between[np.ix_(relation, relation)] + rng.uniform(0.1, 1) * np.eye(len(relation))
+    values, vectors = np.linalg.eigh(gram)
+    phi = np.hstack([vectors * np.sqrt(values), np.zeros((len(relation), 1))])
+    f = np.linalg.lstsq(phi, strangers[:, relation].T, rcond=None)[0].T
+    f[1, -1] = 1
+    changes = rng.normal(size=(len(relation), 4))
+    adapter = closed_form(phi, changes, gauge="plain")
+    tau = np.sum(changes**2, axis=1).max()
+    bound = tau * g * np.sum(f**2, axis=1) / np.linalg.eigvalsh(between)[0]
+    assert np.all(np.sum(adapter.shift(f) ** 2, axis=1) <= bound * (1 + 1e4 * EPS / values[0]))
+
+
+@given(st.lists(st.floats(0, 3), min_size=2, max_size=6), st.floats(0.2, 5))
+def test_small_logits_are_weighted_alike(logits, temperature):
+    weights, count = np.array(arrow_weights(logits, temperature)), len(logits)
+    room = (1 - 1 / count) * max(logits) / temperature
+    assert np.abs(weights - 1 / count).max() <= room + 10 * EPS
+
+
+def test_z3_finds_no_two_small_logits_with_weights_far_apart():
+    """Of exp(-d), d the difference of two logits, nothing is used but that it lies in [1 - d, 1]."""
+    low, high, most, ratio, weight = z3.Reals("low high most ratio weight")
+    held = [low >= 0, low <= high, high <= most, ratio >= 1 - (high - low), ratio <= 1, ratio > 0]
+    refute(*held, weight * (1 + ratio) == 1, z3.Or(weight < 1 / 2, weight - z3.Q(1, 2) > most / 2))
+    find(*held[1:], weight * (1 + ratio) == 1, weight - z3.Q(1, 2) > most / 2)  # logits are not negative
 
 
 @pytest.mark.parametrize("facts", [2, 5])

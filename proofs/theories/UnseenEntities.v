@@ -42,15 +42,61 @@ apply: le_trans (cauchy_schwarz _ _) _; rewrite -[sqF (D *m p)](dotF_seen p dir)
 by rewrite -/(sqF p) mulrA.
 Qed.
 
-(* Two logits of size at most e are weighted alike, by softmax or any other weighing. *)
-Theorem weights_near_half (weigh : R -> R -> R) (steep l1 l2 e : R) :
-  0 <= steep -> (forall x y, `|weigh x y - 2%:R^-1| <= steep * `|x - y|) ->
-  0 <= l1 <= e -> 0 <= l2 <= e -> `|weigh l1 l2 - 2%:R^-1| <= steep * e.
+(* ---- weights ---- *)
+Section Weights.
+Variables (ex : R -> R) (K : nat) (l : 'I_K -> R).
+Hypotheses (exD : forall x y, ex (x + y) = ex x * ex y) (ex1 : forall x, 1 + x <= ex x).
+
+(* Softmax; any ex such as exp: it makes sums products, and lies above its tangent at 0. *)
+Definition softmax i := ex (l i) / \sum_j ex (l j).
+
+Lemma ex_gt0 x : 0 < ex x.
 Proof.
-move=> s0 lip /andP[l10 l1e] /andP[l20 l2e]; apply: le_trans (lip _ _) _.
-rewrite ler_wpmul2l // ler_norml ler_oppl opprB !ler_subl_addr.
-by rewrite (le_trans l2e) ?ler_addl // (le_trans l1e) ?ler_addl.
+have e0 : ex 0 != 0 by apply: lt0r_neq0; apply: lt_le_trans (ex1 0); rewrite addr0 ltr01.
+have ne : ex x != 0.
+  by apply: contraNneq e0 => z; have := exD x (- x); rewrite subrr z mul0r => ->.
+rewrite lt_def ne; pose h := x / 2%:R.
+have -> : x = h + h by rewrite /h -mulrDl -mulr2n -[x *+ 2]mulr_natr mulfK // pnatr_eq0.
+by rewrite exD -expr2 sqr_ge0.
 Qed.
+
+Lemma ex_le x y : x <= y -> ex x <= ex y.
+Proof.
+move=> le; rewrite -[y](subrK x) exD ler_pmull ?ex_gt0 //.
+by apply: le_trans (ex1 _); rewrite ler_addl subr_ge0.
+Qed.
+
+(* K logits of size at most e are weighted nearly alike. *)
+Theorem softmax_near_uniform e i : (1 < K)%N -> (forall j, 0 <= l j <= e) ->
+  `|softmax i - K%:R^-1| <= (1 - K%:R^-1) * e.
+Proof.
+move=> K1 le; have K0 : 0 < K%:R :> R by rewrite ltr0n ltnW.
+have e0 : 0 <= e by have /andP[h h'] := le i; apply: le_trans h'.
+have S0 : 0 < \sum_j ex (l j).
+  by rewrite (bigD1 i) //= ltr_paddr ?ex_gt0 //; apply: sumr_ge0 => j _; apply/ltW/ex_gt0.
+have one j : (1 - e) / K%:R <= softmax j.
+  rewrite ler_pdivr_mulr // mulrAC ler_pdivl_mulr //.
+  apply: le_trans (ler_wpmul2r (ltW S0) (ex1 (- e))) _; rewrite mulr_sumr.
+  apply: (@le_trans _ _ (\sum_(j' < K) ex (l j))); last by rewrite sumr_const card_ord mulr_natr.
+  apply: ler_sum => j' _; rewrite -exD ex_le // addrC.
+  have [/andP[_ h] /andP[h' _]] := (le j', le j).
+  by apply: le_trans h'; rewrite subr_le0.
+have K2 : K%:R^-1 <= 1 - K%:R^-1 :> R.
+  by rewrite ler_subr_addr -mulr2n -[_ *+ 2]mulr_natl ler_pdivr_mulr // mul1r ler_nat.
+have all : \sum_j softmax j = 1 by rewrite -mulr_suml divff // gt_eqF.
+rewrite ler_norml; apply/andP; split.
+  rewrite ler_subr_addr; apply: le_trans (one i).
+  by rewrite [leRHS]mulrBl mul1r [leLHS]addrC ler_add2l ler_opp2 mulrC ler_wpmul2r.
+have : \sum_(j | j != i) (1 - e) / K%:R <= \sum_(j | j != i) softmax j by apply: ler_sum.
+have -> : \sum_(j | j != i) softmax j = 1 - softmax i by rewrite -all [in RHS](bigD1 i) //= addrAC subrr add0r.
+rewrite sumr_const cardC1 card_ord -[_ *+ _]mulr_natr => h.
+have p : (K.-1)%:R = K%:R - 1 :> R by rewrite -subn1 natrB // ltnW.
+rewrite -subr_ge0; move: h; rewrite p -subr_ge0; congr (0 <= _).
+have Kne : K%:R != 0 :> R by rewrite gt_eqF.
+by field.
+Qed.
+
+End Weights.
 
 Variables (k : nat) (F : 'M[R]_(m, k)) (T : 'M[R]_(n, k)).
 Hypothesis gu : gram F \in unitmx.
@@ -397,4 +443,127 @@ by rewrite ler_add2r.
 Qed.
 
 End OneRelation.
+
+(* ---- what an adapter says at all ---- *)
+Lemma weighted_square (I : finType) (w t : I -> R) : (forall j, 0 <= w j) ->
+  (\sum_j w j * t j) ^+ 2 <= (\sum_j w j) * \sum_j w j * t j ^+ 2.
+Proof.
+move=> w0; rewrite -subr_ge0 -(@pmulr_rge0 _ 2%:R) ?ltr0n //.
+set A := \sum_j w j; set B := \sum_j _; set S := \sum_j w j * t j.
+have inner j : \sum_l w j * w l * (t j - t l) ^+ 2 =
+    w j * t j ^+ 2 * A - w j * t j * (2%:R * S) + w j * B.
+  rewrite !mulr_sumr -sumrB -big_split /=; apply: eq_bigr => l _; ring.
+have -> : 2%:R * (A * B - S ^+ 2) = \sum_j \sum_l w j * w l * (t j - t l) ^+ 2.
+  rewrite (eq_bigr _ (fun j _ => inner j)) big_split sumrB /= -!mulr_suml -/A -/B -/S; ring.
+by do 2![apply: sumr_ge0 => ? _]; rewrite mulr_ge0 ?sqr_ge0 // mulr_ge0.
+Qed.
+
+Section Output.
+Variables (g : nat) (relation : 'I_k -> 'I_g) (a b tau : R) (Q : 'M[R]_g).
+Hypotheses (a0 : 0 < a) (b0 : 0 < b) (tau0 : 0 <= tau).
+(* Facts of one relation overlap by one number, those of two by another, as in the limit;
+   Q has no direction in which it falls below b.  No change is longer than sqrt tau. *)
+Hypothesis gramQ : forall i j, gram F i j = a * (i == j)%:R + Q (relation i) (relation j).
+Hypothesis Qb : forall v : 'cV[R]_g, b * sqF v <= dotF v (Q *m v).
+Hypothesis changes_le : forall j, sqF (col j T) <= tau.
+Notation M := (groups relation).
+
+Lemma spread_groups (w : 'cV[R]_g) j : (M^T *m w) j 0 = w (relation j) 0.
+Proof.
+rewrite mxE (bigD1 (relation j)) //= !mxE eqxx mul1r big1 ?addr0 // => v /negbTE ne.
+by rewrite !mxE ne mul0r.
+Qed.
+
+Lemma combination_le (c : 'cV[R]_k) : sqF (T *m c) <= tau * (\sum_j `|c j 0|) ^+ 2.
+Proof.
+have one e : (T *m c) e 0 ^+ 2 <= (\sum_j `|c j 0|) * \sum_j `|c j 0| * T e j ^+ 2.
+  have -> : (T *m c) e 0 = \sum_j `|c j 0| * (Num.sg (c j 0) * T e j).
+    by rewrite mxE; apply: eq_bigr => j _; rewrite mulrA -[_ * Num.sg _]mulrC -numEsg mulrC.
+  apply: le_trans (weighted_square _ _) _ => [j|]; first exact: normr_ge0.
+  rewrite ler_wpmul2l ?sumr_ge0 //; apply: ler_sum => j _; rewrite ler_wpmul2l // exprMn sqr_sg.
+  by case: (_ != _); rewrite ?mul1r ?mul0r ?sqr_ge0.
+rewrite [leLHS]sqFE (eq_bigr (fun e => (T *m c) e 0 ^+ 2)) => [|e _]; last by rewrite big_ord1.
+apply: le_trans (ler_sum _ (fun e _ => one e)) _.
+rewrite -mulr_sumr exchange_big /= expr2 mulrCA ler_wpmul2l ?sumr_ge0 // mulr_sumr.
+apply: ler_sum => j _; rewrite -mulr_sumr [leLHS]mulrC ler_wpmul2r //; apply: le_trans (changes_le j).
+by rewrite sqFE le_eqVlt; apply/orP/or_introl/eqP; apply: eq_bigr => e _; rewrite big_ord1 mxE.
+Qed.
+
+(* A prompt that overlaps alike with all facts of a relation, as of an entity that is none of
+   the facts', is answered by at most sqrt (tau g / b) |f|, however many facts there are. *)
+Theorem output_bounded f (u : 'cV[R]_g) : F^T *m f = M^T *m u ->
+  b * sqF (D *m f) <= tau * g%:R * sqF f.
+Proof.
+move=> fE; pose c := invmx (gram F) *m (F^T *m f).
+have DE : D *m f = T *m c by rewrite /edit -!mulmxA.
+have Gc : gram F *m c = F^T *m f by rewrite mulmxA mulmxV // mul1mx.
+have gE : gram F *m c = a *: c + M^T *m (Q *m (M *m c)).
+  apply/colP => i; rewrite addcE scalecE spread_groups [LHS]mxE [(Q *m _) _ _]mxE.
+  under eq_bigr do rewrite gramQ mulrDl -mulrA.
+  rewrite big_split /= -mulr_sumr sum_delta; congr (_ + _).
+  rewrite -(sum_groups relation (fun j => Q (relation i) (relation j) * c j 0)).
+  apply: eq_bigr => v _; rewrite groupsE mulr_sumr; apply: eq_bigr => j _.
+  by case: eqP => [->|_]; rewrite ?mul1r // !mul0r mulr0.
+pose v := a^-1 *: (u - Q *m (M *m c)).
+have cE j : c j 0 = v (relation j) 0.
+  rewrite /v scalecE -[u - _]/(u - _) -(spread_groups _ j) mulmxBr -fE -Gc gE addrK scalecE.
+  by rewrite mulKf // gt_eqF.
+have fit : b * sqF (M *m c) <= sqF f.
+  apply: (@le_trans _ _ (sqF (F *m c))).
+    rewrite sqF_span gE dotFDr dotFZr [X in _ + X]dotFC dotF_adj trmxK dotFC.
+    by rewrite (le_trans (Qb _)) // ler_addr mulr_ge0 ?sqF_ge0 // ltW.
+  have [->|z] := eqVneq (F *m c) 0; first by rewrite {1}/sqF dotF0r sqF_ge0.
+  have self : dotF (F *m c) f = sqF (F *m c) by rewrite sqF_span Gc dotF_adj.
+  have := cauchy_schwarz (F *m c) f; rewrite self expr2 ler_pmul2l //.
+  by rewrite sqF_gt0.
+have sums : \sum_j `|c j 0| = \sum_w `|(M *m c) w 0|.
+  rewrite -(sum_groups relation (fun j => `|c j 0|)); apply: eq_bigr => w _; rewrite groupsE.
+  have e (h : R -> R) : \sum_j (relation j == w)%:R * h (c j 0) =
+      (\sum_j (relation j == w)%:R) * h (v w 0).
+    rewrite mulr_suml; apply: eq_bigr => j _; rewrite cE.
+    by case: eqP => [->|_]; rewrite ?mul1r ?mul0r.
+  rewrite (e (fun x => `|x|)) (e id) normrM ger0_norm //.
+  by apply: sumr_ge0 => j _; rewrite ler0n.
+have squares : (\sum_j `|c j 0|) ^+ 2 <= g%:R * sqF (M *m c).
+  have := weighted_square (fun w : 'I_g => `|(M *m c) w 0|) (fun _ : 'I_g => @ler01 R).
+  rewrite sumr_const card_ord sums; under eq_bigr do rewrite mul1r.
+  under [X in _ <= _ * X]eq_bigr do rewrite mul1r.
+  move=> /le_trans; apply.
+  rewrite ler_wpmul2l ?ler0n // sqFE le_eqVlt; apply/orP/or_introl/eqP.
+  by apply: eq_bigr => w _; rewrite big_ord1 real_normK // num_real.
+rewrite DE; apply: le_trans (ler_wpmul2l (ltW b0) (combination_le c)) _.
+rewrite mulrCA -mulrA ler_wpmul2l //; apply: le_trans (ler_wpmul2l (ltW b0) squares) _.
+by rewrite mulrCA ler_wpmul2l ?ler0n.
+Qed.
+
+(* So a bridge of fresh facts beside known ones leaves Arrow nothing to see: with unit
+   prototypes every logit, on the adapter's own facts and on entities that it does not
+   know, is at most sqrt (a (n + m) most / (t n m)). *)
+Theorem bridged_logits_vanish p la (kn fr : pred 'I_k) (t x most : R) f : first_direction D p la ->
+  (forall i, ~~ (kn i && fr i)) -> 0 <= x -> 0 <= t <= 1 -> (0 < #|kn|)%N -> (0 < #|fr|)%N ->
+  (exists r, forall i, kn i || fr i -> relation i = r) ->
+  (forall i j, kn i -> kn j -> (T^T *m T) i j = x * (i == j)%:R + 0) ->
+  (forall i j, kn i -> fr j -> (T^T *m T) i j = 0 * (i == j)%:R + 0) ->
+  (forall i j, fr i -> fr j -> (T^T *m T) i j = (1 - t) * (i == j)%:R + t) ->
+  tau <= most -> tau * g%:R * sqF f <= b * most ->
+  (exists i, f = col i F) \/ (exists u : 'cV[R]_g, F^T *m f = M^T *m u) ->
+  t * (#|kn|%:R * #|fr|%:R) * dotF p f ^+ 2 <= sqF p * (a * (#|kn|%:R + #|fr|%:R) * most).
+Proof.
+move=> dir apart x0 t01 kn0 fr0 [r one] kk kf ff tm fm which.
+have out : sqF (D *m f) <= most.
+  case: which => [[i ->]|[u fE]].
+    by rewrite colE mulmxA edit_feasible // -colE; apply: le_trans tm.
+  by rewrite -(ler_pmul2l b0); apply: le_trans (output_bounded fE) _.
+have large : t * (#|kn|%:R * #|fr|%:R) <= la * a * (#|kn|%:R + #|fr|%:R).
+  apply: (bridge_makes_it_large (b := Q r r) dir apart x0 t01 kn0 fr0 _ kk kf ff) => i j oi oj.
+  by rewrite gramQ !one.
+apply: le_trans (ler_wpmul2r (sqr_ge0 _) large) _.
+have s0 : 0 <= a * (#|kn|%:R + #|fr|%:R) :> R by rewrite mulr_ge0 ?addr_ge0 ?ler0n // ltW.
+apply: (@le_trans _ _ (a * (#|kn|%:R + #|fr|%:R) * (la * dotF p f ^+ 2))).
+  by rewrite le_eqVlt; apply/orP/or_introl/eqP; ring.
+apply: le_trans (ler_wpmul2l s0 (logit_bound f dir)) _.
+by rewrite mulrCA ler_wpmul2l ?sqF_ge0 // ler_wpmul2l.
+Qed.
+
+End Output.
 End Direction.

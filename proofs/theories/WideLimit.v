@@ -1,8 +1,10 @@
-(* Theorem 2 at the paper's own infinite-width overlaps (over Coq's reals). *)
+(* Theorem 2 at the paper's own infinite-width overlaps, and softmax of the exponential
+   function (over Coq's reals). *)
 From Coq Require Import Reals Lra.
 From mathcomp Require Import all_ssreflect all_algebra.
 From mathcomp Require Import Rstruct.
 From LoRA Require Import Frobenius LeastNormEdit Proposition1 TwoEdits Answers AngularIntegral.
+From LoRA Require Import UnseenEntities.
 Set Implicit Arguments.
 Unset Strict Implicit.
 Unset Printing Implicit Defensive.
@@ -52,3 +54,12 @@ by rewrite (le_lt_trans (ler_norm _) h) (le_lt_trans (normr_ge0 _) h).
 Qed.
 
 End Bridge.
+
+(* Arrow's weights: K adapters whose logits, divided by the temperature, are at most e. *)
+Theorem arrow_weights_near_uniform (K : nat) (l : 'I_K -> R) (e : R) i : (1 < K)%N ->
+  (forall j, 0 <= l j <= e) -> `|softmax exp l i - K%:R^-1| <= (1 - K%:R^-1) * e.
+Proof.
+move=> K1 le; apply: softmax_near_uniform => // [x y|x]; first exact: exp_plus.
+by apply/RleP; exact: exp_ineq1_le.
+Qed.
+

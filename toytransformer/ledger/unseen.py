@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from toytransformer.arrays import ROUNDING
 from toytransformer.compositions import Prompt
 from toytransformer.ledger.pair import LIMIT
 from toytransformer.ledger.registry import Row, Run, algebraic, at_least, at_most, claim, same
+from toytransformer.prototypes import arrow_weights
 from toytransformer.typed import overlaps
 
 SOURCE = "theory.md section 8d"
@@ -56,7 +58,8 @@ def repeated(run: Run) -> Iterator[Row]:
 @claim(
     "a bridge of fresh facts drives Arrow's logits to 0",
     source=SOURCE,
-    proof="UnseenEntities.bridge_makes_it_large, UnseenEntities.logit_bound",
+    proof="UnseenEntities.bridge_makes_it_large, UnseenEntities.output_bounded, "
+    "UnseenEntities.bridged_logits_vanish, WideLimit.arrow_weights_near_uniform",
 )
 def vanishing(run: Run) -> Iterator[Row]:
     t, k = 0.6, overlaps()
@@ -76,6 +79,18 @@ def vanishing(run: Run) -> Iterator[Row]:
         yield at_least(f"{text}: first singular value squared", bound, square, algebraic(n), regime="limit")
         logits, outputs = np.abs(phi @ right[:, 0]), np.linalg.norm(adapter.shift(phi), axis=1)
         excess = float(np.max(logits - outputs / values[0]))
-        note = f"|p . phi| is {logits[0]:.3g} on its own facts; with n it falls at least as 1 / sqrt n"
         label = f"{text}: largest |p . phi| - |D phi| / sigma_1"
-        yield at_most(label, 0.0, excess, algebraic(n), regime="limit", note=note)
+        yield at_most(label, 0.0, excess, algebraic(n), regime="limit")
+        said = 2 / (k.relation - k.leak)  # tau = 1, and |phi|^2 of one hop is that of a key
+        label = f"{text}: largest |D phi|^2 on entities it does not know"
+        largest = float(outputs[-2:].max() ** 2)
+        yield at_most(label, said, largest, algebraic(n), regime="limit", note="the same bound at every n")
+        most = math.sqrt(k.key * (1 - k.relation) * 2 * said / (t * n))
+        label = f"{text}: largest |p . phi|"
+        yield at_most(
+            label, most, float(logits.max()), algebraic(n), regime="limit", note="falls as 1 / sqrt n"
+        )
+        # to the partner, who holds y R2 in place of x R1, x R1 is what u R2 is to this one
+        weight = arrow_weights((logits[0], logits[-1]))[0]
+        label = f"{text}: |weight on its own fact - 1 / 2|"
+        yield at_most(label, most / 2, abs(weight - 1 / 2), algebraic(n), regime="limit")
