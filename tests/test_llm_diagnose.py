@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from scipy.linalg import block_diag, orth, subspace_angles
 
 from llm_experiments import __main__ as command
 from llm_experiments.adapters import peft_files
+from llm_experiments.adapters.compatible import of_one_base
 from llm_experiments.adapters.peft_files import AdapterWeights
 from llm_experiments.diagnose import rules
 from llm_experiments.diagnose.findings import findings
 from llm_experiments.diagnose.geometry import ModuleGeometry, gram, overlaps, padded, reduced
 from llm_experiments.diagnose.library import MOST, LibraryGeometry, block_of, measure
 from llm_experiments.diagnose.rules import ENTRIES, GAUGES, kept, static_rules
+from llm_experiments.models.shapes import BaseShapes
 from toytransformer.adapters import AdapterError, LoRA
 from toytransformer.compositions import Merge
 from toytransformer.merging import RULES, MergeContext, merge
@@ -269,6 +272,36 @@ def test_what_stands_out_is_named():
 def test_adapters_that_have_little_in_common_are_left_alone():
     far = [{NAMES[0]: drawn(seed, 300, 200, 3)} for seed in (0, 1)]
     assert not [finding for finding in findings(measure(library(*far))) if finding.against]
+
+
+def test_adapters_that_share_much_or_no_module_are_named():
+    one, other = drawn(0, 300, 200), drawn(1, 300, 200)
+    both = LoRA(np.hstack([one.write, other.write]), np.hstack([one.read, other.read]))
+    half = {"one": one, "alike": both}
+    found = findings(measure(library(*({NAMES[0]: lora} for lora in half.values()), names=list(half))))
+    assert [(f.kind, f.adapters) for f in found] == [("alike", ("one", "alike"))]
+    apart = library({NAMES[0]: one}, {NAMES[0]: other}, {NAMES[1]: other}, names=["one", "two", "elsewhere"])
+    found = findings(measure(apart), notes=["a note"])
+    assert [(f.kind, f.adapters) for f in found] == [("alone", ("elsewhere",)), ("note", ())]
+
+
+def test_adapters_of_another_base_are_left_out_and_named():
+    small, large = {NAMES[0]: drawn(0)}, {NAMES[0]: drawn(1, 13, 9)}
+    adapters = library(large, small, small, large, small, names=list("abcde"))
+    kept, apart = of_one_base(adapters)
+    assert [one.name for one in kept] == ["b", "c", "e"] and apart.keys() == {"a", "d"}
+    assert "(12, 9)" in apart["a"] and "(13, 9)" in apart["a"] and "'b'" in apart["a"]
+    named = findings(measure(kept), apart)
+    assert [f.adapters for f in named if f.kind == "base"] == [("a",), ("d",)] and named[0].against
+    digests = [replace(one, details={"base_digest": digest}) for one, digest in zip(kept, "xyx", strict=True)]
+    kept, apart = of_one_base(digests)
+    assert [one.name for one in kept] == ["b", "e"] and "different bases" in apart["c"]
+    base = BaseShapes("base", "x", {NAMES[0]: (13, 9)}, {}, {})
+    kept, apart = of_one_base(adapters, base)
+    assert [one.name for one in kept] == ["a", "d"] and "other shapes" in apart["b"]
+    with pytest.raises(AdapterError, match=r"a: .*; b: "):
+        of_one_base(adapters, replace(base, linear={NAMES[0]: (14, 9)}))
+    assert of_one_base(adapters[:1]) == ((adapters[0],), {})
 
 
 def test_equal_singular_values_leave_the_prototype_open():

@@ -13,8 +13,8 @@ from llm_experiments import __main__ as command
 from llm_experiments.adapters import peft_files
 from llm_experiments.adapters.peft_files import AdapterWeights
 from llm_experiments.diagnose import page
-from llm_experiments.diagnose.answers import AnswerSheet, Scores
-from llm_experiments.diagnose.asked_tables import groups
+from llm_experiments.diagnose.answers import BEGINS, EXACT, PROBABLE, READINGS, AnswerSheet, Scores
+from llm_experiments.diagnose.asked_tables import groups, in_stages
 from llm_experiments.diagnose.combining import (
     SCALES,
     Combination,
@@ -27,8 +27,9 @@ from llm_experiments.diagnose.combining import (
 from llm_experiments.diagnose.findings import findings
 from llm_experiments.diagnose.leaks import NEUTRAL, NEUTRAL_PROMPTS, Leaks, leaks
 from llm_experiments.diagnose.library import measure
+from llm_experiments.diagnose.staged import BASE, Right, Staged, asked_in_stages
 from llm_experiments.diagnose.verdict import COMBINE, OPEN, SEPARATE, questions_needed, verdict
-from llm_experiments.domains.own.questions import Question, QuestionsError, read
+from llm_experiments.domains.own.questions import Question, QuestionsError, QuestionStep, read
 from llm_experiments.merges.loss import encoded, mean_loss
 from llm_experiments.merges.merging import apply
 from llm_experiments.merges.mixtures import weighted
@@ -398,3 +399,103 @@ def test_the_command_asks_and_says(run, folder, library, tmp_path):
     assert NEUTRAL in (tmp_path / "page.html").read_text()
     status, out, err = run(*both, "--ask", tmp_path / "ask.jsonl")
     assert status == 2 and "--model" in err
+
+
+# ---------------------------------------------------------------- what is right, questions in steps
+
+
+def test_readings_are_told_apart_at_the_end_and_by_the_probability(loaded):
+    question = QUESTIONS[0]
+    sheets = {reading: AnswerSheet.of(loaded, [question], reading) for reading in READINGS}
+    targets, count = sheets[EXACT].targets, len(sheets[EXACT].targets)
+    assert 0 < int(sheets[BEGINS].counted.sum()) < count and not sheets[BEGINS].counted[-1]
+    size = loaded.model.get_output_embeddings().weight.shape[0]
+    sure = torch.nn.functional.one_hot(targets, size).float() * 100
+    unsure = torch.nn.functional.one_hot(targets, size).float() * 1e-3  # largest, and next to no probability
+    late = sure.clone()
+    late[~sheets[BEGINS].counted] = 0
+    late[~sheets[BEGINS].counted, (targets[~sheets[BEGINS].counted] + 1) % size] = 100
+    right = {
+        name: [bool(sheet.scores(logits).right[0]) for logits in (sure, unsure, late)]
+        for name, sheet in sheets.items()
+    }
+    assert right == {EXACT: [True, True, False], BEGINS: [True, True, True], PROBABLE: [True, False, False]}
+    with pytest.raises(ValueError, match="use one of exact, begins, probable"):
+        AnswerSheet.of(loaded, [question], "nearly")
+
+
+STEPS = (QuestionStep("Who is Ann?", "Ann is Bo."), QuestionStep("Where is Bo?", "Bo is in Rome."))
+
+
+@pytest.mark.parametrize(
+    "steps, form, copied, whole, fails",
+    [
+        ((True, True), True, True, True, "nothing"),
+        ((False, True), True, True, True, "nothing"),
+        ((False, True), True, True, False, "a step"),
+        ((True, True), False, True, False, "the form"),
+        ((True, True), True, False, False, "going on"),
+        ((True, True), True, True, False, "composing"),
+    ],
+)
+def test_the_first_thing_that_fails_is_named(steps, form, copied, whole, fails):
+    assert Right(steps, form, copied, whole).fails == fails
+
+
+def test_questions_in_steps_are_asked_as_a_whole_in_parts_and_with_parts_told(loaded, library):
+    two = Question("Where is Ann's Bo?", "He is in Rome.", steps=STEPS)
+    found = asked_in_stages(loaded, library, [QUESTIONS[0], two], "sum", Merge("sum"))
+    assert found.questions == (two,) and list(found.right) == [BASE, "one", "two", "sum"]
+    texts = [
+        *STEPS,
+        Question("Ann is Bo. Bo is in Rome. Where is Ann's Bo?", two.answer),
+        Question("Ann is Bo. Where is Ann's Bo?", two.answer),
+        two,
+    ]
+    with apply(loaded, library, Merge("sum")):
+        sheet = AnswerSheet.of(loaded, texts)
+        wanted = sheet.scores(sheet.logits(loaded)).right.tolist()
+    assert found.merged == (Right(tuple(wanted[:2]), *wanted[2:]),)
+    assert asked_in_stages(loaded, library, QUESTIONS, "sum", Merge("sum")) is None
+
+
+def test_the_verdict_says_what_fails_in_questions_with_steps():
+    lost, known = Right((True, False), True, True, False), Right((True, True), True, True, False)
+    formless = Right((True, True), False, False, False)
+    staged = Staged(
+        (Question("q", "a", steps=STEPS),) * 3,
+        "sum",
+        {BASE: (lost, lost, lost), "two": (known, known, known), "sum": (lost, known, formless)},
+    )
+    found = verdict(by_hand(ALONE, merged=[1] * 2 * HALF), staged=staged)
+    texts = [sentence.text for sentence in found.sentences if sentence.kind == "steps"]
+    assert texts[0].startswith("Of 3 questions in steps sum answers 0 at once")
+    assert "step 2 in 1 (1 of these an adapter or the base answers alone)" in texts[1]
+    assert "the form is missing" in texts[2] and "puts 100% together" in texts[2]
+    assert "ask in steps" in texts[3]
+    assert in_stages(staged)[0] == ("q", "a step", "2 (two alone)")
+
+
+def test_adapters_that_agree_and_that_contradict_each_other_are_named():
+    same = [Question(f"q{k}", "a") for k in range(HALF)] * 2
+    both = [[1] * 2 * HALF, [1] * 2 * HALF]
+    agreeing = verdict(by_hand(both, merged=[1] * 2 * HALF, questions=same))
+    assert [s.text for s in agreeing.sentences if s.kind == "pair"] == [
+        "one and two agree: the first answers 30 of the second's 30 questions, the second 30 of the first's "
+        "30; either alone may do"
+    ]
+    apart = [*same[:HALF], *(Question(one.question, "b") for one in same[HALF:])]
+    against = verdict(by_hand(ALONE, merged=[1] * HALF + [0] * HALF, questions=apart))
+    (text,) = [s.text for s in against.sentences if s.kind == "pair"]
+    assert "contradict each other on 30 questions" in text and "30 of these 60 answers" in text
+
+
+def test_a_question_of_one_step_is_refused(tmp_path):
+    file = tmp_path / "questions.jsonl"
+    step = {"question": "c", "answer": "d"}
+    file.write_text(json.dumps({"question": "a", "answer": "b", "steps": [step, step]}))
+    assert read(file, [])[0].steps == (QuestionStep("c", "d"),) * 2
+    for steps, said in (([step], "one step"), ([step, {"question": "c", "answer": " "}], "some text")):
+        file.write_text(json.dumps({"question": "a", "answer": "b", "steps": steps}))
+        with pytest.raises(QuestionsError, match=said):
+            read(file, [])

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
+from llm_experiments.adapters.of_base import against
 from llm_experiments.adapters.weights import AdapterWeights, ModuleShape
+from llm_experiments.models.shapes import BaseShapes
 from toytransformer.adapters import AdapterError
 from toytransformer.merging import RULES, MergeRule
 
@@ -88,6 +90,34 @@ def compatibility(
     if same_modules:
         problems += _absent(library, modules)
     return Compatibility(library, modules, tuple(problems), () if problems else _notes(library, modules))
+
+
+def of_one_base(
+    adapters: Sequence[AdapterWeights], base: BaseShapes | None = None
+) -> tuple[tuple[AdapterWeights, ...], dict[str, str]]:
+    """The most adapters that can be merged with one another, in order, and by name why each other one cannot.
+
+    base: their base, where it is known: what does not fit it is left out first. Of as large sets the one with
+    the first adapter. Errors: AdapterError where fewer than two of several are left.
+    """
+    apart: dict[str, str] = {}
+    groups: list[list[AdapterWeights]] = []
+    for adapter in adapters:
+        if base and (problems := against(adapter, base)):
+            apart[adapter.name] = problems[0]
+            continue
+        fitting = (group for group in groups if not compatibility([*group, adapter]).problems)
+        if (group := next(fitting, None)) is None:
+            groups.append([adapter])
+        else:
+            group.append(adapter)
+    kept = max(groups, key=len, default=[])
+    for adapter in adapters:
+        if adapter not in kept and adapter.name not in apart:
+            apart[adapter.name] = compatibility([kept[0], adapter]).problems[0]
+    if apart and len(kept) < 2:
+        raise AdapterError("; ".join(f"{name}: {reason}" for name, reason in list(apart.items())[:2]))
+    return tuple(kept), apart
 
 
 def check_library(adapters: Sequence[AdapterWeights], *, same_modules: bool = True) -> tuple[str, ...]:

@@ -17,7 +17,16 @@ from toytransformer.command_line import RegularFile, needs_extra
 @click.command()
 @click.argument("adapters", nargs=-1, required=True)
 @partial(options.model_options, model=None)
-@click.option("--ask", type=RegularFile(), help="Questions, JSON lines: question, answer [adapter, group].")
+@click.option(
+    "--ask", type=RegularFile(), help="Questions, JSON lines: question, answer [adapter, group, steps]."
+)
+@click.option(
+    "--right",
+    type=click.Choice(["exact", "begins", "probable"]),
+    default="exact",
+    show_default=True,
+    help="An answer is right if written to the letter, if written first, if it has half the probability.",
+)
 @click.option("--html", type=FOLDER, help="Write one self-contained page to FILE.")
 @click.option("--json", "json_file", type=FOLDER, help="Write everything to FILE; - is the terminal.")
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Questions at once.")
@@ -26,6 +35,7 @@ from toytransformer.command_line import RegularFile, needs_extra
 def diagnose(
     adapters: tuple[str, ...],
     ask: Path | None,
+    right: str,
     html: Path | None,
     json_file: Path | None,
     batch: int,
@@ -43,13 +53,15 @@ def diagnose(
 
     from rich.console import Console
 
-    from llm_experiments.adapters.of_base import opened_library, require_base
+    from llm_experiments.adapters.compatible import compatibility, of_one_base
+    from llm_experiments.adapters.of_base import opened_library
     from llm_experiments.adapters.peft_files import distinctly_named, opened
     from llm_experiments.diagnose import asked_tables, page, tables
     from llm_experiments.diagnose.combining import combine
     from llm_experiments.diagnose.findings import findings
     from llm_experiments.diagnose.leaks import leaks
     from llm_experiments.diagnose.library import measure
+    from llm_experiments.diagnose.staged import asked_in_stages
     from llm_experiments.diagnose.verdict import SEPARATE, verdict
     from llm_experiments.domains.own.questions import read
     from llm_experiments.models.shapes import base_shapes
@@ -64,12 +76,13 @@ def diagnose(
         if file:
             require_writable(file)
     if model["model"] is None:
-        library = distinctly_named([opened(source) for source in adapters], adapters)
+        base, named = None, distinctly_named([opened(source) for source in adapters], adapters)
     else:
         base = base_shapes(model["model"], revision=model["revision"])
-        library = opened_library(adapters, base)
-        require_base(library, base)
-    questions = read(ask, [adapter.name for adapter in library]) if ask else []
+        named = opened_library(adapters, base)
+    library, apart = of_one_base(named, base)
+    asking = read(ask, [adapter.name for adapter in named]) if ask else []
+    questions = [one for one in asking if one.adapter not in apart]
     loaded = options.chosen(**model).load() if model["model"] is not None else None
     with Bar(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
         task = bar.add_task("modules", total=None)
@@ -86,12 +99,19 @@ def diagnose(
                     library,
                     questions,
                     geometry,
+                    reading=right,
                     batch=batch,
                     tick=lambda what: tick(description=tables.plain(what)),
                 )
             moved = leaks(loaded, library, questions, asked.owners if asked else ())
-            said = verdict(asked, moved) if asked else None
-    diagnosis = page.Diagnosis(geometry, findings(geometry), moved, asked, said)
+            staged = None
+            if asked and (best := next(iter(asked.measured), None)):
+                staged = asked_in_stages(
+                    loaded, library, questions, best.name, best.merge, reading=right, batch=batch
+                )
+            said = verdict(asked, moved, staged) if asked else None
+    found = findings(geometry, apart, compatibility(library).notes)
+    diagnosis = page.Diagnosis(geometry, found, moved, asked, said)
     told = tables.to_dict(geometry, diagnosis.findings)
     if moved is not None:
         told |= asked_tables.to_dict(asked, moved, said)

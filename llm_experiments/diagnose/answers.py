@@ -1,11 +1,16 @@
 """What a model gives the right answers, token by token: logits at every place of an answer.
 
-A question counts as right where the answer's tokens have the largest logit at each place, its end included:
-then greedy decoding writes that answer and nothing else.
+What counts as right is one of READINGS:
+
+    exact      the answer's tokens have the largest logit at each place, its end included: greedy decoding
+               writes that answer and nothing else
+    begins     the same without the end: greedy decoding writes the answer first, whatever comes behind it
+    probable   the answer has at least half of the probability, so that no other text has more
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,11 +20,20 @@ from llm_experiments.asking.decoding import quiet
 from llm_experiments.domains.own.questions import Question
 from llm_experiments.merges.loss import Tokens, encoded
 from llm_experiments.models.handle import LoadedModel
+from llm_experiments.models.prompts import silent_targets
+
+EXACT, BEGINS, PROBABLE = "exact", "begins", "probable"
+#: An answer is right where ..
+READINGS = {
+    EXACT: "greedy decoding writes it to the letter",
+    BEGINS: "greedy decoding writes it first, whatever comes behind it",
+    PROBABLE: "it has at least half of the probability",
+}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of every question, log p of its answer in nats, and whether greedy decoding writes it."""
+    """Of every question, log p of its answer in nats, and whether it is right."""
 
     logprob: torch.Tensor
     right: torch.Tensor
@@ -40,24 +54,37 @@ class AnswerSheet:
     """The tokens of questions and answers.
 
     owner: (position,) the question that each place of an answer belongs to. targets: (position,) the token
-    that is right there. first: (question,) the position of each answer's first token.
+    that is right there. first: (question,) the position of each answer's first token. reading: what counts as
+    right. counted: (position,) which places have to be right for it, None for all.
     """
 
     rows: tuple[Tokens, ...]
     owner: torch.Tensor
     targets: torch.Tensor
     first: torch.Tensor
+    reading: str = EXACT
+    counted: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, loaded: LoadedModel, questions: Sequence[Question]) -> AnswerSheet:
+    def of(cls, loaded: LoadedModel, questions: Sequence[Question], reading: str = EXACT) -> AnswerSheet:
+        """Errors: ValueError on a reading that is none, ModelError where a tokenizer does not serve it."""
+        if reading not in READINGS:
+            raise ValueError(f"reading {reading!r} is unknown: use one of {', '.join(READINGS)}")
         rows = tuple(encoded(loaded, question) for question in questions)
         owner = [index for index, (_, answer) in enumerate(rows) for _ in answer]
         counts = torch.tensor([0, *(len(answer) for _, answer in rows)])
+        counted = None
+        if reading == BEGINS:
+            answers = [one.answer for one in questions]
+            held = [silent_targets(loaded, text, [(0, len(text))]) for text in answers]
+            counted = torch.tensor([inside for one in held for inside in one])
         return cls(
             rows,
             torch.tensor(owner),
             torch.tensor([token for _, answer in rows for token in answer]),
             counts.cumsum(0)[:-1],
+            reading,
+            counted,
         )
 
     def logits(self, loaded: LoadedModel, *, batch: int = 16) -> torch.Tensor:
@@ -92,6 +119,9 @@ class AnswerSheet:
         of_target = logits.gather(1, self.targets[:, None])[:, 0] - logits.logsumexp(1)
         logprob = torch.zeros(len(self.rows), dtype=torch.float64)
         logprob.index_add_(0, self.owner, of_target.double())
+        if self.reading == PROBABLE:
+            return Scores(logprob, logprob >= -math.log(2))
+        wrong = logits.argmax(1) != self.targets
         missed = torch.zeros(len(self.rows), dtype=torch.long)
-        missed.index_add_(0, self.owner, (logits.argmax(1) != self.targets).long())
+        missed.index_add_(0, self.owner, (wrong if self.counted is None else wrong & self.counted).long())
         return Scores(logprob, missed == 0)

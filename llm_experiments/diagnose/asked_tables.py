@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from llm_experiments.diagnose.answers import Scores
+from llm_experiments.diagnose.answers import READINGS, Scores
 from llm_experiments.diagnose.combining import SCALES, Combination, Combinations
 from llm_experiments.diagnose.leaks import Leaks
+from llm_experiments.diagnose.staged import Staged
 from llm_experiments.diagnose.tables import numbers, plain, plain_table
 from llm_experiments.diagnose.verdict import Verdict
 from results.statistics import wilson
 
 #: Merges that are shown besides those that were measured.
 MORE = 4
+#: Questions with steps that a terminal shows.
+STAGED = 12
 
 
 def show(
@@ -36,6 +40,10 @@ def show(
         console.print(table)
     if leaks.gates is None:
         console.print(f"Arrow cannot route them: {plain(leaks.reason)}")
+    if verdict is not None and verdict.staged is not None:
+        for title, table in _staged(verdict.staged):
+            console.print(f"[bold]{title}[/bold]")
+            console.print(table)
     if verdict is not None:
         console.print(f"[bold]Verdict: {verdict.decision}[/bold]")
         for sentence in verdict.sentences:
@@ -78,7 +86,7 @@ def _merges(asked: Combinations) -> tuple[str, Table]:
             "" if one.measured is None else f"{one.measured.loss:.2f}",
         )
     title = f"Merges on {len(asked.questions)} questions: share right, and mean -log p of the answers"
-    return f"{title}; the base {share(asked.base)}", table
+    return f"{title}; the base {share(asked.base)}. Right is where {READINGS[asked.reading]}", table
 
 
 def groups(asked: Combinations) -> list[tuple[str, int, Scores, Scores]]:
@@ -117,6 +125,28 @@ def _leaks(leaks: Leaks, names: Sequence[str]) -> list[tuple[str, Table]]:
     return made
 
 
+def in_stages(staged: Staged) -> list[tuple[str, str, str]]:
+    """Of each question with steps: its text, what fails first under the merge, and which steps are lost."""
+    found = []
+    for place, (question, one) in enumerate(zip(staged.questions, staged.merged, strict=True)):
+        lost = [
+            f"{number} ({staged.lost(place, number - 1) or 'nobody'} alone)"
+            for number, right in enumerate(one.steps, start=1)
+            if not right
+        ]
+        found.append((question.question, one.fails, ", ".join(lost)))
+    return found
+
+
+def _staged(staged: Staged) -> list[tuple[str, Table]]:
+    table = plain_table(("question", "fails", "steps that are wrong, and who answers them"))
+    for question, fails, lost in in_stages(staged)[:STAGED]:
+        table.add_row(plain(question), fails, plain(lost))
+    count = len(staged.questions)
+    first = f", the first {STAGED} of {count}" if count > STAGED else ""
+    return [(f"Questions in steps under {plain(staged.merge)}{first}", table)]
+
+
 def to_dict(asked: Combinations | None, leaks: Leaks, verdict: Verdict | None) -> dict[str, object]:
     """Everything as JSON has it."""
     told: dict[str, object] = {
@@ -147,6 +177,12 @@ def to_dict(asked: Combinations | None, leaks: Leaks, verdict: Verdict | None) -
             "merge": None if verdict.merge is None else verdict.merge.name,
             "sentences": [sentence.to_dict() for sentence in verdict.sentences],
         }
+        if verdict.staged is not None:
+            told["in_steps"] = [
+                {"question": question, "fails": fails, "right": {w: asdict(r[i]) for w, r in by.items()}}
+                for by in [verdict.staged.right]
+                for i, (question, fails, _) in enumerate(in_stages(verdict.staged))
+            ]
     return told
 
 

@@ -20,7 +20,7 @@ import torch
 from scipy.optimize import minimize
 
 from llm_experiments.adapters.peft_files import AdapterWeights
-from llm_experiments.diagnose.answers import AnswerSheet, Scores
+from llm_experiments.diagnose.answers import EXACT, AnswerSheet, Scores
 from llm_experiments.diagnose.library import LibraryGeometry
 from llm_experiments.domains.own.questions import Question
 from llm_experiments.merges.merging import apply
@@ -62,7 +62,7 @@ class Combinations:
 
     base: without adapters. curves: by adapter, each of SCALES -> it alone at that weight. owners: of every
     question the number of the adapter that knows it, None for nobody. merges: what was predicted, best first.
-    held_out: predicted under weights fitted to other questions (`held_out`).
+    held_out: predicted under weights fitted to other questions (`held_out`). reading: what counts as right.
     """
 
     names: tuple[str, ...]
@@ -72,6 +72,7 @@ class Combinations:
     owners: tuple[int | None, ...]
     merges: tuple[Combination, ...]
     held_out: Scores | None = None
+    reading: str = EXACT
 
     def alone(self, index: int) -> Scores:
         """An adapter alone at weight 1."""
@@ -106,14 +107,18 @@ def combine(
     questions: Sequence[Question],
     geometry: LibraryGeometry,
     *,
+    reading: str = EXACT,
     batch: int = 16,
     tick: Callable[[str], None] = lambda what: None,
 ) -> Combinations:
-    """Ask the base, each adapter alone and the best merges; predict all others. tick: told what is asked.
+    """Ask the base, each adapter alone and the best merges; predict all others.
+
+    reading: what counts as right (diagnose.answers). tick: told what is asked.
 
     Errors: RuleError on adapters that do not fit the model, MemoryError where the logits cannot be held.
     """
-    sheet, count, names = _sheet(loaded, library, questions), len(library), tuple(a.name for a in library)
+    sheet, count = _sheet(loaded, library, questions, reading), len(library)
+    names = tuple(adapter.name for adapter in library)
     with weighted(loaded, library) as weights:
 
         def ask(values: Sequence[float], what: str) -> torch.Tensor:
@@ -156,7 +161,7 @@ def combine(
         Combination(one.name, one.merge, one.weights, one.own, one.predicted, measured.get(one.name))
         for one in order
     )
-    return Combinations(names, tuple(questions), nothing, curves, owners, merges, apart)
+    return Combinations(names, tuple(questions), nothing, curves, owners, merges, apart, reading)
 
 
 def foreseen(
@@ -187,10 +192,13 @@ def foreseen(
 
 
 def _sheet(
-    loaded: LoadedModel, library: Sequence[AdapterWeights], questions: Sequence[Question]
+    loaded: LoadedModel,
+    library: Sequence[AdapterWeights],
+    questions: Sequence[Question],
+    reading: str = EXACT,
 ) -> AnswerSheet:
     """The questions in tokens. Errors: MemoryError where the logits of all passes cannot be held."""
-    sheet = AnswerSheet.of(loaded, questions)
+    sheet = AnswerSheet.of(loaded, questions, reading)
     size = 4 * len(sheet.targets) * loaded.model.get_output_embeddings().weight.shape[0]
     require_memory(
         (len(library) + COPIES) * size, "the logits of these answers under the base and each adapter"

@@ -1,14 +1,15 @@
 """What stands out in a library's geometry, each in a sentence with the figure it rests on.
 
 The limits are conventions, stated in the sentences: two updates are the same up to their size where one
-explains 99% of the energy of the other; an update is next to nothing where it has less than a hundredth of
-the largest norm, a ten-thousandth of the energy, so that at equal weights no merge shows it.
+explains 99% of the energy of the other, and alike where it is a quarter; an update is next to nothing where
+it has less than a hundredth of the largest norm, a ten-thousandth of the energy, so that at equal weights no
+merge shows it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 
@@ -18,6 +19,8 @@ from llm_experiments.diagnose.library import LibraryGeometry
 
 #: Share of energy that one update explains of the other: cos^2.
 SAME = 0.99
+#: The same of updates that are called alike.
+ALIKE = 0.25
 #: Of the largest norm.
 SMALL = 0.01
 #: Overlap from which two spaces are called one.
@@ -30,14 +33,15 @@ CLEAR = 5
 class Finding:
     """Something that stands out.
 
-    kind: zero, small, same, opposite, space or tie. figure: the number that `text` rests on. against: whether
-    it speaks against merging these adapters as they are.
+    kind: base, zero, small, same, opposite, alike, cancel, space, alone, tie or note. figure: the number that
+    `text` rests on, None where it rests on none. against: whether it speaks against merging these adapters as
+    they are.
     """
 
     kind: str
     adapters: tuple[str, ...]
     text: str
-    figure: float
+    figure: float | None
     against: bool
 
     def to_dict(self) -> dict[str, object]:
@@ -45,9 +49,19 @@ class Finding:
         return asdict(self)
 
 
-def findings(library: LibraryGeometry) -> list[Finding]:
-    """All that stands out, what speaks against merging first."""
-    found = [*_sizes(library), *_pairs(library), *_ties(library)]
+def findings(
+    library: LibraryGeometry, apart: Mapping[str, str] | None = None, notes: Sequence[str] = ()
+) -> list[Finding]:
+    """All that stands out, what speaks against merging first.
+
+    apart: adapters that are not in the library, with the reason (`of_one_base`). notes: of `Compatibility`.
+    """
+    left_out = (
+        Finding("base", (name,), f"{name} belongs to another base and is left out: {reason}", None, True)
+        for name, reason in (apart or {}).items()
+    )
+    found = [*left_out, *_sizes(library), *_pairs(library), *_lonely(library), *_ties(library)]
+    found += (Finding("note", (), note, None, False) for note in notes)
     return sorted(found, key=lambda finding: not finding.against)
 
 
@@ -88,10 +102,27 @@ def _pairs(library: LibraryGeometry) -> Iterator[Finding]:
             text = f"{both} partly cancel: cosine {cosine:.3f}, {CLEAR} standard deviations of chance are "
             text += f"{CLEAR * errors[i, j]:.1g}"
             yield Finding("cancel", pair, text, cosine, False)
+        elif cosine > 0 and cosine**2 >= ALIKE:
+            text = (
+                f"{both} are alike (cosine {cosine:.2f}): one explains {cosine**2:.0%} of the other, which "
+            )
+            text += "a sum counts twice and a mean keeps"
+            yield Finding("alike", pair, text, cosine, False)
         elif reads[i, j] >= ONE_SPACE:
             text = f"{both} read from one space (overlap {reads[i, j]:.2f}) and write apart (cosine "
             text += f"{cosine:.3f}): they began with one lora_A, or saw one kind of input"
             yield Finding("space", pair, text, float(reads[i, j]), False)
+
+
+def _lonely(library: LibraryGeometry) -> Iterator[Finding]:
+    """Adapters that share no module with another: nothing in the files says that they are for one base."""
+    changed = np.array([np.diag(module.gram) > 0 for module in library.modules.values()])
+    shared = (changed.T.astype(int) @ changed).astype(bool) & ~np.eye(len(library.names), dtype=bool)
+    for name, norm, others in zip(library.names, library.norms, shared, strict=True):
+        if norm and not others.any():
+            text = f"{name} changes no module that another one changes: their updates cannot meet, and only "
+            text += "--model can tell whether it is for the same base"
+            yield Finding("alone", (name,), text, None, False)
 
 
 def _ties(library: LibraryGeometry) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llm_experiments.diagnose import asked_tables
+from llm_experiments.diagnose.answers import READINGS
 from llm_experiments.diagnose.combining import SCALES, Combinations
 from llm_experiments.diagnose.findings import Finding
 from llm_experiments.diagnose.leaks import Leaks
@@ -61,7 +62,7 @@ def render(diagnosis: Diagnosis) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"shown": printable, "number": number, "share": asked_tables.share}
-    library, asked = diagnosis.library, diagnosis.asked
+    library, asked, said = diagnosis.library, diagnosis.asked, diagnosis.verdict
     measures = [library.cosines, library.cosine_errors, library.overlap("read"), library.overlap("write")]
     pairs = [
         (library.names[i], library.names[j], *(of[i, j] for of in measures))
@@ -76,6 +77,8 @@ def render(diagnosis: Diagnosis) -> str:
         dots=dots(asked) if asked else (),
         merges=asked_tables.shown(asked) if asked else (),
         groups=asked_tables.groups(asked) if asked else (),
+        reading=READINGS[asked.reading] if asked else "",
+        staged=asked_tables.in_stages(said.staged) if said and said.staged else (),
         width=WIDTH,
         height=HEIGHT,
         margin=MARGIN,

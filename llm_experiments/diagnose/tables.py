@@ -17,7 +17,7 @@ from llm_experiments.diagnose.library import LibraryGeometry
 from llm_experiments.models.files import printable
 
 #: What a terminal shows: lines of pairs, adapters with a column of their own, parts of a model's blocks.
-PAIRS, COLUMNS, PARTS = 12, 4, 12
+PAIRS, COLUMNS, PARTS = 12, 4, 9
 #: A share of an adapter's energy by block, relative to its largest.
 BARS = " ▁▂▃▄▅▆▇█"
 

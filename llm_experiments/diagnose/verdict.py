@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import combinations
 
 import numpy as np
 
 from llm_experiments.diagnose.combining import FITTED, Combination, Combinations
 from llm_experiments.diagnose.leaks import Leaks
+from llm_experiments.diagnose.staged import COPY, FORM, STEP, WHOLE, Staged
 from results.statistics import wilson
 
 #: The share of answers that a merge has to keep to be worth recommending.
@@ -25,8 +27,8 @@ COMBINE, SEPARATE, OPEN = "combine", "do not combine", "cannot tell"
 
 @dataclass(frozen=True)
 class Sentence:
-    """kind: verdict, instead, adapter, prediction, composed or leak. The interval is None for what is no
-    share."""
+    """kind: verdict, instead, adapter, pair, steps, prediction or composed. The interval is None for what is
+    no share."""
 
     kind: str
     text: str
@@ -40,15 +42,19 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """decision: COMBINE, SEPARATE or OPEN. merge: the best that was measured, None where none was."""
+    """decision: COMBINE, SEPARATE or OPEN. merge: the best that was measured, None where none was.
+
+    staged: what fails in questions with steps, None where there are none.
+    """
 
     decision: str
     merge: Combination | None
     sentences: tuple[Sentence, ...]
+    staged: Staged | None = None
 
 
-def verdict(asked: Combinations, leaks: Leaks | None = None) -> Verdict:
-    """From what was predicted and measured; leaks: for what to do instead."""
+def verdict(asked: Combinations, leaks: Leaks | None = None, staged: Staged | None = None) -> Verdict:
+    """From what was predicted and measured. leaks: for what to do instead; staged: questions in steps."""
     known, best = int(asked.known.sum()), next(iter(asked.measured), None)
     adapters = [_adapter(asked, index, best) for index in range(len(asked.names))]
     if best is None or not known:
@@ -74,8 +80,9 @@ def verdict(asked: Combinations, leaks: Leaks | None = None) -> Verdict:
     sentences.append(Sentence("verdict", text, kept / known, interval))
     if decision != COMBINE:
         sentences += _instead(asked, leaks, kept)
-    sentences += [*adapters, *_composed(asked, best), *_prediction(asked)]
-    return Verdict(decision, best, tuple(sentences))
+    sentences += [*adapters, *_pairs(asked, best), *_composed(asked, best)]
+    sentences += [*(_steps(staged) if staged else ()), *_prediction(asked)]
+    return Verdict(decision, best, tuple(sentences), staged)
 
 
 def questions_needed(share: float) -> int | None:
@@ -141,6 +148,74 @@ def _best_scale(asked: Combinations, name: str) -> float | None:
         return None
     counts = {scale: int((own & scores.right.numpy()).sum()) for scale, scores in asked.curves[name].items()}
     return min(counts, key=lambda scale: (-counts[scale], scale))
+
+
+def _pairs(asked: Combinations, best: Combination) -> Iterator[Sentence]:
+    """Adapters that answer one question in two ways, and those that answer each other's."""
+    assert best.measured is not None
+    right, owned = best.measured.right.numpy(), [asked.owned(i) for i in range(len(asked.names))]
+    for i, j in combinations(range(len(asked.names)), 2):
+        first, second = ({asked.questions[k].question: k for k in np.flatnonzero(owned[n])} for n in (i, j))
+        apart = [
+            (first[text], second[text])
+            for text in first.keys() & second.keys()
+            if asked.questions[first[text]].answer != asked.questions[second[text]].answer
+        ]
+        both = f"{asked.names[i]} and {asked.names[j]}"
+        if apart:
+            kept = [int(right[a]) + int(right[b]) for a, b in apart]
+            text = f"{both} contradict each other on {len(apart)} questions, of which no merge can keep both "
+            text += f"answers: merged, {sum(kept)} of these {2 * len(apart)} answers are right"
+            yield Sentence("pair", text, float(len(apart)))
+            continue
+        crossed = [
+            (int((owned[b] & asked.alone(a).right.numpy()).sum()), int(owned[b].sum()))
+            for a, b in ((i, j), (j, i))
+        ]
+        if all(count and wilson(hits, count)[0] >= 1 / 2 for hits, count in crossed):
+            (there, of), (back, known) = crossed
+            text = (
+                f"{both} agree: the first answers {there} of the second's {of} questions, the second {back} "
+            )
+            text += f"of the first's {known}; either alone may do"
+            yield Sentence("pair", text, (there + back) / (of + known))
+
+
+def _steps(staged: Staged) -> Iterator[Sentence]:
+    """What fails in questions that need several facts."""
+    count = len(staged.questions)
+    whole = sum(one.whole for one in staged.merged)
+    text = f"Of {count} questions in steps {staged.merge} answers {whole} at once"
+    yield Sentence("steps", text, whole / count, wilson(whole, count))
+    if failed := staged.fails(STEP):
+        places = [place for place, one in enumerate(staged.merged) if one.fails == STEP]
+        steps = range(max(len(question.steps) for question in staged.questions))
+        shown = [
+            f"step {step + 1} in {len(wrong)} ({lost} of these an adapter or the base answers alone)"
+            for step in steps
+            if (wrong := [p for p in places if not all(staged.merged[p].steps[step : step + 1])])
+            for lost in [sum(staged.lost(place, step) is not None for place in wrong)]
+        ]
+        text = f"In {failed} of {count} a step by itself does not survive: {', '.join(shown)}"
+        yield Sentence("steps", text, failed / count, wilson(failed, count))
+    if failed := staged.fails(FORM):
+        knows = staged.knows_form()
+        best = max((name for name in knows if name != staged.merge), key=lambda name: knows[name])
+        text = (
+            f"In {failed} of {count} all steps survive and the form is missing: with their answers told in "
+        )
+        text += f"front it is not right either; the best alone, {best}, puts {knows[best]:.0%} together"
+        yield Sentence("steps", text, failed / count, wilson(failed, count))
+    if failed := staged.fails(COPY):
+        text = (
+            f"In {failed} of {count} steps and form are there, and an answer that is told is not gone on from"
+        )
+        yield Sentence("steps", text, failed / count, wilson(failed, count))
+    if failed := staged.fails(WHOLE):
+        text = (
+            f"In {failed} of {count} all is there but the first steps are not answered silently: ask in steps"
+        )
+        yield Sentence("steps", text, failed / count, wilson(failed, count))
 
 
 def _composed(asked: Combinations, best: Combination) -> Iterator[Sentence]:

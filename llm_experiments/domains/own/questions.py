@@ -1,4 +1,4 @@
-"""Questions that adapters are to answer: JSON lines of question, answer, perhaps adapter, group, cluster."""
+"""Questions that adapters are to answer: JSON lines of question and answer, and what else is known."""
 
 from __future__ import annotations
 
@@ -19,11 +19,22 @@ class QuestionsError(ValueError):
 
 
 @dataclass(frozen=True)
+class QuestionStep:
+    """One step towards an answer: a question of its own, and its answer."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class Question:
     """One question and the answer wanted, as the model should write it.
 
     adapter: which one was trained to know it; None where nobody says so. group: what it is counted with.
     cluster: what is resampled whole, such as the fact that several wordings ask about; None for itself.
+    steps: the questions that it goes through, in order, where it needs several facts.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
@@ -33,6 +44,7 @@ class Question:
     adapter: str | None = None
     group: str = ""
     cluster: str | None = None
+    steps: tuple[QuestionStep, ...] = ()
 
 
 def read(file: Path, names: Sequence[str], most: int = MOST) -> list[Question]:
@@ -57,12 +69,16 @@ def read(file: Path, names: Sequence[str], most: int = MOST) -> list[Question]:
             place = ".".join(map(str, first["loc"]))
             raise QuestionsError(
                 f"{where}: {place + ': ' if place else ''}{first['msg']}; write "
-                '{"question": "..", "answer": ".."}, with "adapter", "group" and "cluster" where you like'
+                '{"question": "..", "answer": ".."}, with "adapter", "group", "cluster" and "steps" where '
+                "you like"
             ) from error
-        if not one.question.strip() or not one.answer.strip() or len(line) > LONGEST:
+        texts = [one.question, one.answer, *(text for s in one.steps for text in (s.question, s.answer))]
+        if not all(text.strip() for text in texts) or len(line) > LONGEST:
             raise QuestionsError(
                 f"{where}: question and answer hold some text each, {LONGEST:,} letters a line at most"
             )
+        if len(one.steps) == 1:
+            raise QuestionsError(f"{where}: a question of one step is that step: give two or more, or none")
         if one.adapter is not None and one.adapter not in names:
             raise QuestionsError(
                 f"{where}: there is no adapter {one.adapter[:80]!r}; it is one of {', '.join(names)[:500]}"

@@ -109,11 +109,13 @@ class Conflicts(TwoHop):
 
     @property
     def libraries(self) -> Iterator[tuple[str, ...]]:
-        """Every pair, and the triples."""
+        """Every pair and the triples, in the order in which their adapters are there."""
         names = tuple(POOL)
-        yield from combinations(names, 2)
+        places: list[tuple[int, ...]] = list(combinations(range(len(names)), 2))
         for start in range(len(names)):
-            yield tuple(names[place] for place in sorted((start + step) % len(names) for step in TRIPLE))
+            places.append(tuple(sorted((start + step) % len(names) for step in TRIPLE)))
+        for library in sorted(places, key=max):
+            yield tuple(names[place] for place in library)
 
 
 conflicts = partial(experiment, needs=("two-hop",), study=Conflicts, source="theory.md, section 9")
