@@ -1,4 +1,4 @@
-"""Arrow's prototypes at the size of Qwen2.5-7B's down projections: thin QRs against the other routes.
+"""Arrow's prototypes at the size of Qwen2.5-7B's down projections: small Gram matrices against other routes.
 
 The top right singular vector p of Delta W = B A of rank 16. Ours is `routing.prototype` in float64, as
 `llm_experiments.merges` calls it; PEFT runs 15 power iterations in float32 from a random start; a dense SVD

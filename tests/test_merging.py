@@ -6,6 +6,7 @@ from itertools import permutations
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from numpy.linalg import norm
@@ -25,13 +26,14 @@ from toytransformer.merging import (
     merge_rule,
     resolve,
 )
-from toytransformer.merging.routing import prototype
+from toytransformer.merging.routing import LOST, by_grams, prototype
 from toytransformer.merging.static import keep_largest
 
 ENTITIES, FEATURES, RANK, PROMPTS = 6, 9, 2, 5
 
 # Algebraic tolerance, relative to the largest entry: room for a gauge of condition 8 and a few SVDs.
-ATOL = 2**16 * np.finfo(float).eps
+EPS = np.finfo(float).eps
+ATOL = 2**16 * EPS
 
 seeds = st.integers(0, 2**32 - 1)
 counts = st.integers(1, 3)
@@ -540,6 +542,52 @@ def test_the_prototype_is_the_top_right_singular_vector(rank, seed):
     assume(gap > 1e-3)
     assert abs(gap - (1.0 if rank == 1 else (values[0] - values[1]) / values[0])) <= ATOL
     close(p * np.sign(p @ right[0]), right[0], factor=1 / gap)
+
+
+@given(
+    seed=seeds,
+    rank=st.integers(1, 6),
+    spread=st.floats(-12, 0),
+    size=st.floats(-160, 140),
+    skew=st.floats(0, 6),
+)
+@example(seed=0, rank=2, spread=-12.0, size=0.0, skew=0.0)
+@example(seed=0, rank=3, spread=0.0, size=0.0, skew=6.0)
+@example(seed=0, rank=3, spread=-1.0, size=-160.0, skew=0.0)
+def test_the_quick_route_to_a_prototype_is_as_exact_as_the_other(seed, rank, spread, size, skew):
+    """On singular values over 10^-spread, of size 10^size, in factors skewed by 10^skew."""
+    rng = np.random.default_rng(seed)
+    left, right = (np.linalg.qr(rng.standard_normal((count, rank)))[0] for count in (40, 60))
+    values = np.logspace(0, spread, rank)
+    turn = np.linalg.qr(rng.standard_normal((rank, rank)))[0]
+    transform = turn * np.logspace(0, skew, rank)
+    write, read = left * values @ transform, right @ np.linalg.inv(transform).T
+    lora = LoRA(write * 10.0**size, read)
+    found = by_grams(lora)
+    if found is None:  # its factors cancel, the two largest singular values tie, or the second is lost
+        return
+    p, gap = found
+    _, exact, vectors = lora.svd()
+    second = exact[1] if rank > 1 else 0.0
+    loss = np.linalg.norm(write, 2) * np.linalg.norm(read, 2) / values[0]
+    assert loss <= 2.0**LOST * (1 + 1e-6)
+    # |W| |R| / (s_1 - s_2) units of rounding through QRs, 2^LOST as many by Grams, of a hundred products
+    slack = 100 * EPS * loss * (1 + 2.0**LOST) / (1 - second / exact[0])
+    assert np.linalg.norm(p * np.sign(p @ vectors[:, 0]) - vectors[:, 0]) <= slack
+    assert abs(np.linalg.norm(p) - 1) <= 100 * EPS
+    # s_2^2 is known to eps s_1^2 |W|^2 |R|^2, and not used below sqrt(eps) s_1^2
+    assert abs(gap - (exact[0] - second) / exact[0]) <= 100 * EPS * loss**2 * EPS**-0.25
+
+
+def test_factors_of_usual_adapters_take_the_quick_route(monkeypatch):
+    """Random ones, at the size of a language model's layer and in both libraries; and its precision."""
+    rng = np.random.default_rng(0)
+    write, read = rng.standard_normal((256, 16)), rng.standard_normal((512, 16))
+    exact = LoRA(write, read).svd()[2][:, 0]
+    monkeypatch.setattr(LoRA, "svd", None)
+    for lora in (LoRA(write, read), LoRA(torch.from_numpy(write), torch.from_numpy(read))):
+        p, _ = prototype(lora)
+        assert abs(abs(float(np.asarray(p) @ exact)) - 1) <= 1e3 * EPS
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 1}, {"top_k": 2}, {"temperature": 0.3}])
