@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from llm_experiments.commands.options import FOLDER
 from toytransformer.command_line import RegularFile, merge_option, merge_weights, needs_extra
+
+if TYPE_CHECKING:
+    from llm_experiments.adapters.peft_files import AdapterWeights
+    from llm_experiments.merges.merging import FittedMerge
+    from toytransformer.compositions import Merge
 
 #: What merged adapters are written in.
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -35,6 +42,9 @@ class Rank(click.ParamType):
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the rule.")
 @click.option("--recipe", type=RegularFile(), help="Rule, weights by layer and options, in TOML.")
 @click.option(
+    "--fit", type=RegularFile(), help="Find the rule's weights on these questions, JSON lines; needs --model."
+)
+@click.option(
     "--rank", type=Rank(), help="Rank to keep [all of factors, the adapters' largest of a dense result]."
 )
 @click.option("--loss", type=float, help="Keep the least rank with this relative loss, such as 0.01.")
@@ -50,6 +60,7 @@ def merge(
     weights: str | None,
     options: tuple[str, ...],
     recipe: Path | None,
+    fit: Path | None,
     rank: int | str | None,
     loss: float | None,
     dtype: str,
@@ -62,7 +73,8 @@ def merge(
     What each of the ADAPTERS may be, `check --help` says. A rule that adds or joins factors is kept whole.
     One that works on single entries leaves a matrix of full rank, and is cut to the adapters' largest rank
     unless --rank or --loss asks for another. Rank, relative loss and size are said before anything is
-    written.
+    written. With --fit a rule such as lorahub finds its weights on half of the questions, through the model;
+    the other half says what they are worth beside the plain mean.
     """
     import sys
 
@@ -75,11 +87,13 @@ def merge(
     from llm_experiments.models.files import printable
     from llm_experiments.models.shapes import base_shapes
     from toytransformer.compositions import Merge
-    from toytransformer.merging import ALIASES
+    from toytransformer.merging import ALIASES, resolve
     from toytransformer.working import Bar
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise click.UsageError(f"--out '{out}' is there already: name a new folder")
+    if fit:
+        _require_fit(rule, model, weights, recipe)
     if recipe and (rule or weights or options):
         raise click.UsageError("--recipe says the rule, its weights and options: leave those out")
     if rank is not None and loss is not None:
@@ -89,10 +103,14 @@ def merge(
     together = compatibility(library, same_base=same_base)
     together.require()
     require_base(library, base)
+    plain = Merge(rule or "mean", merge_weights(weights), tuple(map(merge_option, options)))
+    spec: Merge | FittedMerge = plain
     if recipe:
         spec = Recipe.read(recipe).merge(library)
-    else:
-        spec = Merge(rule or "mean", merge_weights(weights), tuple(map(merge_option, options)))
+    elif fit and model:
+        spec = _fitted(plain, library, fit, model, seed)
+    elif resolve(rule or "mean").needs_data:
+        raise click.UsageError(f"--rule {rule} is fitted on examples: give --fit FILE, and --model")
     kept = LARGEST if rank is None else None if isinstance(rank, str) else rank
     with Bar(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
         task = bar.add_task("layers", total=None)
@@ -118,6 +136,51 @@ def merge(
     click.echo(f"{out}")
 
 
+def _require_fit(rule: str | None, model: str | None, weights: str | None, recipe: Path | None) -> None:
+    """A usage error where --fit lacks what it needs, or something else says the weights."""
+    from llm_experiments.merges.halves import fittable, require_fittable
+
+    if recipe or weights:
+        raise click.UsageError(f"--fit finds the weights: leave out --{'recipe' if recipe else 'weights'}")
+    if rule is None:
+        raise click.UsageError(f"--fit needs --rule: one of {', '.join(fittable())}")
+    require_fittable(rule)
+    if model is None:
+        raise click.UsageError("--fit needs --model: the base through which the questions are answered")
+
+
+def _fitted(
+    spec: Merge, library: Sequence[AdapterWeights], questions: Path, model: str, seed: int
+) -> FittedMerge:
+    """The rule fitted on half of the questions; what came out is said."""
+    from llm_experiments.commands import options
+    from llm_experiments.domains.own.questions import read
+    from llm_experiments.merges.halves import fit_half
+    from llm_experiments.models.files import printable
+
+    asked = read(questions, [adapter.name for adapter in library])
+    loaded = options.chosen(model, None, "auto", "auto", False).load()
+    found = fit_half(loaded, library, spec, asked, seed=seed)
+    click.echo(
+        f"fitted on {found.fitted} questions, {found.held_out} held out; "
+        "mean -log p of an answer's token in nats:"
+    )
+    for name, (on, off) in found.losses.items():
+        click.echo(f"  {name:<12} {on:8.4f} fitted on {off:8.4f} held out")
+    for name, (least, mean, largest) in found.weights.items():
+        over = (
+            ""
+            if least == largest
+            else f" ({least:.3f} to {largest:.3f} over {len(found.merge.merges)} layers)"
+        )
+        click.echo(f"weight of {printable(name)}: {mean:.3f}{over}")
+    if found.worse:
+        click.echo(
+            "the plain mean does as well or better on what was held out: use it, or give more questions"
+        )
+    return found.merge
+
+
 @click.command()
 @click.argument("adapters", nargs=-1, required=True)
 @click.option(
@@ -137,7 +200,7 @@ def check(adapters: tuple[str, ...], model: str | None, same_base: bool) -> int:
 
     from llm_experiments.adapters.compatible import compatibility
     from llm_experiments.adapters.of_base import against, base_here, resolved
-    from llm_experiments.adapters.peft_files import AdapterError, AdapterWeights, distinctly_named, opened
+    from llm_experiments.adapters.peft_files import AdapterError, distinctly_named, opened
     from llm_experiments.models.files import printable
     from llm_experiments.models.shapes import BaseShapes, base_shapes
     from llm_experiments.models.sources import ModelError

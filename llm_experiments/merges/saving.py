@@ -243,8 +243,21 @@ def card(name: str, base: str, details: Mapping[str, Any]) -> str:
     """A model card: how the adapter was made, and how far it is from the exact merge."""
     names = ", ".join(details["adapters"])
     weights = "the rule's own" if details["weights"] is None else list(details["weights"])
-    parts = details.get("fitted", {}).get("layers", {})
+    fitted = details.get("fitted", {})
+    parts = fitted.get("layers", {})
     by_layer = "".join(f"- weights of {markdown(where)}: {own}\n" for where, own in parts.items())
+    if losses := fitted.get("losses"):
+        counts = fitted["questions"]
+        one_set = not isinstance(fitted["weights"], Mapping)
+        weights = (
+            f"{', '.join(f'{w:.4f}' for w in fitted['weights'])}, " if one_set else "of every layer its own, "
+        )
+        weights += f"fitted on {counts['fitted']} questions; {counts['held_out']} were held out"
+        by_layer = "".join(
+            f"- mean -log p of an answer's token under {markdown(merge)}, in nats: {on:.4f} on the questions "
+            f"fitted on, {off:.4f} on those held out\n"
+            for merge, (on, off) in losses.items()
+        )
     return f"""---
 library_name: peft
 base_model: {json.dumps(base)}
