@@ -70,6 +70,10 @@ def _cheap(figure: str, job) -> bool:
             return case[1] == 10
         case "leak":
             return case[0] == "strict"
+        case "kinds":
+            return case[0] in (2, "exact")
+        case "recycled":
+            return case[0] in ("recycled", "relevant")
         case _:
             return False
 
@@ -79,7 +83,7 @@ def test_committed_rows_are_what_is_computed_now():
     found = theory.compute((name, job) for name in THEORY for job in theory.jobs(name) if _cheap(name, job))
     assert len(found) > 25
     identity = ("figure", "group", "composition", "rule", "facts", "known", "varies", "size", "coefficient")
-    identity += ("mask", "prompt")
+    identity += ("mask", "prompt", "kind", "base", "relation_length", "updates")
     stored = {tuple(row.get(key) for key in identity): row for row in ROWS if row["figure"] != "gauge"}
     for row in found:
         old = stored[tuple(row.get(key) for key in identity)]
@@ -132,6 +136,27 @@ def test_exact_edges_of_survival():
     half = known["alphas"].index(0.5)
     assert known["margins"][half] == 0.0 and known["outcomes"][half] == "tie"
     assert known["margins"][half + 1] > 0 and fresh["margins"][half] > 0
+
+
+def test_predictions_with_kinds_change_where_the_closed_form_says():
+    for row in of("kinds", kind="lead"):
+        for t, lead, bridge, right in zip(
+            row["ts"], row["leads"], row["bridge"], row["correct"], strict=True
+        ):
+            assert (lead > 0) == (t > row["threshold"])
+            assert (bridge, right) == pytest.approx((0, 1 / row["facts"]) if lead > 0 else (1, 0), rel=1e-5)
+
+
+def test_recycled_updates_explain_as_much_as_their_number_says():
+    for row in of("recycled", kind="share"):
+        rounding = 1e-5  # six digits are stored
+        if row["updates"] == "recycled, as they are":
+            pairs = zip(row["mean"], row["formula"], strict=True)
+            assert all(mean <= formula + rounding for mean, formula in pairs)
+        else:
+            assert row["mean"] == pytest.approx(row["formula"], abs=rounding)
+    for row in of("recycled", kind="gain"):
+        assert row["gains"] == pytest.approx(row["overlaps"], abs=1e-5)
 
 
 def test_the_same_updates_answer_everything_or_nothing_by_gauge():
