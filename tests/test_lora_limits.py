@@ -8,10 +8,13 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 
 import lora_limits
 from figures.__main__ import main as figures_group
 from llm_experiments.__main__ import cli as llm_group
+from llm_experiments.adapters.peft_settings import USUAL
 from toytransformer.__main__ import cli as theory_group
 
 
@@ -51,16 +54,30 @@ def test_help_says_of_every_command_what_it_does_in_one_line(run):
         assert run(name, "--help")[1].startswith(f"Usage: lora-limits {name} "), command
 
 
-def test_help_loads_nothing_heavy():
-    heavy = ["jax", "numpy", "torch", "scipy", "polars", "matplotlib", "jinja2", "transformers", "pydantic"]
+def loaded(heavy, *arguments):
+    """Which of these modules a command has imported when it ends."""
     code = (
         "import sys, lora_limits\n"
-        "sys.argv = ['lora-limits', '--help']\n"
+        f"sys.argv = ['lora-limits', *{[str(argument) for argument in arguments]}]\n"
         "try: lora_limits.main()\n"
         f"except SystemExit: print([name for name in {heavy} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    return done.stdout.splitlines()[-1]
+
+
+def test_help_loads_nothing_heavy():
+    heavy = ["jax", "numpy", "torch", "scipy", "polars", "matplotlib", "jinja2", "transformers", "pydantic"]
+    assert loaded(heavy, "--help") == "[]"
+
+
+def test_check_loads_neither_peft_nor_a_model(tmp_path):
+    """They take seconds, and what PEFT itself writes asks nothing of them."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    get_peft_model(model, LoraConfig(r=2, target_modules=["0"])).save_pretrained(tmp_path / "one")
+    assert loaded(["peft", "transformers", "jax", "polars"], "check", tmp_path / "one") == "[]"
+    defaults = LoraConfig().to_dict()
+    assert {name: defaults[name] for name in USUAL if name in defaults} == USUAL
 
 
 def test_a_prediction_is_the_theorys(run, tmp_path):

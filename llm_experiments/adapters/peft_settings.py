@@ -6,10 +6,9 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
-
-from peft import LoraConfig
 
 from toytransformer.adapters import AdapterError
 
@@ -29,6 +28,8 @@ HARMLESS = (
     *("base_model_name_or_path", "revision", "megatron_config", "megatron_core", "qalora_group_size"),
     *("modules_to_save", "arrow_config"),
 )
+#: PEFT's default that almost every adapter holds. Of it PEFT is not asked, which takes seconds to import.
+USUAL = {"bias": "none"}
 #: Starting points of a training that also change the base's weights, so that the factors alone say nothing.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 MERGED = "merge it into its base with PEFT's merge_and_unload and use that as a model"
@@ -81,13 +82,21 @@ def scaling(config: Mapping[str, object], where: Path) -> Scaling:
     return Scaling(int(rank), alpha, rslora, whole, alphas)
 
 
+@cache
+def _defaults() -> dict[str, object]:
+    from peft import LoraConfig
+
+    return LoraConfig().to_dict()
+
+
 def _refuse(config: Mapping[str, object], where: Path) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise AdapterError(f"{where}: peft_type is {kind!r}; only 'LORA' can be read: {MERGED}")
-    normal = LoraConfig().to_dict()
     for key, value in sorted(config.items()):
-        if key not in HARMLESS and value and value != normal.get(key):
+        if key in HARMLESS or not value or value == USUAL.get(key):
+            continue
+        if value != _defaults().get(key):
             reason = REASONS.get(key, f"it changes what the adapter adds, or may: {MERGED}")
             raise AdapterError(f"{where}: {key} = {shown(value)} is not supported ({reason})")
     start = config.get("init_lora_weights")

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from llm_experiments.models.choice import ChoiceError, LayerChoice
 from llm_experiments.models.sources import ModelError
@@ -42,6 +41,9 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """(out, in) of a linear layer, GPT-2's transposed ones included; None for any other module."""
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
+    # transformers takes seconds to import, and what asks no model does without it
+    from transformers.pytorch_utils import Conv1D
+
     if isinstance(module, Conv1D):
         return module.nf, module.nx
     return None
