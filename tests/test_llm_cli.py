@@ -384,7 +384,7 @@ def test_merge_writes_the_merge_as_one_adapter(run, folders, tmp_path):
     assert status == 0 and out.startswith("dare_ties: the rule dare-ties-factors, Delta = ")
     refused(run("merge", one, two, "--rule", "linear", "--weights", "1,-1", "--out", "new"), "use 'sum'")
     refused(run("merge", one, two, "--out", "merged"), "is there already")
-    refused(run("merge", one, two, "--out", "new", "--rule", "arrow-products"), "arrow-products")
+    refused(run("merge", one, two, "--out", "new", "--rule", "arrow-products", "--rank", "1"), "--rank")
     refused(run("merge", one, two, "--out", "new", "--weights", "1"), "weights")
     refused(run("merge", one, dora, "--out", "new"), "DoRA")
     assert not (tmp_path / "new").exists()

@@ -14,6 +14,7 @@ from toytransformer.command_line import RegularFile, merge_option, merge_weights
 if TYPE_CHECKING:
     from llm_experiments.adapters.peft_files import AdapterWeights
     from llm_experiments.merges.merging import FittedMerge
+    from llm_experiments.models.shapes import BaseShapes
     from toytransformer.compositions import Merge
 
 #: What merged adapters are written in.
@@ -74,7 +75,8 @@ def merge(
     One that works on single entries leaves a matrix of full rank, and is cut to the adapters' largest rank
     unless --rank or --loss asks for another. Rank, relative loss and size are said before anything is
     written. With --fit a rule such as lorahub finds its weights on half of the questions, through the model;
-    the other half says what they are worth beside the plain mean.
+    the other half says what they are worth beside the plain mean. A rule that routes is written as a folder
+    of its adapters, with code that loads them.
     """
     import sys
 
@@ -109,7 +111,12 @@ def merge(
         spec = Recipe.read(recipe).merge(library)
     elif fit and model:
         spec = _fitted(plain, library, fit, model, seed)
-    elif resolve(rule or "mean").needs_data:
+    elif resolve(plain.rule).routed:
+        if rank is not None or loss is not None:
+            raise click.UsageError(f"--rule {rule} keeps every adapter as it is: leave out --rank and --loss")
+        _write_routed(library, plain, base, out, seed, dtype)
+        return
+    elif resolve(plain.rule).needs_data:
         raise click.UsageError(f"--rule {rule} is fitted on examples: give --fit FILE, and --model")
     kept = LARGEST if rank is None else None if isinstance(rank, str) else rank
     with Bar(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
@@ -134,6 +141,32 @@ def merge(
     )
     merged.write(out, out.name)
     click.echo(f"{out}")
+
+
+def _write_routed(
+    library: Sequence[AdapterWeights], spec: Merge, base: BaseShapes | None, out: Path, seed: int, dtype: str
+) -> None:
+    """Write adapters that are routed, and say what loads them."""
+    from llm_experiments.adapters.of_base import base_here
+    from llm_experiments.merges.routed_export import CODE, routed_adapters
+    from llm_experiments.merges.saving import DTYPES
+    from llm_experiments.models.files import printable
+    from llm_experiments.models.shapes import base_shapes
+
+    if base is None and (here := base_here(library[0])):
+        base = base_shapes(here)
+    routed = routed_adapters(library, spec, base=base, seed=seed, dtype=DTYPES[dtype])
+    details = routed.details
+    click.echo(
+        f"{len(library)} adapters, {len(routed.layers)} layers, {details['bytes'] / 1e6:,.1f} MB in {dtype}; "
+        f"smallest spectral gap {details['spectral_gap']['smallest']:.2g}"
+    )
+    if routed.unlike_peft is None:
+        click.echo(f"PEFT's Arrow loads it; its prototypes are within {routed.angle:.1e} of the exact ones")
+    else:
+        click.echo(printable(f"PEFT's Arrow does not do the same: {routed.unlike_peft}"))
+    routed.write(out, out.name)
+    click.echo(f"{out}: see README.md, {CODE} loads it with torch and transformers alone")
 
 
 def _require_fit(rule: str | None, model: str | None, weights: str | None, recipe: Path | None) -> None:
@@ -202,7 +235,7 @@ def check(adapters: tuple[str, ...], model: str | None, same_base: bool) -> int:
     from llm_experiments.adapters.of_base import against, base_here, resolved
     from llm_experiments.adapters.peft_files import AdapterError, distinctly_named, opened
     from llm_experiments.models.files import printable
-    from llm_experiments.models.shapes import BaseShapes, base_shapes
+    from llm_experiments.models.shapes import base_shapes
     from llm_experiments.models.sources import ModelError
 
     def say(verdict: str, text: str) -> None:
