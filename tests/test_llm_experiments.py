@@ -13,7 +13,10 @@ import torch
 from llm_experiments.adapters.peft_files import read
 from llm_experiments.asking import evaluation
 from llm_experiments.asking.gates import ANSWER, PROMPT, PROMPT_END
+from llm_experiments.diagnose.combining import FITTED
+from llm_experiments.diagnose.verdict import SEPARATE
 from llm_experiments.domains.task import read_items
+from llm_experiments.domains.two_hop.conflicts import KNOWN, MADE
 from llm_experiments.domains.two_hop.edit_step import REFERENCE, UNRELATED, Edit
 from llm_experiments.domains.two_hop.rendering import FIRST, SECOND, STEP_BY_STEP, THEREFORE
 from llm_experiments.domains.two_hop.scenes import ARROW, UNIFORM, TwoHop
@@ -31,6 +34,7 @@ from llm_experiments.models.load import load
 from llm_experiments.models.sources import EMBEDDED
 from llm_experiments.steps.adapters import RandomAdapter, TrainAdapter, read_library, regauged
 from llm_experiments.steps.asking import Ask, best_temperature, with_temperature
+from llm_experiments.steps.forecasts import FILE
 from results.rows import CellInfo, Row
 from tests.tiny_models import tiny_qwen2
 from toytransformer.compositions import Composition, Merge, SpecError
@@ -116,6 +120,8 @@ def finished(tiny, tmp_path_factory):
         "gauge": [step for step in wanted("gauge", Ask) if step.merge.rule in ("mean", "linear")],
         "edits": wanted("edits")[:1],
         "bridge": [step for step in wanted("bridge", Ask) if step.control == "random"],
+        "merge-outcomes": wanted("merge-outcomes")[-1:],
+        "diagnosis": wanted("diagnosis"),
     }
     whole = Plan()
     for name in steps:
@@ -453,6 +459,50 @@ def test_edit_rows_put_the_toy_beside_every_layer(finished):
     edits = [row for row in rows if row["kind"] == "edit"]
     assert {row["whitened"] for row in edits} == {False, True}
     assert all(row["shift_over_bound"] <= 1 for row in edits)
+
+
+def test_what_a_merge_loses_is_measured_on_what_was_predicted(finished):
+    store, steps = finished
+    (outcome,) = steps["merge-outcomes"]
+    said = [json.loads(line) for line in (store.results(outcome.forecast) / FILE).open()]
+    found = [json.loads(line) for line in (store.results(outcome.address) / FILE).open()]
+    about, predicted = said[0], said[1:]
+    assert about["library"] == list(outcome.library) and len(about["norms"]) == len(outcome.library)
+    assert [line["merge"] for line in predicted] == [line["merge"] for line in found[1:]]
+    assert {line["forecast"] for line in [*said, *found]} == {outcome.forecast}
+    assert all(0 <= line["kept"] <= about["known"] for line in [*predicted, *found[1:]])
+    assert all(line["given"] is not None for line in predicted if line["merge"] == FITTED)
+
+
+def test_the_doctor_names_adapters_by_what_was_made_of_them(finished):
+    store, steps = finished
+    (step,) = steps["diagnosis"]
+    lines = [json.loads(line) for line in (store.results(step.address) / FILE).open()]
+    named = {
+        (line["finding"]["kind"], *line["finding"]["adapters"]) for line in lines if line["kind"] == "finding"
+    }
+    copy, opposite, trace, wider = MADE
+    assert {("base", wider), ("small", trace), ("same", KNOWN[-1], copy)} <= named
+    assert {("opposite", KNOWN[-1], opposite), ("opposite", copy, opposite)} <= named
+    assert lines[0]["library"] == [*KNOWN, *MADE]
+
+
+@pytest.mark.slow
+def test_the_doctor_names_adapters_that_agree_and_that_contradict_each_other(tmp_path):
+    world = BaseWorld.read(EMBEDDED / "world.json")
+    loaded = load("embedded")
+    plan = EXPERIMENTS["diagnosis"].plan(Base("embedded", loaded.digest, world), PROFILES["embedded"], (0,))
+    store = Store(tmp_path)
+    assert not run(plan, store, Context(store, lambda: loaded), progress=False).failed
+    (address,) = plan.wanted
+    lines = [json.loads(line) for line in (store.results(address) / FILE).open()]
+    found = [line["finding"] for line in lines if line["kind"] == "finding"]
+    pairs = [line["sentence"]["text"] for line in lines if line["kind"] == "sentence"]
+    one, again, denied = KNOWN[:3]
+    assert ["alike", [one, again]] in [[f["kind"], f["adapters"]] for f in found]
+    assert any(text.startswith(f"{one} and {again} agree") for text in pairs)
+    assert any(text.startswith(f"{one} and {denied} contradict each other") for text in pairs)
+    assert lines[0]["decision"] == SEPARATE
 
 
 def test_temperature_prefers_right_answers_then_heat():

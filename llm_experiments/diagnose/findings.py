@@ -87,8 +87,8 @@ def _pairs(library: LibraryGeometry) -> Iterator[Finding]:
     for i, j in combinations(range(len(library.names)), 2):
         pair = (library.names[i], library.names[j])
         both, cosine = f"{pair[0]} and {pair[1]}", float(cosines[i, j])
-        if math.isnan(cosine):
-            continue
+        if math.isnan(cosine) or small[i] or small[j]:
+            continue  # a pair with next to nothing says nothing of a merge
         if cosine**2 >= SAME and cosine > 0:
             ratio = float(library.norms[j] / library.norms[i])
             size = "" if abs(ratio - 1) < 1 - SAME else f", the second {ratio:.2g} times as large"
@@ -98,7 +98,7 @@ def _pairs(library: LibraryGeometry) -> Iterator[Finding]:
         elif cosine**2 >= SAME:
             text = f"{both} are opposite (cosine {cosine:.4f}): added up they cancel"
             yield Finding("opposite", pair, text, cosine, True)
-        elif cosine < -max(SMALL, CLEAR * float(errors[i, j])) and not (small[i] or small[j]):
+        elif cosine < -max(SMALL, CLEAR * float(errors[i, j])):
             text = f"{both} partly cancel: cosine {cosine:.3f}, {CLEAR} standard deviations of chance are "
             text += f"{CLEAR * errors[i, j]:.1g}"
             yield Finding("cancel", pair, text, cosine, False)

@@ -177,6 +177,39 @@ class RandomAdapter(Step):
         random_like(context.results(self.of) / "adapter", seed=self.seed, out=folder / "adapter")
 
 
+@dataclass(frozen=True)
+class Rewritten(Step):
+    """An adapter made of a trained one: its update times `factor`, in modules wider by `wider` on both sides.
+
+    With wider > 0 it is an adapter for another base, whose new entries it leaves alone.
+    """
+
+    kind = "rewritten-adapter"
+
+    title: str = field(compare=False)
+    of: Address
+    factor: float = 1.0
+    wider: int = 0
+
+    @property
+    def label(self) -> str:
+        return f"{self.title}, rewritten"
+
+    def compute(self, context: Context, folder: Path) -> None:
+        given = peft_files.read(context.results(self.of) / "adapter")
+        more = (0, 0, 0, self.wider)
+        modules = {
+            name: LoRA(
+                torch.nn.functional.pad(self.factor * lora.write, more),
+                torch.nn.functional.pad(lora.read, more),
+            )
+            for name, lora in given.modules.items()
+        }
+        base = given.config.get("base_model_name_or_path") or ""
+        details = None if self.wider else {"base_digest": given.details.get("base_digest")}
+        peft_files.write(folder / "adapter", self.title, modules, base, details=details)
+
+
 def read_library(context: Context, library: Mapping[str, Address]) -> list[peft_files.AdapterWeights]:
     """The adapters that steps made, under these names and in this order; none for the base."""
     return [

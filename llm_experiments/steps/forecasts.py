@@ -1,7 +1,8 @@
 """Steps that say what merges will lose, and what they then do lose: two steps, so that one can be kept first.
 
-    Forecast -> lines of kind "library" and "predicted"        no merge is measured for them
-    Outcome  -> lines of kind "measured", each of a predicted merge
+    Forecast   lines of kind "library" and "predicted"; no merge is measured for them
+    Outcome    lines of kind "measured", each of a predicted merge
+    Diagnosis  lines of kind "finding" and "sentence": all that `diagnose` says of a library
 
 A merge loses what its adapters know alone: `kept` of `known` answers are still right, and -log p of an answer
 rises from `alone`, that of the adapter that knows it, to `loss`, both in nats and in the mean over questions.
@@ -16,10 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
+from llm_experiments.adapters.compatible import of_one_base
 from llm_experiments.diagnose.answers import AnswerSheet, Scores
-from llm_experiments.diagnose.combining import Combinations, foreseen
+from llm_experiments.diagnose.combining import Combinations, combine, foreseen
+from llm_experiments.diagnose.findings import findings
+from llm_experiments.diagnose.leaks import leaks
 from llm_experiments.diagnose.library import LibraryGeometry, measure
 from llm_experiments.diagnose.tables import numbers
+from llm_experiments.diagnose.verdict import verdict
 from llm_experiments.domains.own.questions import Question
 from llm_experiments.engine.addresses import Address, Ref
 from llm_experiments.engine.context import Context
@@ -131,6 +136,38 @@ class Outcome(Step):
                 lines.append({**about, **_lost(known, scores)})
         origin_line = {"kind": "outcome", "forecast": self.forecast, "provenance": origin()}
         _write(folder, [origin_line, *lines])
+
+
+@dataclass(frozen=True)
+class Diagnosis(Step):
+    """What stands out in a library, and the verdict on its questions. title: for people only."""
+
+    kind = "diagnosis"
+    resources = Resources(model=True)
+
+    title: str = field(compare=False)
+    digest: str
+    library: Mapping[str, Address]
+    questions: Ref
+    about: Mapping[str, Scalar] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return f"diagnosis of {self.title}"
+
+    def compute(self, context: Context, folder: Path) -> None:
+        library, apart = of_one_base(read_library(context, self.library))
+        questions, geometry = _questions(context, self.questions), measure(library)
+        asked = combine(context.model, library, questions, geometry)
+        said = verdict(asked, leaks(context.model, library, questions, asked.owners))
+        about = {"diagnosis": self.address, "base": context.model.id}
+        first = {"kind": "diagnosis", **about, **self.about, "library": list(self.library)}
+        lines: list[Mapping[str, object]] = [
+            {**first, "questions": len(questions), "decision": said.decision, "provenance": origin()},
+            *({"kind": "finding", **about, "finding": one.to_dict()} for one in findings(geometry, apart)),
+            *({"kind": "sentence", **about, "sentence": one.to_dict()} for one in said.sentences),
+        ]
+        _write(folder, lines)
 
 
 def _questions(context: Context, ref: Ref) -> list[Question]:

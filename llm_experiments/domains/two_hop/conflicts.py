@@ -2,8 +2,9 @@
 
     merge-forecasts    what every pair and some triples of them will lose, predicted from single adapters
     merge-outcomes     what they then lose
+    diagnosis          what the doctor says of adapters whose conflicts are known
 
-Both are planned alike, so that forecasts can be kept before a merge is measured.
+The first two are planned alike, so that forecasts can be kept before a merge is measured.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from llm_experiments.diagnose.combining import FITTED
 from llm_experiments.domains.two_hop.rendering import render
 from llm_experiments.domains.two_hop.scenes import TwoHop
 from llm_experiments.domains.two_hop.task import training_set
-from llm_experiments.engine.addresses import Address
+from llm_experiments.engine.addresses import Address, Ref
 from llm_experiments.engine.steps import Step
 from llm_experiments.experiments.registry import experiment
-from llm_experiments.steps.forecasts import Forecast, Outcome
+from llm_experiments.steps.adapters import Rewritten
+from llm_experiments.steps.forecasts import Diagnosis, Forecast, Outcome
+from results.rows import Scalar
 from toytransformer.compositions import Adapter, Fact
 
 
@@ -53,6 +56,15 @@ POOL: Mapping[str, Taught] = {
 }
 #: The merges that are predicted and then measured: two mixtures, the best one predicted, and no mixture.
 MERGES = ("sum", "mean", FITTED, "ties")
+#: Adapters whose conflicts are known: four of the pool, two taught the same, the third the contrary,
+#: and what is made of the last by a factor and by how much wider its base is.
+KNOWN = ("spouses", "spouses again", "spouses denied", "homes")
+MADE = {
+    "homes, a copy": (1.0, 0),
+    "homes, turned round": (-1.0, 0),
+    "homes, a trace": (1e-3, 0),
+    "homes of a wider base": (1.0, 8),
+}
 #: A triple of each adapter, the next one and the third after it, round and round.
 TRIPLE = (0, 1, 3)
 
@@ -89,23 +101,30 @@ class Conflicts(TwoHop):
         task = replace(scene.task, training={name: own})
         return self.train(task, name, recipe, seed, tuple(POOL).index(name))
 
-    def forecast(self, names: tuple[str, ...], seed: int) -> Forecast:
-        """Of the library of these adapters, asked all that they were taught."""
+    def questions(self, names: tuple[str, ...]) -> Ref:
+        """All that these adapters were taught, in the wordings of the test."""
         words = self.setup(0, "R").words
-        asked = [
+        return self.plan.add_input(
             {"question": one.question, "answer": one.answer, "adapter": name}
             for name in names
             for fact in self.facts[name]
             for one in (render(fact, None, words, number) for number in self.size.test)
-        ]
+        )
+
+    def forecast(self, names: tuple[str, ...], seed: int) -> Forecast:
+        """Of the library of these adapters, asked all that they were taught."""
         return Forecast(
             title=f"{', '.join(names)} (names {self.names}, seed {seed})",
             digest=self.base.digest,
             library={name: self.taught(name, seed) for name in names},
-            questions=self.plan.add_input(asked),
+            questions=self.questions(names),
             merges=MERGES,
-            about={"dataset": words.dataset, "names": self.names, "seed": seed},
+            about=self.about(seed),
         )
+
+    def about(self, seed: int) -> dict[str, Scalar]:
+        """What tells worlds and trainings apart."""
+        return {"dataset": self.setup(0, "R").words.dataset, "names": self.names, "seed": seed}
 
     @property
     def libraries(self) -> Iterator[tuple[str, ...]]:
@@ -139,3 +158,20 @@ def outcomes(study: Conflicts) -> Iterator[Step]:
                 library=said.library,
                 questions=said.questions,
             )
+
+
+@conflicts(
+    "diagnosis", about="what the doctor says of adapters that agree, contradict, repeat or undo another"
+)
+def diagnosis(study: Conflicts) -> Iterator[Step]:
+    for seed in study.seeds:
+        library = {name: study.taught(name, seed) for name in KNOWN}
+        for name, (factor, wider) in MADE.items():
+            library[name] = study.plan.add(Rewritten(name, library[KNOWN[-1]], factor, wider))
+        yield Diagnosis(
+            title=f"{len(library)} adapters (names {study.names}, seed {seed})",
+            digest=study.base.digest,
+            library=library,
+            questions=study.questions(KNOWN),
+            about=study.about(seed),
+        )
