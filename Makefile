@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt requirements.lock
 		{ echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another: make setup PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --no-deps --require-hashes -r requirements.lock
-	$(PY) -m pip install -c constraints.txt -e '.[figures,llm,notebooks,docs,test,dev]'
+	$(PY) -m pip install -c constraints.txt -e '.[figures,llm,code,notebooks,docs,test,dev]'
 	@touch $@
 
 # pip takes no hashes beside an editable install, so the lock is a file of its own. Torch is not in it: which build
@@ -29,7 +29,7 @@ lock:  ## write requirements.lock, the hashes of every release that constraints.
 	$(PYTHON) -m venv out/lock
 	out/lock/bin/python -m pip install -q hashin
 	sed -E '/^(#|$$|torch==)/d' constraints.txt > requirements.lock
-	out/lock/bin/hashin -r requirements.lock $$(cat requirements.lock)
+	xargs -d '\n' -a requirements.lock out/lock/bin/hashin -r requirements.lock
 
 # What `make reproduce` measures; PROFILE alone may be empty. The values are data: make does not expand what is in
 # them ($(value)), recipes read them from the environment, and `values` refuses what such names never have.
