@@ -24,11 +24,14 @@ from llm_experiments.asking import evaluation
 from llm_experiments.commands.rows import table
 from llm_experiments.commands.runs import run_experiments, status
 from llm_experiments.domains.own.planning import planned
-from llm_experiments.domains.own.questions import QuestionsError
+from llm_experiments.domains.own.questions import Question, QuestionsError, QuestionStep
 from llm_experiments.domains.own.scorer import READINGS, OwnWords
 from llm_experiments.domains.own.study import StudyError, StudyFile
+from llm_experiments.domains.own.task import items, own_task
+from llm_experiments.domains.task import read_items
 from llm_experiments.engine.context import Context
 from llm_experiments.engine.local import run
+from llm_experiments.engine.steps import Plan
 from llm_experiments.engine.store import Store
 from llm_experiments.experiments.study import Base
 from llm_experiments.merges.merging import apply
@@ -195,6 +198,23 @@ def test_given_adapters_answer_as_they_do_when_applied(place, base, loaded, tmp_
         }
     assert [item.group for item in items] == ["one", "one", "two", "neither"]
     assert [item.cluster for item in items] == ["Bob", "Bob", "question 3", "question 4"]
+
+
+def test_steps_of_a_question_are_asked_as_questions_of_their_own():
+    parts = [
+        {"question": "Who is A's mentor?", "answer": "B"},
+        {"question": "Where does B live?", "answer": "C"},
+    ]
+    asked = Question("Where does A's mentor live?", "C", "one", steps=tuple(QuestionStep(**p) for p in parts))
+    found = items([Question("Who?", "He"), asked])
+    assert [(i.id, i.group, i.cluster, i.target) for i in found] == [
+        ("1", "questions", "question 1", "He"),
+        ("2", "one", "question 2", "C"),
+        ("2/1", "one: step 1", "question 2", "B"),
+        ("2/2", "one: step 2", "question 2", "C"),
+    ]
+    plan = Plan()
+    assert [i.id for i in read_items(plan, own_task(plan, [asked], "one"))] == ["1"]
 
 
 def test_what_depends_on_no_draw_is_asked_once(place, base):

@@ -45,7 +45,7 @@ def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) 
     from llm_experiments.models.known import KNOWN_MODELS
 
     console = Console(highlight=False)
-    console.print("[bold]Experiments[/bold]: run NAME")
+    console.print("[bold]Experiments[/bold]: run NAME, or STUDY.toml for a study of your own")
     base = options.chosen(**model).base if count else None
     table = Table(box=box.SIMPLE, show_header=count)
     for heading in ("", "", "in the paper", *(["steps"] if count else [])):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from llm_experiments.domains.own.questions import Question
@@ -20,7 +20,7 @@ from llm_experiments.domains.task import (
 )
 from llm_experiments.engine.addresses import Ref
 from llm_experiments.scoring import Json
-from results.rows import Item
+from results.rows import Item, Scalar
 
 #: What development questions are called in cells.
 CHOSEN_BY = "development questions"
@@ -57,7 +57,8 @@ def own(
     dev: those that a routing rule's temperature is chosen on. training: by adapter; whether it learned it is
     asked with the questions that are said to be the adapter's, of an adapter without any with those that it
     is trained on. Questions are counted by group, without one by their adapter; each is a cluster of its own
-    unless it names one. logprobs: "none" leaves the right answers' log-probabilities out.
+    unless it names one. Its steps are asked as questions of their own, counted apart. logprobs: "none" leaves
+    the right answers' log-probabilities out.
     Errors: TaskError on another reading.
     """
     if reading not in READINGS:
@@ -88,25 +89,28 @@ def own(
 
 
 def items(questions: Iterable[Question]) -> list[Item]:
-    """The questions in their order, numbered from 1."""
-    return [
-        Item(
-            id=str(number),
-            cluster=one.cluster or f"question {number}",
-            group=one.group or one.adapter or REST,
-            ask="direct",
-            question=one.question,
-            target=one.answer,
-            roles={"correct": one.answer},
-            extra={} if one.adapter is None else {"adapter": one.adapter},
-        )
-        for number, one in enumerate(questions, start=1)
-    ]
+    """The questions in their order, numbered from 1, each with its steps behind it, as "3/1"."""
+    found = []
+    for number, one in enumerate(questions, start=1):
+        cluster, group = one.cluster or f"question {number}", one.group or one.adapter or REST
+        extra = {} if one.adapter is None else {"adapter": one.adapter}
+        found.append(_item(str(number), cluster, group, one.question, one.answer, extra))
+        found += [
+            _item(f"{number}/{place}", cluster, f"{group}: step {place}", step.question, step.answer, {})
+            for place, step in enumerate(one.steps, start=1)
+        ]
+    return found
+
+
+def _item(
+    name: str, cluster: str, group: str, question: str, answer: str, extra: Mapping[str, Scalar]
+) -> Item:
+    return Item(name, cluster, group, "direct", question, answer, {"correct": answer}, extra)
 
 
 def own_task(inputs: Inputs, asked: Iterable[Question], adapter: str) -> Ref | None:
     """The questions that an adapter is said to know; None where there are none."""
-    own = [one for one in asked if one.adapter == adapter]
+    own = [replace(one, steps=()) for one in asked if one.adapter == adapter]
     return keep_items(inputs, items(own)) if own else None
 
 
