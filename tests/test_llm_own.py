@@ -143,7 +143,7 @@ def test_the_documented_study_is_measured(documented):
     read = frame.read(documented)
     infos = list(read.cells.values())
     assert {info.domain for info in infos} == {"own"} and {info.task for info in infos} == {
-        "homes and mentors"
+        "homes-and-mentors"
     }
     assert {info.control for info in infos} == {None, "base", "homes", "mentors", "random"}
     study = StudyFile.read(EXAMPLE / "study.toml")
@@ -168,9 +168,9 @@ def test_its_tables_figures_and_report_are_those_of_every_experiment(documented,
     for words in ("homes+mentors arrow-products", "mentors alone", "control=random", "lorahub"):
         assert words in shown
     told = called(status, documented)
-    assert "homes and mentors on embedded" in told and "13 of 13 steps finished" in told
+    assert "homes-and-mentors on embedded" in told and "13 of 13 steps finished" in told
     figure = registry.figures()["libraries"].from_data(read_measured([documented], None, False))
-    assert any("homes and mentors" in text.get_text() for text in figure.findobj(Text))
+    assert any("homes-and-mentors" in text.get_text() for text in figure.findobj(Text))
     ledger = tmp_path / "ledger.json"
     ledger.write_text(json.dumps([dict.fromkeys(COLUMNS, "") | {"claim": "one: holds", "provenance": {}}]))
     assert "homes + mentors" in page.render(page.gather(ledger, runs=[documented]))

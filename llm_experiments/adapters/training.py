@@ -28,6 +28,7 @@ from llm_experiments.adapters.grouped import Factors, Layers, Pass, adapted, los
 from llm_experiments.adapters.jobs import Progress, TrainingJob, prepared, seeded, suffixes
 from llm_experiments.adapters.recipe import Training, TrainingError
 from llm_experiments.adapters.trainer import run
+from llm_experiments.adapters.weights import ModuleUpdate
 from llm_experiments.models.layers import target_modules
 from llm_experiments.models.prompts import Example
 from toytransformer.adapters import LoRA
@@ -95,7 +96,8 @@ def random_like(folder: str | os.PathLike, *, seed: int, out: str | os.PathLike)
             for factor in (lora.write, lora.read)
         )
         size = frobenius(LoRA(lora.write.double(), lora.read.double())) / frobenius(LoRA(write, read))
-        modules[name] = LoRA((write * size**0.5).float(), (read * size**0.5).float())
+        factors = (write * size**0.5).float(), (read * size**0.5).float()
+        modules[name] = ModuleUpdate(*factors, kind=given.shape(name).kind)
     peft_files.write(
         out,
         f"random like {given.name}",

@@ -102,7 +102,6 @@ def run_experiments(
     from llm_experiments.engine.context import Context
     from llm_experiments.engine.local import run as run_steps
     from llm_experiments.engine.store import Store
-    from llm_experiments.experiments.registry import Work
 
     studies = [name for name in names if name.endswith(".toml")]
     if studies and len(names) > 1:
@@ -110,6 +109,8 @@ def run_experiments(
     planned = _study(Path(names[0]), **given) if studies else _experiments(names, **given)
     out = out or planned.out
     if studies or count:
+        from llm_experiments.experiments.registry import Work
+
         work = Work.of(planned.whole)
         click.echo(
             f"{work.adapters:,} adapters to train on {work.examples:,} examples (repeats counted), "

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from toytransformer.merging import Merged, Routed
+from toytransformer.adapters import LoRA
+from toytransformer.merging import Merged, Routed, Static, StaticMerge
 
 Shifter = Callable[[torch.Tensor], torch.Tensor]
 
@@ -40,6 +41,22 @@ def shifter(merged: Merged, dtype: torch.dtype, device: torch.device, tally: Tal
         else:
             out = merged.shift(rows)
         return out.reshape(*x.shape[:-1], -1)
+
+    return shift
+
+
+def of_tokens(layer: torch.nn.Embedding, merged: Static, device: torch.device) -> Shifter:
+    """Numbers of tokens (..) -> the shift (.., out) of an embedding's rows: columns of Delta.
+
+    Scaled as the layer scales its rows (`embed_scale`, Gemma). `merged` lies on `device`.
+    """
+    update = merged.update if isinstance(merged, StaticMerge) else merged.factored()
+    scale = getattr(layer, "embed_scale", 1.0)
+
+    def shift(ids: torch.Tensor) -> torch.Tensor:
+        ids = ids.to(device)
+        rows = update.read[ids] @ update.write.T if isinstance(update, LoRA) else update.T[ids]
+        return rows * (scale.to(rows) if isinstance(scale, torch.Tensor) else scale)
 
     return shift
 

@@ -24,14 +24,23 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from llm_experiments.adapters.compatible import compatibility
 from llm_experiments.adapters.weights import AdapterWeights, ModuleShape, ModuleUpdate, shape_of
-from llm_experiments.merges.hooks import Padding, Routing, Tally, adding, gate_precision, shifter
+from llm_experiments.merges.hooks import Padding, Routing, Tally, adding, gate_precision, of_tokens, shifter
 from llm_experiments.models.handle import LoadedModel
 from llm_experiments.models.layers import linear_shape
 from toytransformer.adapters import LoRA
 from toytransformer.arrays import Convert
 from toytransformer.compositions.spec import Merge
 from toytransformer.memory import require_memory
-from toytransformer.merging import MergeContext, Merged, Routed, RuleError, StaticMerge, check, resolve
+from toytransformer.merging import (
+    MergeContext,
+    Merged,
+    Routed,
+    RuleError,
+    Static,
+    StaticMerge,
+    check,
+    resolve,
+)
 from toytransformer.merging import merge as merge_factors
 
 #: Updates and prototypes are computed in this precision; shifts in the `dtype` of `apply`.
@@ -114,7 +123,8 @@ def apply(
 
     Each target layer computes base(x) + shift(x), the shift in `dtype` (sum and rounding as in PEFT), Arrow's
     routing in float32 at least. An empty library is the base. Where an adapter does not change a layer that
-    another does, see `merge_modules`. statistics: gather `AppliedMerge.routing`. The
+    another does, see `merge_modules`. An embedding's rows are shifted by a merge that does not route; the
+    output layer that is tied to it is not, as in PEFT. statistics: gather `AppliedMerge.routing`. The
     model is as it was afterwards, also after an exception. Errors: RuleError and AdapterError, before any
     change.
     """
@@ -122,7 +132,10 @@ def apply(
         raise RuleError(f"dtype is {dtype}; give a floating point one such as torch.float32")
     if isinstance(merge, Merge):
         check(merge)
-    layers = target_layers(loaded, merge.library if isinstance(merge, FittedMerge) else library)
+    whole, rules = library, [merge.rule] if isinstance(merge, Merge) else []
+    if isinstance(merge, FittedMerge):
+        whole, rules = merge.library, [one.rule for one in merge.merges.values()]
+    layers = target_layers(loaded, whole, embeddings=not any(resolve(rule).routed for rule in rules))
     devices = {name: _device(layer) for name, layer in layers.items()}
     merged = merge_modules(library, merge, seed, dtype=dtype, devices=devices) if layers else {}
     said = {name: outcome.details for name, outcome in merged.items()}
@@ -137,7 +150,10 @@ def apply(
             if statistics and isinstance(merged[name], Routed):
                 places = [name in adapter.modules for adapter in library]
                 tally = applied._tallies[name] = Tally(padding, places)
-            shift = shifter(merged[name], dtype, devices[name], tally)
+            if isinstance(layer, torch.nn.Embedding):
+                shift = of_tokens(layer, cast(Static, merged[name]), devices[name])
+            else:
+                shift = shifter(merged[name], dtype, devices[name], tally)
             stack.callback(layer.register_forward_hook(adding(shift)).remove)
         yield applied
 
@@ -348,11 +364,16 @@ def describe(
 
 
 def target_layers(
-    loaded: LoadedModel, library: Sequence[AdapterWeights], *, same_modules: bool = False
+    loaded: LoadedModel,
+    library: Sequence[AdapterWeights],
+    *,
+    same_modules: bool = False,
+    embeddings: bool = False,
 ) -> dict[str, torch.nn.Module]:
     """The layers of the model that the library changes, by name; refuse a library that does not fit it.
 
-    same_modules: also one whose adapters do not all change the same layers.
+    same_modules: also one whose adapters do not all change the same layers. embeddings: whether such may be
+    among the layers.
     """
     if not library:
         return {}
@@ -372,10 +393,12 @@ def target_layers(
             )
     layers = {}
     for name in names:
-        if (kind := _first_shape(library, name).kind) != "linear":
+        kind = _first_shape(library, name).kind
+        if kind != "linear" and not (embeddings and kind == "embedding"):
             raise RuleError(
-                f"{name} is of kind {kind}, and updates are added to the outputs of linear layers here: "
-                "merge the adapters into one file and load that with PEFT"
+                f"{name} is of kind {kind}, and updates are added to the outputs of linear layers here, by "
+                "rules that neither route nor are fitted also to embeddings: merge the adapters into one "
+                "file and load that with PEFT"
             )
         try:
             layer = loaded.model.get_submodule(name)
@@ -388,10 +411,12 @@ def target_layers(
             raise RuleError(f"layer {name!r} still carries PEFT's adapters; unload them from the model first")
         shape = _first_shape(library, name).size
         found = linear_shape(layer)
+        if kind == "embedding" and isinstance(layer, torch.nn.Embedding):
+            found = layer.embedding_dim, layer.num_embeddings
         if found != shape:
             raise RuleError(
                 f"layer {name!r} of the model has (out, in) {found} ({type(layer).__name__}), the adapters "
-                f"{shape}; they have to belong to one linear layer"
+                f"{shape}; they have to belong to one {kind if kind == 'embedding' else 'linear layer'}"
             )
         layers[name] = layer
     return layers

@@ -46,6 +46,8 @@ def planned(file: StudyFile, base: Base, shapes: BaseShapes) -> Plan:
 def _given(file: StudyFile, shapes: BaseShapes) -> dict[str, str]:
     """The digests of the adapters that are given, which fit the base and one another."""
     digests, library = {}, []
+    rules = [resolve(merge.rule) for merge, _ in file.merges]
+    moving = next((rule.name for rule in rules if rule.routed or rule.needs_data), None)
     for one in file.adapters:
         if one.given is None:
             continue
@@ -63,12 +65,19 @@ def _given(file: StudyFile, shapes: BaseShapes) -> dict[str, str]:
             )
         if problems := against(adapter, shapes):
             raise StudyError(f"{where}: {problems[0]}")
-        others = [name for name in adapter.modules if adapter.shape(name).kind != "linear"]
+        kinds = {name: adapter.shape(name).kind for name in adapter.modules}
+        others = [name for name, kind in kinds.items() if kind not in ("linear", "embedding")]
         others += [key for key, tensor in adapter.whole.items() if not tensor.frozen]
         if others:
             raise StudyError(
-                f"{where} changes {others[0]}, which is no linear layer's update, and such alone are added "
-                "inside a model; leave it out, or merge it with `lora-limits merge` and ask the result"
+                f"{where} changes {others[0]}, which is neither a linear layer's update nor an embedding's, "
+                "and such alone are added inside a model; leave it out"
+            )
+        embeddings = [name for name, kind in kinds.items() if kind == "embedding"]
+        if embeddings and moving:
+            raise StudyError(
+                f"{where} changes the embedding {embeddings[0]}, on which {moving!r} is not defined; leave "
+                "out one of the two"
             )
         library.append(adapter)
     if library and (apart := compatibility(library).problems):
