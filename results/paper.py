@@ -73,7 +73,7 @@ def as_printed(cell: Cell) -> Entry | None:
     However it was asked: how the paper's libraries were asked is for `beside`.
     """
     info, known = cell.info, _task(cell.info)
-    if known is None or info.weights or info.control in (BASE, RANDOM):
+    if known is None or info.weights or info.control == RANDOM:
         return None
     (task, named), domain = known, naming()[info.domain]
     if cell.group != domain["group"] or set(domain["unprinted"]) & info.variant.keys():
@@ -81,12 +81,17 @@ def as_printed(cell: Cell) -> Entry | None:
     adapters = str(info.variant.get("adapters", "LoRA"))
     rule = called(info.rule) if adapters == "LoRA" else domain["forms"].get(str(info.variant.get("form")))
     libraries = {tuple(library["adapters"]): library["called"] for library in domain["libraries"]}
+    if info.control == BASE:
+        rule = task.get("base")
+    elif len(info.library) == 1:
+        rule = task.get("single")
     said = {
+        "domain": info.domain,
         "dataset": info.dataset,
         "layers": info.layers or "mlp",
         "adapters": adapters,
         "library": libraries.get(info.library),
-        "rule": task.get("single") if len(info.library) == 1 else rule,
+        "rule": rule,
     }
     words = {name: int(text) if text.isdecimal() else text for name, text in named.items()}
     words |= {name: said[name] for name in task["says"]}
@@ -94,9 +99,9 @@ def as_printed(cell: Cell) -> Entry | None:
 
 
 def asked(cell: Cell) -> str:
-    """How the paper asked a library of several; of one adapter, of which it does not say it, at once."""
+    """How the paper asked the base and libraries of several; one adapter, of which it does not say it, at once."""
     known = _task(cell.info)
-    several = known is not None and len(cell.info.library) > 1
+    several = known is not None and len(cell.info.library) != 1
     return str(known[0].get("asked", cell.ask)) if known is not None and several else "direct"
 
 

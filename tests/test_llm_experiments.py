@@ -15,6 +15,7 @@ from llm_experiments.asking import evaluation
 from llm_experiments.asking.gates import ANSWER, PROMPT, PROMPT_END
 from llm_experiments.diagnose.combining import FITTED
 from llm_experiments.diagnose.verdict import SEPARATE
+from llm_experiments.domains.math.sizes import Size as MathSize
 from llm_experiments.domains.task import read_items
 from llm_experiments.domains.two_hop.conflicts import KNOWN, MADE
 from llm_experiments.domains.two_hop.edit_step import REFERENCE, UNRELATED, Edit
@@ -36,6 +37,7 @@ from llm_experiments.steps.adapters import RandomAdapter, TrainAdapter, read_lib
 from llm_experiments.steps.asking import Ask, best_temperature, with_temperature
 from llm_experiments.steps.forecasts import FILE
 from results.rows import CellInfo, Row
+from tests import math_data
 from tests.tiny_models import tiny_qwen2
 from toytransformer.compositions import Composition, Merge, SpecError
 from toytransformer.merging import RULES
@@ -59,8 +61,17 @@ TINY = replace(
     PROFILES["small"],
     temperatures=(0.3, 0.1),  # and not 1, which a rule takes when nothing is chosen
     training=replace(PROFILES["small"].training, steps=2, batch=4, rank=2, base_dtype=None),
-    sizes={"two-hop": SIZE},
+    sizes={"two-hop": SIZE, "math": MathSize(templates=2, train=1, asked=1, own=2, dev=2)},
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def published(tmp_path_factory):
+    """Copies of the published sets that experiments ask for, made here."""
+    with pytest.MonkeyPatch.context() as patched:
+        for variable, path in math_data.write(tmp_path_factory.mktemp("sets")).items():
+            patched.setenv(variable, path)
+        yield
 
 
 @functools.cache
@@ -303,7 +314,7 @@ def test_relabellings_retrain_adapter_1_alone():
     assert any(by_draw[dataset, 0] != by_draw[dataset, 1] for dataset in "FR")
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [name for name, made in EXPERIMENTS.items() if made.needs == ("two-hop",)])
 def test_a_temperature_is_chosen_on_plain_adapters_of_other_names(name):
     """By single hops in development wordings: no question of the test, no entity, no composed answer, and no
     bridge, so that every setup is routed at the same temperature.

@@ -40,6 +40,7 @@ SHOWN = 12
 @needs_extra("llm")
 def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) -> None:
     """Show the experiments, the profiles and the models."""
+    from llm_experiments.domains.task import TaskError
     from llm_experiments.experiments.registry import EXPERIMENTS
     from llm_experiments.experiments.sizes import PROFILES
     from llm_experiments.models.known import KNOWN_MODELS
@@ -50,15 +51,21 @@ def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) 
     table = Table(box=box.SIMPLE, show_header=count)
     for heading in ("", "", "in the paper", *(["steps"] if count else [])):
         table.add_column(heading)
-    shown = count and sys.stderr.isatty()
+    shown, uncounted = count and sys.stderr.isatty(), []
     with Bar(transient=True, disable=not shown, console=Console(stderr=True)) as bar:
         for name, experiment in bar.track(EXPERIMENTS.items(), description="counting"):
             row = [name, escape(experiment.about), escape(experiment.source)]
             if base is not None:
-                planned = experiment.plan(base, profile_named(profile_name, base), training_seeds(seeds))
-                row.append(str(len(planned.order())))
+                try:
+                    planned = experiment.plan(base, profile_named(profile_name, base), training_seeds(seeds))
+                    row.append(str(len(planned.order())))
+                except TaskError as error:  # such as data that are not here
+                    row.append("?")
+                    uncounted.append(f"{name}: {error}")
             table.add_row(*row)
     console.print(table)
+    for line in uncounted:
+        console.print(escape(line), soft_wrap=True)
     console.print("[bold]Profiles[/bold]: --profile NAME")
     table = Table(box=box.SIMPLE, show_header=False)
     for name, profile in PROFILES.items():
