@@ -99,7 +99,7 @@ def as_printed(cell: Cell) -> Entry | None:
 
 
 def asked(cell: Cell) -> str:
-    """How the paper asked the base and libraries of several; one adapter, of which it does not say it, at once."""
+    """How the paper asked the base or several adapters; one, of which it does not say it, at once."""
     known = _task(cell.info)
     several = known is not None and len(cell.info.library) != 1
     return str(known[0].get("asked", cell.ask)) if known is not None and several else "direct"

@@ -37,7 +37,7 @@ from llm_experiments.experiments.study import Base
 from llm_experiments.models.load import load
 from llm_experiments.scoring import SCORERS
 from llm_experiments.steps.asking import Ask
-from results import frame, tables
+from results import frame, paper, tables
 from results.rows import Item
 from tests import math_data
 from tests.tiny_models import tiny_qwen2
@@ -563,6 +563,10 @@ def test_every_experiment_runs_from_training_to_tables(copies, tiny, tmp_path, n
     assert len(read.cells) == len({step.address for step in chosen})
     assert set(read.outcomes) == set(SCORERS["numbers"].outcomes)
     assert tables.entries(read.groups())
+    beside = {(cell.info.control, cell.info.rule): paper.beside(cell, name) for cell in read.groups()}
+    for (control, _), printed in beside.items():
+        has_one = name.startswith("table") and control in (None, "base")
+        assert (printed is not None and printed.table == name) == has_one
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS_HERE if name != "table13"])
