@@ -36,7 +36,7 @@ JOINT = "joint"
 @domain(
     "math",
     about="harder word problems from adapters that were taught easier ones: GSM-Symbolic, GSM8K, our own",
-    small={"source": "ladder", "templates": 2, "train": 2, "own": 2, "dev": 2},
+    small={"source": "ladder", "templates": 3, "train": 2, "own": 2, "dev": 2},
     sizes=SIZES,
 )
 def math(
