@@ -114,7 +114,7 @@ bench: setup  ## time our routes against plain NumPy, PEFT and generate
 
 figures: setup  ## draw the figures into out/figures and refresh those in docs (anew: ARGS=--fresh)
 	$(PY) -m figures all --out out/figures $(ARGS)
-	@for name in first-look agreement answers outcomes layers-order; do cp out/figures/$$name.png out/figures/$$name.svg docs/; done
+	@for name in first-look agreement answers outcomes layers-order kinds recycled; do cp out/figures/$$name.png out/figures/$$name.svg docs/; done
 
 notebooks: setup  ## run the seven lessons and write them into out/notebooks (one: ARGS=03_two_adapters)
 	$(PY) -m notebooks $(ARGS)

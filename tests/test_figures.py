@@ -113,12 +113,13 @@ def test_another_process_draws_the_same_bytes(drawn, tmp_path):
         assert path.read_bytes() == (drawn / path.name).read_bytes(), path.name
 
 
-def test_the_drawing_in_the_docs_is_up_to_date(drawn):
+@pytest.mark.parametrize("name", ["outcomes", "kinds", "recycled"])
+def test_the_drawing_in_the_docs_is_up_to_date(drawn, name):
     """Compared by what is drawn and not by bytes, which may depend on the version of matplotlib."""
-    committed, fresh = ((folder / "outcomes.svg").read_text() for folder in (ROOT / "docs", drawn))
+    committed, fresh = ((folder / f"{name}.svg").read_text() for folder in (ROOT / "docs", drawn))
     for element in ("<path", "<use"):
         assert committed.count(element) == fresh.count(element), "run `make figures`"
-    assert (ROOT / "docs" / "outcomes.png").stat().st_size > 50_000
+    assert (ROOT / "docs" / f"{name}.png").stat().st_size > 50_000
 
 
 def test_title_and_subtitle_of_the_outcome_map_hold_in_its_rows():

@@ -173,6 +173,16 @@ def test_parts_of_adapters_compose_where_some_of_hop_1_lies_below_some_of_hop_2(
         assert stacked.accuracy == 1.0
 
 
+def test_interleaved_adapters_compose_and_those_that_lie_the_other_way_round_by_less():
+    stack, composition = Stack(FullLimit(), count=4), pair(3, weights=(1.0, 3.0))
+    margins = [
+        predict(composition, stack, dict(zip(ORDERED, places, strict=True))).margins(answers(3)).min()
+        for places in (((1, 2), (3, 4)), ((1, 3), (2, 4)), ((2, 4), (1, 3)), ((3, 4), (1, 2)))
+    ]
+    assert margins[0] > margins[1] > margins[2] > 0
+    assert margins[3] <= 1e3 * ROUNDING
+
+
 # ---- every other order ----
 
 #: Layers of hop 1 and of hop 2, which lies nowhere above hop 1's lowest.

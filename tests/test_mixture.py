@@ -6,6 +6,8 @@ from itertools import combinations
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import z3
+from counterexamples import find, refute
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -264,6 +266,21 @@ def test_two_layers_leave_out_their_cross_terms(seed, weights):
     norms = [np.linalg.norm(parts, axis=(1, 2)) for parts in (net.low, net.high)]
     bound = np.linalg.norm(net.x) * np.sum(np.abs(factors) * np.outer(*norms))
     assert np.linalg.norm(missed) <= bound + room
+
+
+def test_z3_finds_no_two_layers_that_leave_out_anything_else():
+    """Of one neuron each, two adapters in both layers, any weights (MixtureLaw.remainder_of_mixture)."""
+    (first, second, x), w, low, high = (z3.Reals(names) for names in ("a b x", "w0 w1", "d0 d1", "e0 e1"))
+
+    def output(weights):
+        below, above = (z3.Sum([c * u for c, u in zip(weights, us, strict=True)]) for us in (low, high))
+        return (second + above) * (first + below) * x
+
+    base = output((0, 0))
+    mixed = base + w[0] * (output((1, 0)) - base) + w[1] * (output((0, 1)) - base)
+    cross = [(w[i] * w[j] - (w[i] if i == j else 0)) * high[j] * low[i] * x for i in (0, 1) for j in (0, 1)]
+    refute(x > 0, output(w) - mixed != z3.Sum(cross))
+    find(x > 0, output(w) != mixed)
 
 
 def test_a_neuron_that_switches_leaves_out_more():

@@ -10,6 +10,7 @@ from counterexamples import find, refute
 from hypothesis import given
 from hypothesis import strategies as st
 
+from toytransformer.adapters import closed_form
 from toytransformer.ledger.recycled import centred, gains, left, mean_share, recycled, targets
 from toytransformer.ledger.registry import Run
 
@@ -62,6 +63,17 @@ def test_the_gain_is_not_the_overlap_of_a_span_that_is_not_left_out():
     naive = np.vdot(target, repeated) ** 2 / np.sum(repeated**2)
     assert abs(gain - naive) > 1e-3
     assert all(row.verdict == "holds" for row in gains(Run(seed=3)))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.floats(0.05, 0.95))
+def test_strangers_are_told_the_mean_answer(seed, n, overlap):
+    """Features with one overlap between any two, a stranger's among them; no kernel in it."""
+    values, vectors = np.linalg.eigh((1 - overlap) * np.eye(n + 1) + overlap)
+    phi = vectors * np.sqrt(values)
+    wanted = np.random.default_rng(seed).normal(size=(n, 3))
+    said = closed_form(phi[:n], wanted).shift(phi[n:])[0]
+    expected = n * overlap / (1 + (n - 1) * overlap) * wanted.mean(axis=0)
+    assert np.abs(said - expected).max() <= 1e4 * EPS / (1 - overlap) * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("n", [2, 3])

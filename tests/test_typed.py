@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 import pytest
+import z3
+from counterexamples import find, refute
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -279,3 +281,22 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(TypedError, match=said):
             wrong()
+
+
+@pytest.mark.parametrize("facts", [2, 3, 20])
+def test_z3_finds_no_t_on_the_wrong_side_of_the_threshold(facts):
+    """TypedReadout.direct_answer_is_a_place in exact numbers, from the equations of the coefficients."""
+    s, c1, c2, far, t, own, rest, place, lead, pull = z3.Reals("s c1 c2 far t own rest place lead pull")
+    coefficients = [
+        own + (facts - 1) * s * rest == c1,
+        s * own + (1 + (facts - 2) * s) * rest == far,
+        place * (1 + (facts - 1) * s) == c2,
+    ]
+    names = [(1 - s) * lead == c1 - far, pull == c2 - far + s * lead]
+    bridge = (1 - t) * own + t * (own + (facts - 1) * rest)
+    wins = (1 - t) * place + t * facts * place > bridge
+    above = t * pull * (facts - 1) > s * lead * (facts - 1) - (pull - lead)
+    overlaps_ok = [s > 0, s < 1]
+    refute(*coefficients, *names, *overlaps_ok, wins != above)
+    find(*coefficients, *names, *overlaps_ok, pull > 0, wins)
+    find(*coefficients, *names, *overlaps_ok, pull > 0, z3.Not(wins))

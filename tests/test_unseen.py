@@ -43,6 +43,17 @@ def test_a_first_direction_has_total_zero_iff_two_groups_tie(sizes, a, b, apart,
     assert (seen <= 1e4 * EPS / gap) == tie, (seen, gap)
 
 
+@pytest.mark.parametrize("facts", [2, 3])
+def test_z3_finds_no_first_direction_that_sees_a_stranger(facts):
+    """Answers that all differ: c = lambda G c, and no other direction is stretched more."""
+    a, b, most = z3.Reals("a b most")
+    c = [z3.Real(f"c{j}") for j in range(facts)]
+    held = [a > 0, b > 0, most > 0, z3.Or([each != 0 for each in c])]
+    held += [each == most * (a * each + b * z3.Sum(c)) for each in c]
+    refute(*held, most * a >= 1, z3.Sum(c) != 0)  # |h|^2 <= most h G h for a difference of two facts
+    find(*held, z3.Sum(c) != 0)  # a later direction, the mean, does
+
+
 def test_one_answer_for_all_known_facts_is_another_matter():
     """Outside the hypotheses: one group, and changes with a part of their own; then S decides."""
     for overlap, zero in ((0.4, False), (0.6, True)):

@@ -42,10 +42,11 @@ Definition key s l j : 'cV[R]_d := if l is k.+1 then higher k j else first ((s^-
 Definition keys s l : 'M[R]_(m, K) := \matrix_(r, j) phi l (key s l j) r 0.
 
 (* In adapter l's layer the state at position p is what the adapter below wrote at earlier
-   ones, attended to with weights att and through the values V, and all else, [seen]. *)
-Variables (att : nat -> nat -> nat -> R) (seen : 'S_K -> 'I_K -> nat -> nat -> 'cV[R]_d).
+   ones, attended to with weights att (uniform, softmax or any other; they may depend on
+   the question) and through the values V, and all else, [seen]. *)
+Variables (att : 'S_K -> 'I_K -> nat -> nat -> nat -> R) (seen : 'S_K -> 'I_K -> nat -> nat -> 'cV[R]_d).
 Fixpoint state s i l p : 'cV[R]_d := seen s i l p +
-  if l is k.+1 then \sum_(r < p) att l p r *: (V l *m (E *m
+  if l is k.+1 then \sum_(r < p) att s i l p r *: (V l *m (E *m
     (al k *: (edit (keys s k) (T k) *m phi k (state s i k r))))) else 0.
 (* What a unit of adapter l writes. *)
 Definition written s i l p : 'cV[R]_n := edit (keys s l) (T l) *m phi l (state s i l p).
@@ -101,8 +102,8 @@ Fixpoint overlap s i l p : R * R :=
     let at_key r c := kap (q k) (sqF (state s i k r)) c in
     let hit r := at_key r ((overlap s i k r).1 + (overlap s i k r).2) in
     let miss r := at_key r (overlap s i k r).1 in
-    (c0 s i l p + \sum_(r < p) att l p r * (al k * other_part K (kg k) (kh k) (hit r) (miss r)),
-     \sum_(r < p) att l p r * (al k * gap (kg k) (kh k) (hit r) (miss r)))
+    (c0 s i l p + \sum_(r < p) att s i l p r * (al k * other_part K (kg k) (kh k) (hit r) (miss r)),
+     \sum_(r < p) att s i l p r * (al k * gap (kg k) (kh k) (hit r) (miss r)))
   else (c0 s i 0%N p, x s i p).
 
 Definition hit s i l p : R :=
@@ -170,7 +171,7 @@ Proof. by rewrite /gap /hit /miss => ->; rewrite addr0 subrr mul0r. Qed.
 (* ---- a link that is missing ---- *)
 
 (* Where hop k + 1 reads nothing of hop k, no later hop says which answer is right. *)
-Theorem broken_link_ties s i k l p : (forall p r, att k.+1 p r = 0) -> (k < l < L)%N ->
+Theorem broken_link_ties s i k l p : (forall p r, att s i k.+1 p r = 0) -> (k < l < L)%N ->
   forall j j', written s i l p (y l j) 0 = written s i l p (y l j') 0.
 Proof.
 move=> broken /andP[kl lL]; suff z : (overlap s i l p).2 = 0.
@@ -183,7 +184,7 @@ Qed.
 
 (* So no answer of a later hop is the only largest, if nothing else tells them apart. *)
 Theorem broken_link_does_not_compose s i k l p (rest : 'cV[R]_n) be :
-  (forall p r, att k.+1 p r = 0) -> (k < l < L)%N -> (forall j j', rest (y l j) 0 = rest (y l j') 0) ->
+  (forall p r, att s i k.+1 p r = 0) -> (k < l < L)%N -> (forall j j', rest (y l j) 0 = rest (y l j') 0) ->
   forall j, ~~ top1 (rest + be *: written s i l p) (y l j).
 Proof.
 move=> broken kl blind j; apply/negP => /top1P top.
@@ -191,7 +192,7 @@ have [j' jj'] : exists j', j' != j.
   have [i0|i0] := eqVneq j (Ordinal (ltnW K2)); last by exists (Ordinal (ltnW K2)); rewrite eq_sym.
   by exists (Ordinal K2); rewrite i0.
 have := top (y l j'); rewrite (inj_eq (yI (proj2 (andP kl)))) => /(_ jj').
-by rewrite !addcE !scalecE (blind j' j) (broken_link_ties s i p broken kl j' j) ltxx.
+by rewrite !addcE !scalecE (blind j' j) (broken_link_ties p broken kl j' j) ltxx.
 Qed.
 
 (* ---- in order ---- *)
@@ -200,7 +201,7 @@ Section InOrder.
    attends to that of the hop before. *)
 Hypotheses (x0 : forall s i, x s i 0%N = 0) (x1 : forall s i, 0 < x s i 1%N).
 Hypotheses (al0 : forall l, (l.+1 < L)%N -> 0 < al l).
-Hypotheses (att0 : forall l, (l.+1 < L)%N -> 0 < att l.+1 l.+2 l.+1).
+Hypotheses (att0 : forall s i l, (l.+1 < L)%N -> 0 < att s i l.+1 l.+2 l.+1).
 
 (* The light cone. *)
 Theorem nothing_before_its_position s i l p : (p <= l)%N -> (overlap s i l p).2 = 0.

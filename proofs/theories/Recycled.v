@@ -127,6 +127,22 @@ by rewrite -/(sqF r) expr2 mulfK // sqF_eq0.
 Qed.
 
 End Family.
+
+(* What reaches a prompt that is none of the examples but overlaps with each by kappa, as
+   another entity under the same relations: the sum of what they ask for, times the
+   kernel's share of each, and so nothing of a target whose rows sum to 0. *)
+Theorem unseen_prompts_get_the_mean m (F : 'M[R]_(m, q)) T (f : 'cV[R]_m) (a b kappa : R) :
+  gram F \in unitmx -> gram F = a%:M + b *: const_mx 1 -> F^T *m f = kappa *: const_mx 1 ->
+  a + b * q%:R != 0 -> edit F T *m f = (kappa / (a + b * q%:R)) *: (T *m const_mx 1).
+Proof.
+move=> gu gE fE s0; rewrite /edit -!mulmxA fE -!scalemxAr -scalerA; congr (_ *: _).
+suff -> : invmx (gram F) *m (const_mx 1 : 'cV[R]_q) = (a + b * q%:R)^-1 *: const_mx 1.
+  by rewrite -scalemxAr.
+rewrite -[RHS](mulKmx gu); congr (_ *m _); rewrite -scalemxAr gE mulmxDl mul_scalar_mx -scalemxAl.
+apply/colP => i; rewrite !mxE (eq_bigr (fun=> 1)) => [|j _]; last by rewrite !mxE mulr1.
+by rewrite sumr_const card_ord mulr1 -[1 *+ q]/(q%:R) mulVf.
+Qed.
+
 End Span.
 
 (* ---- the mean over all relabellings --------------------------------------- *)
@@ -327,6 +343,18 @@ by rewrite targetE /centre tr -[in RHS]mulmxA [RHS]dotF_adj !centring_sym.
 Qed.
 
 (* |P_s - J/n|^2 = n - 1 *)
+(* So a new adapter says nothing of the relabelling to such a prompt. *)
+Corollary unseen_prompts_get_nothing m (F : 'M[R]_(m, n)) (f : 'cV[R]_m) (a b kappa : R) s :
+  gram F \in unitmx -> gram F = a%:M + b *: const_mx 1 -> F^T *m f = kappa *: const_mx 1 ->
+  a + b * n%:R != 0 -> edit F (target s) *m f = 0.
+Proof.
+move=> gu gE fE s0; rewrite (unseen_prompts_get_the_mean _ gu gE fE s0).
+have [rows _] : centred (target s) by rewrite targetE; apply: centre_centred.
+suff -> : target s *m (const_mx 1 : 'cV[R]_n) = 0 by rewrite scaler0.
+apply/colP => i; rewrite [LHS]mxE mxE -[RHS](rows i).
+by apply: eq_bigr => j _; rewrite [const_mx _ _ _]mxE mulr1.
+Qed.
+
 Lemma sqF_target s : sqF (target s) = n.-1%:R.
 Proof.
 rewrite {1}/sqF dotF_target centre_id; last first.

@@ -96,3 +96,20 @@ def gains(run: Run) -> Iterator[Row]:
     yield close("gain of a random update - its overlap", 0.0, worst, algebraic(n), regime=where)
     note = "it stores the examples (eq. 23)"
     yield close("norm of what is left with a new adapter", 0.0, rest, algebraic(n), regime=where, note=note)
+
+
+@claim(
+    "what reaches an unseen prompt is the kernel's share of the mean answer",
+    source=SOURCE,
+    proof="Recycled.unseen_prompts_get_the_mean, Recycled.unseen_prompts_get_nothing",
+)
+def unseen(run: Run) -> Iterator[Row]:
+    for n in (2, 5):
+        phi = LIMIT.features([Prompt(f"x{i}", ("R1", "R2")) for i in range(n + 1)]).values
+        gram = phi[0] @ phi[1] / (phi[0] @ phi[0])
+        share = n * gram / (1 + (n - 1) * gram)
+        for name, wanted in (("answers", np.eye(n)), ("answers without their means", next(targets(n)))):
+            said = closed_form(phi[:n], wanted).shift(phi[n:])[0]
+            error = float(np.abs(said - share * wanted.mean(axis=0)).max())
+            text = f"a new adapter of n = {n} {name}, asked u R1 R2: error of share x mean"
+            yield close(text, 0.0, error, algebraic(n), regime="limit", note=f"the share is {share:.3f}")

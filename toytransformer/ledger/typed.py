@@ -124,9 +124,10 @@ def unseen(run: Run) -> Iterator[Row]:
     k = overlaps()
     for n in (2, 5, 20):
         composition = pair(n)
-        new = Prompt("u1", ("R1",))
-        prompts = (*composition.adapters[0].prompts, new)
-        phi = LIMIT.features(prompts).values
+        # to the partner, u1 R1 is what u1 R2 is to this adapter
+        prompts = (*composition.adapters[0].prompts, Prompt("u1", ("R1",)), Prompt("u1", ("R2",)))
+        features = LIMIT.features(prompts).values
+        phi, other = features[:-1], features[-1]
         changes = wanted_shift(composition.world, composition.adapters[0].facts)
         _, _, right = closed_form(phi[:-1], changes, gauge="plain").svd()
         logit = float(np.linalg.norm(phi[-1] @ right[:, : n - 1]))
@@ -138,6 +139,12 @@ def unseen(run: Run) -> Iterator[Row]:
         found = float(phi[-1] @ mean / np.linalg.norm(mean))
         text = f"with the mean feature as prototype, n = {n}"
         yield close(text, expected, found, algebraic(), regime="limit")
+        partners = float(other @ mean / np.linalg.norm(mean))
+        text = f"weight of its own adapter on u R1, with mean features as prototypes, n = {n}"
+        shares = arrow_weights((expected, expected * k.leak / k.relation))
+        note = "1 / 2 with Arrow's prototypes, as both logits are 0"
+        found = arrow_weights((found, partners))[0]
+        yield close(text, shares[0], found, algebraic(), regime="limit", note=note)
 
 
 @claim("Arrow's weights where both adapters hold one fresh bridge", source=SOURCE)
