@@ -36,6 +36,7 @@ from llm_experiments.experiments.sizes import PROFILES
 from llm_experiments.experiments.study import Base
 from llm_experiments.models.load import load
 from llm_experiments.scoring import SCORERS
+from llm_experiments.scoring.programs import sandbox
 from llm_experiments.steps.asking import Ask
 from results import frame, paper, tables
 from results.rows import Item
@@ -361,6 +362,27 @@ def test_outcomes_by_what_is_wrong(one):
     other = [*last[:-1], "At last 1000 + 1 = 1001.", "#### 1001"]
     assert outcome(problem, "\n".join(other)).outcome == "other"
     assert SCORER.base_answer(item(problem), problem.solution) == shown(problem.answer)
+
+
+@pytest.mark.skipif(sandbox() is None, reason="no sandbox works here")
+def test_programs_are_run_in_a_sandbox():
+    problem = ladder()["p2"][0].problems(1, 0)[0]
+    runs = SCORERS["numbers"].build({"run": True})
+
+    def read(program, said="99"):
+        text = f"So:\n```python\n{program}\n```\n```output\n{said}\n```\nThe answer is {said}."
+        return runs.score(item(problem), text, None)
+
+    written = programs.program(ladder()["p2"][0], problem.values)
+    right = read(written)
+    assert (right.outcome, right.marks["ran"]) == ("correct", True)
+    assert SCORER.score(item(problem), right.answer, None).marks["ran"] is None
+    for failing in ("print(1 / 0)", "print('none')", "", "import os; os._exit(0)"):
+        assert read(failing).answer == "99" and not read(failing).marks["ran"]
+    assert read("print(open('/etc/passwd').read(), 5)").answer == "99"
+    several = "x = 6\n```\nthen\n```python\nprint(x * 7)"
+    assert read(several).answer == "42"
+    assert read("print('AssertionError: 3')").answer == "3"
 
 
 def test_filters_compare_texts_as_lm_eval_does():

@@ -96,7 +96,7 @@ def table3(study: Problems) -> Iterator[Step]:
 
 @word_problems(
     "table4",
-    about="the same taught as programs, on attention and MLP layers; programs are written, not run",
+    about="the same taught as programs, which are run, on attention and MLP layers",
     source="Table 4",
 )
 def table4(study: Problems) -> Iterator[Step]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
+from llm_experiments.domains.math import running
 from llm_experiments.domains.math.expressions import shown
 from llm_experiments.domains.math.numbers import CURRENCIES, DIGITS, MINUS, plain
 from llm_experiments.scoring import Json, Score, scorer
@@ -62,19 +63,32 @@ _IGNORED = (re.compile(","), re.compile(r"\$"), re.compile(r"(?s).*#### "), re.c
         "strict_cot": "right by lm-eval's strict filter of gsm8k-cot, 'The answer is N.'",
         "flexible": "right by lm-eval's flexible filter, the last number",
         "code": "written as a program",
+        "ran": "its program ran and printed a number",
         "calculation_error": "a calculation that is written out is wrong",
         "steps_found": "share of the solution's results that the text has",
     },
 )
 class Numbers:
-    """Compares the number answered with the right one, exactly. Its context is empty."""
+    """Compares the number answered with the right one, exactly.
+
+    Made from {"run": whether programs are run}: what a program prints is then the answer; one that fails, or
+    prints no number, leaves what its text says.
+    """
 
     def __init__(self, context: Mapping[str, Json]):
-        pass
+        self.run = context.get("run", False)
 
     def base_answer(self, item: Item, text: str) -> str | None:
-        number = answered(text)
+        number = self._answered(text)[0]
         return None if number is None else shown(number)
+
+    def _answered(self, text: str) -> tuple[Fraction | None, bool | None]:
+        """The number answered, and whether a program printed it; None where none was run."""
+        program = running.code(spoken(text)) if self.run else ""
+        if not program:
+            return answered(text), None
+        last = [*_numbers(running.printed(program) or "")][-1:]
+        return (last[0], True) if last else (answered(text), False)
 
     def name(self, answer: str) -> str | None:
         return answer
@@ -82,7 +96,7 @@ class Numbers:
     def score(self, item: Item, text: str, base_answer: str | None) -> Score:
         """correct; no-answer without a number; else the first that applies: calculation, a calculation is
         wrong; step-missing, it has fewer calculations than the solution; other, as many or more."""
-        number, right = answered(text), Fraction(item.roles["correct"])
+        (number, ran), right = self._answered(text), Fraction(item.roles["correct"])
         done = list(calculations(text))
         wrong = any(not one.right for one in done)
         code = is_code(text)
@@ -103,6 +117,7 @@ class Numbers:
             "strict_cot": _same(_first(_STRICT_COT, text), item.roles["correct"]),
             "flexible": _same(_last(text), item.roles["correct"]),
             "code": code,
+            "ran": ran,
             "calculation_error": wrong,
             "steps_found": sum(step in there for step in steps) / len(steps) if steps else None,
         }

@@ -23,6 +23,7 @@ from llm_experiments.domains.task import (
     keep_examples,
     keep_items,
 )
+from llm_experiments.scoring.programs import sandbox
 from results.rows import Item
 
 #: How solutions are asked for and taught: in words, or as a program.
@@ -47,6 +48,7 @@ def math(
     asked: str | None = None,
     form: str = "cot",
     shots: int = 0,
+    run: bool | None = None,
     templates: int | None = None,
     train: int = 5,
     per_template: int = 1,
@@ -57,6 +59,7 @@ def math(
     """Levels taught and a level asked. taught, asked: of SOURCES; by default the two easiest and the next.
 
     form: of FORMS. shots: 0 or 8 solved problems before the question asked; adapters are trained without.
+    run: whether programs are run or only read, of tir alone; None where there is a sandbox.
     templates, train, per_template, own, dev: as in sizes.Size (asked: per_template). names: which draw of
     problems. Roles: correct. Extra: template; steps, the results of the solution's own calculations.
     Errors: TaskError as data.problems, and on unknown forms and shots.
@@ -77,7 +80,8 @@ def math(
     splits = {level: _split(pool, train, own, plain) for level, pool in pools.items()}
     lessons = {level: split[0] for level, split in splits.items()}
     checks = {level: split[1] for level, split in splits.items()}
-    context = inputs.add_input([{}])
+    run = programs and (sandbox() is not None if run is None else run)
+    context = inputs.add_input([{"run": True} if run else {}])
     chosen_on = list(_turns(split[2] for split in splits.values()))[:dev]
     sets = {level: ([*lessons[level]], [*checks[level]]) for level in taught}
     if len(taught) > 1:
@@ -104,7 +108,11 @@ def math(
         context=context,
         dataset=source,
         names=names,
-        setting={"form": form, "shots": shots},
+        setting={
+            "form": form,
+            "shots": shots,
+            **({"programs": "run" if run else "read"} if programs else {}),
+        },
         chosen_by="problems of the taught levels",
     )
 
