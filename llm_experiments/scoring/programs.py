@@ -38,6 +38,8 @@ OUTCOMES: tuple[Outcome, ...] = ("passed", "wrong", "error", "timeout")
 HARNESS = Path(__file__).with_name("harness.py")
 #: Most bytes of the answer; a program that writes more is ended.
 ANSWER = 2**16
+#: Variable of the environment that lets programs run without a sandbox, where there is none.
+UNSAFE = "LORA_LIMITS_UNSAFE_CODE"
 #: Most processes at a time, threads included.
 PROCESSES = 16
 #: What Python needs to read to start, beside its own folder.
@@ -87,7 +89,7 @@ Start = Callable[[Sequence[str]], Running]
 MISSING = (
     "programs that a model wrote are run in a sandbox alone, and none works here: install sandlock (pip "
     "install 'lora-limits[code]'; Linux 6.12 or newer), or bubblewrap and be another user than root; to run "
-    "them without one, at your own risk, say --unsafe-code"
+    "them without one, at your own risk, set LORA_LIMITS_UNSAFE_CODE=1"
 )
 
 
@@ -117,6 +119,11 @@ def run_program(code: str, tests: str, limits: Limits | None = None, *, unsafe: 
     if ended or told >= ANSWER:
         return Ran("error", "ended before its tests did", seconds)
     return Ran("timeout", f"still running after {limits.seconds} s", seconds)
+
+
+def unsafe_allowed() -> bool:
+    """Whether somebody said that programs may run without a sandbox: UNSAFE in the environment is 1."""
+    return os.environ.get(UNSAFE) == "1"
 
 
 @cache
