@@ -18,6 +18,7 @@ from toy_steps import plan
 from llm_experiments import __main__ as command
 from llm_experiments.adapters import peft_files
 from llm_experiments.commands import options
+from llm_experiments.domains.task import TaskError
 from llm_experiments.engine.addresses import Ref
 from llm_experiments.engine.steps import Step
 from llm_experiments.engine.store import Store
@@ -98,7 +99,11 @@ def run(monkeypatch, capsys, tmp_path):
         yield measure(study, "1", "mean", 0)
         yield measure(study, "b", "ties", 0, needs_model=True)
 
+    def absent(study):
+        raise TaskError("data are not here: name a copy")
+
     toys = {
+        "absent": Experiment("absent", absent, "on data that are not here", "nowhere"),
         "toys": Experiment("toys", toys, "steps without rows of answers", "nowhere"),
         "measured": Experiment("measured", measured, "two rules", "Table 1"),
         "needing": Experiment("needing", needing, "one step that needs a model", "nowhere"),
@@ -143,7 +148,8 @@ def test_list_names_experiments_profiles_and_models(run):
         assert f" {name} " in out
     listed = (line.split() for line in out.splitlines())
     counts = {words[0]: words[-1] for words in listed if words and words[0] in registry.EXPERIMENTS}
-    assert counts == {"toys": "4", "measured": "4", "needing": "2"}
+    assert "\nabsent: data are not here: name a copy\n" in out
+    assert counts == {"absent": "?", "toys": "4", "measured": "4", "needing": "2"}
 
 
 def test_nothing_heavy_is_imported_for_what_needs_no_model():
@@ -291,6 +297,7 @@ sys.modules["llm_experiments.experiments.sizes"] = SimpleNamespace(
 )
 from llm_experiments import __main__ as command
 from llm_experiments.commands import options
+from llm_experiments.domains.task import TaskError
 
 options.chosen = lambda **model: options.Chosen(base, None)
 command.main()

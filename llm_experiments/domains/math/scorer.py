@@ -24,7 +24,7 @@ from results.rows import Item
 #: In a text: a number that is no part of a word, an exponent or an ordinal, with its sign; 1 1/2, 3/4, 5.
 _NUMBER = re.compile(
     rf"(?<![\w^.,{{])(?P<minus>(?<![\w)\]])(?<![\d)%]\s)[{MINUS}]\s?)?[{CURRENCIES}]?\s?(?P<minus2>[{MINUS}])?"
-    rf"(?:(?P<whole>\d+)\s+)?(?P<high>{DIGITS})(?:/(?P<low>\d+(?![\d.])))?(?!(?:st|nd|rd|th)\b)"
+    rf"(?:(?P<whole>\d+)\s+)?(?P<high>{DIGITS})(?:/(?P<low>\d+(?!\d|\.\d)))?(?!(?:st|nd|rd|th)\b)"
 )
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _CODE = re.compile(r"```\s*(?:python|py)\b|^\s*(?:def \w+\(.*\):|print\(|import \w+|from \w+ import )", re.M)
