@@ -19,7 +19,7 @@ from figures.__main__ import read as read_measured
 from figures.report.ledger import COLUMNS
 from llm_experiments.adapters import peft_files
 from llm_experiments.adapters.locate import locate
-from llm_experiments.adapters.weights import WholeTensor
+from llm_experiments.adapters.weights import ModuleUpdate, WholeTensor
 from llm_experiments.asking import evaluation
 from llm_experiments.commands.rows import table
 from llm_experiments.commands.runs import run_experiments, status
@@ -434,7 +434,12 @@ def test_adapters_that_do_not_fit_are_named_before_anything_runs(place, base, lo
         settings={"modules_to_save": ["score"]},
         whole=HEAD,
     )
-    refused("'two' changes score.weight, which is no linear layer's update")
+    refused("'two' changes score.weight, which is neither a linear layer's update nor an embedding's")
+    tokens = {"model.embed_tokens": ModuleUpdate(torch.ones(32, 2), torch.ones(384, 2), kind="embedding")}
+    peft_files.write(place / "two", "two", tokens, loaded.id)
+    routed = ['rule = "mean"', 'rule = "arrow-products"']
+    refused("'two' changes the embedding model.embed_tokens, on which 'arrow-products' is not", merges=routed)
+    assert plan_of(written(place, base, ['rule = "mean"']), base).order()
 
 
 def test_a_head_of_its_own_is_not_left_out_in_silence(place, loaded):
