@@ -116,7 +116,7 @@ figures: setup  ## draw the figures into out/figures and refresh those in docs (
 	$(PY) -m figures all --out out/figures $(ARGS)
 	@for name in first-look agreement answers outcomes layers-order kinds recycled; do cp out/figures/$$name.png out/figures/$$name.svg docs/; done
 
-notebooks: setup  ## run the seven lessons and write them into out/notebooks (one: ARGS=03_two_adapters)
+notebooks: setup  ## run the eight lessons and write them into out/notebooks (one: ARGS=03_two_adapters)
 	$(PY) -m notebooks $(ARGS)
 
 # A link that leads nowhere is a warning, and a warning fails it.

@@ -15,6 +15,7 @@ from toytransformer import layers as stacks
 from toytransformer import merging
 from toytransformer.adapters import LoRA, closed_form
 from toytransformer.compositions import Merge, Prompt, catalogue
+from toytransformer.mixture import mixture
 from toytransformer.prediction import Prediction, base_output, predict
 from toytransformer.regimes import Finite, FullLimit
 from toytransformer.relabelling import average
@@ -292,3 +293,24 @@ def three_layers(layers: Sequence[int]) -> None:
             "the hop before it wrote"
         )
     print("Right: L hops compose in L layers, in their order.")
+
+
+# ---- lesson 8 ----
+
+
+def merged_logits(merged: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> None:
+    """merged(base (position, token), alone (adapter, position, token), weights (adapter,)) -> logits."""
+    _written(merged)
+    rng = np.random.default_rng(0)
+    for weights in ((1.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.5, -1.0, 1.5)):
+        base, alone = rng.normal(size=(4, 5)), rng.normal(size=(3, 4, 5))
+        found = _matrix(merged(base, alone, np.array(weights)), (4, 5), "the merge's logits")
+        wanted = mixture(base, alone, weights)
+        if np.abs(found - wanted).max() > CLOSE:
+            hint = "each adapter moves the base by f_i - f_0, and its weight counts this move"
+            if np.abs(found - np.einsum("a,apt->pt", weights, alone)).max() <= CLOSE:
+                hint = "this is the weighted sum of the adapters' logits: the base is in each of them"
+            elif np.abs(found - base - np.einsum("a,apt->pt", weights, alone)).max() <= CLOSE:
+                hint = "the base is counted once for each adapter besides: subtract it from their logits"
+            raise WrongAnswer(f"for weights {weights} the logits are off; {hint}")
+    print("Right: so one pass with each adapter predicts every weighting of them.")

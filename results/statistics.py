@@ -7,7 +7,7 @@ ask about; resampled whole, and compared whole) and training seeds (each a value
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,6 +101,39 @@ def group_bootstrap(
             for _ in range(draws)
         ]
     )
+    return _percentiles(drawn, confidence)
+
+
+def member_bootstrap(
+    statistic: Callable[[np.ndarray], Sequence[float]],
+    items: Sequence[Collection[Hashable]],
+    *,
+    seed: int,
+    confidence: float = 0.95,
+    draws: int = 999,
+) -> list[tuple[float, float]]:
+    """The same where items are sets of members that they share, such as pairs of one pool.
+
+    Members are drawn with replacement, as many as there are; an item counts as often as the product of how
+    often each of its members was drawn. A draw without any item is left out. It is the vertex bootstrap of
+    Snijders and Borgatti (1999), with no item made of one member drawn twice. Errors: StatisticsError on no
+    items.
+    """
+    members = {member: place for place, member in enumerate(dict.fromkeys(m for item in items for m in item))}
+    if not members:
+        raise StatisticsError("no items: a bootstrap over members needs one at least")
+    rng = np.random.default_rng(seed)
+    places = [[members[member] for member in item] for item in items]
+    values = []
+    for counts in rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=draws):
+        times = np.array([counts[own].prod() for own in places])
+        if times.any():
+            values.append(statistic(np.repeat(np.arange(len(items)), times)))
+    return _percentiles(np.array(values), confidence)
+
+
+def _percentiles(drawn: np.ndarray, confidence: float) -> list[tuple[float, float]]:
+    """Of each column, NaN left out."""
     intervals = []
     for values in drawn.T:
         known = values[~np.isnan(values)]

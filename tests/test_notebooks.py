@@ -13,6 +13,7 @@ import notebooks.__main__ as build
 from notebooks import checks
 from notebooks.__main__ import LESSONS, executed, handed_out, tags
 from notebooks.lesson import reveal
+from toytransformer.mixture import mixture
 
 
 def printed(cell) -> str:
@@ -43,8 +44,8 @@ def test_lesson_runs_from_top_to_bottom(name):
     assert pictures(student) == pictures(notebook)
 
 
-def test_seven_lessons_each_predict_plot_and_ask():
-    assert [name[:2] for name in LESSONS] == ["01", "02", "03", "04", "05", "06", "07"]
+def test_eight_lessons_each_predict_plot_and_ask():
+    assert [name[:2] for name in LESSONS] == ["01", "02", "03", "04", "05", "06", "07", "08"]
     for number, path in enumerate(LESSONS.values(), start=1):
         cells = jupytext.read(path).cells
         text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
@@ -66,12 +67,12 @@ def test_exercises_are_handed_out_open():
 
 
 def test_a_cell_that_raises_stops_the_build(tmp_path, monkeypatch):
-    lesson = tmp_path / "08_broken.py"
-    lesson.write_text("# %% [markdown]\n# # 8. Broken\n\n# %%\nassert 1 + 1 == 3\n")
-    monkeypatch.setitem(build.LESSONS, "08_broken", lesson)
+    lesson = tmp_path / "09_broken.py"
+    lesson.write_text("# %% [markdown]\n# # 9. Broken\n\n# %%\nassert 1 + 1 == 3\n")
+    monkeypatch.setitem(build.LESSONS, "09_broken", lesson)
     # The command knows the lessons that were there when it was defined: let it know this one, too.
     monkeypatch.setattr(build.main.params[0].type, "choices", list(build.LESSONS))
-    done = CliRunner().invoke(build.main, ["--out", str(tmp_path / "out"), "08_broken"])
+    done = CliRunner().invoke(build.main, ["--out", str(tmp_path / "out"), "09_broken"])
     assert done.exit_code == 1
     assert not list((tmp_path / "out").glob("**/*.ipynb"))
 
@@ -134,6 +135,7 @@ RIGHT = [
     (checks.gap, own_minus_other),
     (checks.needed_weight, lambda own, bridge, old: max(bridge / own, old / own)),
     (checks.three_layers, (1, 2, 3)),
+    (checks.merged_logits, mixture),
 ]
 
 WRONG = [
@@ -177,6 +179,11 @@ WRONG = [
     (checks.three_layers, (1, 1, 2), "each hop has to read"),
     (checks.three_layers, (1, 2, 4), "each is 1, 2 or 3"),
     (checks.three_layers, (1, 2), r"shape \(3,\)"),
+    (checks.merged_logits, lambda base, alone, weights: None, "no answer yet"),
+    (checks.merged_logits, lambda base, alone, weights: base[0], r"shape \(4, 5\)"),
+    (checks.merged_logits, lambda base, alone, w: np.einsum("a,apt->pt", w, alone), "in each of them"),
+    (checks.merged_logits, lambda base, alone, w: base + np.einsum("a,apt->pt", w, alone), "subtract it"),
+    (checks.merged_logits, lambda base, alone, w: base, "its weight counts"),
 ]
 
 
