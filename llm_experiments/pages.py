@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from llm_experiments.diagnose.combining import FITTED
 from llm_experiments.domains.task import DOMAINS
 from llm_experiments.domains.two_hop import names
 from llm_experiments.domains.two_hop.pages import TwoHopRows
@@ -19,6 +20,7 @@ from llm_experiments.experiments.study import Base
 from llm_experiments.scoring.words import final_answer
 from predictors import agreement as comparing
 from predictors import forms, registered, tiers
+from predictors import merged as foretold
 from predictors.agreement import Agreement
 from results import claims, frame, pages
 from results.cells import Cell
@@ -33,6 +35,7 @@ PAGES = {
     ROOT / "docs" / "results.md": ROOT / "docs" / "results.md.jinja",
     ROOT / "docs" / "paper-vs-us.md": ROOT / "docs" / "paper-vs-us.md.jinja",
     ROOT / "docs" / "costs.md": ROOT / "docs" / "costs.md.jinja",
+    ROOT / "docs" / "doctor.md": ROOT / "docs" / "doctor.md.jinja",
     ROOT / "README.md": ROOT / "docs" / "README.md.jinja",
 }
 
@@ -134,10 +137,24 @@ def theorems() -> list[dict[str, object]]:
     ]
 
 
+def merged(base: str) -> tuple[foretold.Merged, ...]:
+    """What was predicted and measured of merges on a base."""
+    return foretold.merges(foretold.MERGES / base)
+
+
+@cache
+def truth(base: str, merge: str | None = None) -> foretold.Agreement:
+    """How well what these merges lose was predicted."""
+    return foretold.agreement(merged(base), merge)
+
+
 FUNCTIONS: Mapping[str, Any] = {
     **{"invented": invented, "work": work, "timed": timed},
     **{"paper_claims": paper_claims, "row_by_row": row_by_row, "theorems": theorems},
     **{"looked_at": looked_at, "draws": draws, "with_interval": forms.with_interval},
+    **{"merged": merged, "truth": truth, "predictors": foretold.PREDICTORS, "fitted": FITTED},
+    **{"worlds": lambda entries: len({one.library["names"] for one in entries})},
+    **{"diagnosed": lambda base: foretold.diagnosed(foretold.MERGES / base)},
     **{"models": lambda: list(_measured()), "counted": claims.counted, "verdicts": claims.VERDICTS},
 }
 

@@ -1,7 +1,7 @@
 """Do the doctor's predictions of what merges lose come true? Forecasts beside their outcomes.
 
     merges(FOLDER)                    what was predicted and what was measured, one entry a library and merge
-    agreement(entries, "mixture law") rank correlation of predicted and measured loss, over adapters
+    agreement(entries, "sum")         rank correlations of predicted and measured losses, over adapters
 
 What a merge loses is -log p of the answers less that of the adapter that was taught each, alone, in nats and
 in the mean over questions; and the share of the answers that the adapters know alone and the merge does not.
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
-from predictors.agreement import Measure, spearman
+from predictors.agreement import Measure
 from results import files
 from results.statistics import member_bootstrap
 
@@ -27,7 +28,7 @@ MERGES = Path(__file__).parent / "data" / "merges"
 Line = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Merged:
     """One merge of one library. library, predicted, measured: the lines that say so."""
 
@@ -89,46 +90,42 @@ def merges(folder: Path) -> tuple[Merged, ...]:
 
 
 @dataclass(frozen=True)
-class Truth:
-    """How well a predictor ranks merges by what they lose.
+class Agreement:
+    """How well each predictor ranks merges by what they lose.
 
-    libraries, adapters: how many. rank: Spearman's correlation with the measured rise of -log p, with the
-    interval of a bootstrap over adapters. apart: mean |predicted - measured| share of known answers that are
-    lost, of the law alone.
+    libraries, adapters: how many. rank: by predictor Spearman's correlation with the measured rise of -log p,
+    with the interval of a bootstrap over adapters; NaN where it says nothing of some of them. apart: mean
+    |predicted - measured| share of known answers that are lost, by the law.
     """
 
-    merge: str
-    predictor: str
     libraries: int
     adapters: int
-    rank: Measure
+    rank: Mapping[str, Measure]
     apart: float
 
 
-def agreement(entries: Sequence[Merged], predictor: str, merge: str | None = None) -> Truth:
-    """Of these merges, or of those of one name.
-
-    Errors: StatisticsError where there are none, KeyError on a predictor that there is not.
-    """
+def agreement(entries: Sequence[Merged], merge: str | None = None) -> Agreement:
+    """Of these merges, or of those of one name. Errors: StatisticsError where there are none."""
     own = [one for one in entries if merge in (None, one.merge)]
-    said = np.array([PREDICTORS[predictor](one) for one in own])
-    found = np.array([one.lost(one.measured) for one in own])
-    there = ~np.isnan(said)
-    own, said, found = (
-        [one for one, known in zip(own, there, strict=True) if known],
-        said[there],
-        found[there],
-    )
-    (ends,) = member_bootstrap(
-        lambda rows: [spearman(said[rows], found[rows])], [one.adapters for one in own], seed=0
-    )
+    measured = [one.lost(one.measured) for one in own]
+    values = np.array([measured, *([predict(one) for one in own] for predict in PREDICTORS.values())]).T
+
+    def correlations(rows: np.ndarray) -> list[float]:
+        ranks = stats.rankdata(values[rows], axis=0)
+        ranks -= ranks.mean(axis=0)
+        norms = np.linalg.norm(ranks, axis=0)
+        scale, nothing = norms[0] * norms, np.full(len(norms), np.nan)
+        return np.divide(ranks[:, 0] @ ranks, scale, out=nothing, where=scale > 0)[1:].tolist()
+
+    ends = member_bootstrap(correlations, [one.adapters for one in own], seed=0)
     apart = [abs(one.forgotten(one.predicted) - one.forgotten(one.measured)) for one in own]
-    return Truth(
-        merge or "all",
-        predictor,
+    return Agreement(
         len({one.predicted["forecast"] for one in own}),
         len({address for one in own for address in one.adapters}),
-        Measure(spearman(said, found), *ends),
+        {
+            name: Measure(value, *interval)
+            for name, value, interval in zip(PREDICTORS, correlations(np.arange(len(own))), ends, strict=True)
+        },
         float(np.mean(apart)),
     )
 
@@ -138,5 +135,5 @@ def diagnosed(folder: Path) -> dict[str, list[Line]]:
     kinds: dict[str, list[Line]] = {"diagnosis": [], "finding": [], "sentence": []}
     for line in files.read(folder, ["merges"]).merges:
         if line["kind"] in kinds:
-            kinds[line["kind"]].append(line.get(line["kind"], line))
+            kinds[line["kind"]].append(line if line["kind"] == "diagnosis" else line[line["kind"]])
     return kinds
