@@ -41,7 +41,7 @@ class Expression:
     def __call__(self, values: Mapping[str, Any]) -> Any:
         """Its value. values: what its names stand for, numbers as Fractions. Errors: TaskError."""
         try:
-            return eval(self.code, {"__builtins__": {}, **OPERATORS, **FUNCTIONS, **values})
+            return eval(self.code, KNOWN, values)
         except TaskError:
             raise
         except Exception as error:  # whatever an expression may raise
@@ -189,6 +189,9 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "sample_sequential": lambda pool, count: Drawn(list(pool), int(count), True),
     "numbers_within": lambda low, high: [(in_words(n), Fraction(n)) for n in range(int(low), int(high) + 1)],
 }
+
+#: All that an expression can reach beside its values.
+KNOWN: dict[str, Any] = {"__builtins__": {}, **OPERATORS, **FUNCTIONS}
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,9 @@ class Template:
     def given_by(self) -> dict[str, Expression]:
         """Variables that a condition gives by others, and by what."""
         found: dict[str, Expression] = {}
-        alone = {names[0] for names, pool in self.drawn if len(names) == 1 and not _cut(pool)}
+        alone = {
+            names[0] for names, _ in self.drawn if len(names) == 1 and _distinct(self._items(names[0])[1])
+        }
         for condition in self.conditions:
             tree = condition.tree
             if isinstance(tree, ast.Compare) and len(tree.ops) == 1 and isinstance(tree.ops[0], ast.Eq):
@@ -222,9 +224,7 @@ class Template:
 
     def _looks(self, variable: str) -> str:
         """What may stand in a variable's slot: one of its texts, or anything of its kind from a named set."""
-        ((names, source),) = [one for one in self.drawn if variable in one[0]]
-        pool = self._pools.get(names[0], [])
-        items = pool[0].pool if pool and isinstance(pool[0], Drawn) else pool
+        source, items = self._items(variable)
         if source.names & sets().keys():
             numbers = isinstance(items[0], tuple)
             return r"[\w./-]+(?: [a-z]+)?" if numbers else r"[^\s\d,.?!](?:[^\d,.?!]*?[^\s\d,.?!])??"
@@ -234,6 +234,12 @@ class Template:
             return r"[\w-]+(?: [a-z]+)?"
         texts = sorted({_text(item) for item in items}, key=len, reverse=True)
         return "(?i:" + "|".join(map(re.escape, texts)) + ")"
+
+    def _items(self, variable: str) -> tuple[Expression, list[Any]]:
+        """What a variable is drawn from: as it is written, and item by item; none where others say which."""
+        ((names, source),) = [one for one in self.drawn if variable in one[0]]
+        pool = self._pools.get(names[0], [])
+        return source, pool[0].pool if pool and isinstance(pool[0], Drawn) else pool
 
     def fit(self, question: str) -> dict[str, Any] | None:
         """The values in a question of this template, with those that follow from them; None where it is none.
@@ -255,9 +261,7 @@ class Template:
 
     def _read(self, variable: str, text: str) -> Any:
         """The value of a text in a slot: that of the pool's item of that text, else the number it says."""
-        ((names, _),) = [one for one in self.drawn if variable in one[0]]
-        pool = self._pools.get(names[0], [])
-        items = pool[0].pool if pool and isinstance(pool[0], Drawn) else pool
+        _, items = self._items(variable)
         named = [item for item in items if _text(item).casefold() == text.casefold()]
         if named:
             return _value(named[0])
@@ -292,15 +296,9 @@ def _several(of: Drawn, random: Random) -> list[Any]:
     return [of.pool[(start + i) % len(of.pool)] for i in range(count)]
 
 
-def _cut(pool: Expression) -> bool:
-    """Whether several are drawn."""
-    tree = pool.tree
-    return (
-        isinstance(tree, ast.Call)
-        and isinstance(tree.func, ast.Name)
-        and len(tree.args) > 1
-        and (tree.func.id.startswith("sample"))
-    )
+def _distinct(items: list[Any]) -> bool:
+    """Whether every item has a value of its own, so that a value is one draw."""
+    return bool(items) and len({_value(item) for item in items}) == len(items)
 
 
 def _text(item: Any) -> str:
