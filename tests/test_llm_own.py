@@ -130,7 +130,7 @@ def documented(tmp_path_factory):
     file = place / "study" / "study.toml"
     text = file.read_text()
     assert f"```toml\n{text}```" in EXAMPLE.with_suffix(".md").read_text()
-    for written, short in (("steps = 200", "steps = 60"), ('[[merges]]\nrule = "cat-fitted"\n\n', "")):
+    for written, short in (("steps = 200", "steps = 100"), ('[[merges]]\nrule = "cat-fitted"\n\n', "")):
         assert written in text
         text = text.replace(written, short)
     file.write_text(text)
