@@ -307,7 +307,10 @@ def filled(adapters: Sequence[LoRA]) -> list[LoRA]:
     rank = max(lora.rank for lora in adapters)
     pad = torch.nn.functional.pad
     return [
-        LoRA(*(pad(part, (0, rank - lora.rank)) for part in (lora.write, lora.read))) for lora in adapters
+        lora
+        if lora.rank == rank
+        else LoRA(*(pad(part, (0, rank - lora.rank)) for part in (lora.write, lora.read)))
+        for lora in adapters
     ]
 
 

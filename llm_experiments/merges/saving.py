@@ -32,9 +32,10 @@ from llm_experiments.merges.merging import (
     merged_library,
     module_seed,
 )
-from llm_experiments.merges.truncation import Cut, cut, distance, norm, smallest_rank
+from llm_experiments.merges.truncation import Cut, cut, distance, norm_and_distance, smallest_rank
 from llm_experiments.models.files import markdown
 from toytransformer.adapters import AdapterError, LoRA
+from toytransformer.arrays import all_finite
 from toytransformer.compositions import replace_file
 from toytransformer.compositions.spec import Merge
 from toytransformer.memory import require_memory
@@ -109,8 +110,8 @@ def static_adapter(
     if loss is None:
         for name, update in layers.merged(cut=rank is not None):
             modules[name] = _rounded(_kept(update, rank, library, name), dtype, name)
-            lost += distance(update, converted(modules[name], PRECISION)) ** 2
-            total += norm(update) ** 2
+            size, apart = norm_and_distance(update, converted(modules[name], PRECISION))
+            lost, total = lost + apart**2, total + size**2
     else:
         cuts, kept = _by_loss(layers, loss, largest(library))
         for name, one in cuts.items():
@@ -229,7 +230,7 @@ def _by_loss(layers: _Layers, loss: float, rank: int) -> tuple[dict[str, Cut], i
 def _rounded(lora: LoRA, dtype: torch.dtype, name: str) -> LoRA:
     """The factors in the precision that is written. Errors: AdapterError where that cannot hold them."""
     rounded = converted(lora, dtype)
-    if not all(torch.isfinite(factor).all() for factor in (rounded.write, rounded.read)):
+    if not (all_finite(rounded.write) and all_finite(rounded.read)):
         kind = str(dtype).removeprefix("torch.")
         raise AdapterError(f"the merge holds numbers beyond {kind} at {name}; scale the adapters down")
     return rounded

@@ -87,20 +87,36 @@ def norm(update: LoRA | torch.Tensor) -> float:
 
 
 def distance(update: LoRA | torch.Tensor, other: LoRA) -> float:
-    """|update - other|_F, of a dense matrix some rows at a time.
+    """|update - other|_F, of a dense matrix some rows at a time; see `norm_and_distance`."""
+    return norm_and_distance(update, other)[1]
 
-    Of factors of one rank it is |(w - w') r^T + w' (r - r')^T|, which keeps its digits where both are nearly
-    the same; of others it is exact to the root of rounding, relative to |update|.
+
+def norm_and_distance(update: LoRA | torch.Tensor, other: LoRA) -> tuple[float, float]:
+    """|update|_F and |update - other|_F, of a dense matrix some rows at a time.
+
+    Of factors of one rank the difference is e r^T + w' f^T, e = w - w' and f = r - r', whose square is
+    tr(e^T e r^T r) + 2 tr(e^T w' (r^T f)^T) + tr(w'^T w' f^T f): this keeps its digits where both are nearly
+    the same, and has less to do where one side is the same. Of other factors it is exact to the root of
+    rounding, relative to |update|.
     """
     if isinstance(update, LoRA):
         w, r = update.write.double(), update.read.double()
         others, other_r = other.write.double(), other.read.double()
-        if update.rank == other.rank:
-            return norm(LoRA(torch.cat([w - others, others], 1), torch.cat([r, r - other_r], 1)))
-        return norm(LoRA(torch.cat([w, -others], 1), torch.cat([r, other_r], 1)))
+        if update.rank != other.rank:
+            return norm(update), norm(LoRA(torch.cat([w, -others], 1), torch.cat([r, other_r], 1)))
+        e, f, reads = w - others, r - other_r, r.T @ r
+        square, moved, turned = 0.0, bool(e.any()), bool(f.any())
+        if moved:
+            square += float(torch.sum((e.T @ e) * reads))
+        if turned:
+            square += float(torch.sum((others.T @ others) * (f.T @ f)))
+        if moved and turned:
+            square += 2 * float(torch.sum((e.T @ others) * (r.T @ f)))
+        whole = float(torch.sum((w.T @ w) * reads))
+        return math.sqrt(max(0.0, whole)), math.sqrt(max(0.0, square))
     squares = 0.0
     for first in range(0, len(update), ROWS):
         rows = slice(first, first + ROWS)
         rest = update[rows] - (other.write[rows].to(update) @ other.read.to(update).T)
         squares += float(torch.sum(torch.linalg.vector_norm(rest, dim=1).double() ** 2))
-    return math.sqrt(squares)
+    return norm(update), math.sqrt(squares)

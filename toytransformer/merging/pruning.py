@@ -43,7 +43,8 @@ SEED = whole(0, "the seed of the context")
 def without_noise(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """x with entries that are zero up to rounding set to zero, as TIES counts signs."""
     xp = array_namespace(x)
-    return xp.where(xp.abs(x) > rounding(x) * xp.max(xp.abs(x)), x, xp.zeros_like(x))
+    magnitude = xp.abs(x)
+    return xp.where(magnitude > rounding(x) * xp.max(magnitude), x, 0.0)
 
 
 def mean_of_agreeing(
@@ -58,14 +59,14 @@ def mean_of_agreeing(
     several = [without_noise(part) for part in parts]
     votes = several if sign == "total" else [xp.sign(x) for x in several]
     largest = xp.max(xp.stack([xp.max(xp.abs(vote)) for vote in votes]))
-    total = count = zero = xp.zeros_like(several[0])
-    positive = sum(votes, zero) >= -rounding(zero) * largest
-    elected = xp.where(positive, zero + 1, zero - 1)
+    voted = sum(votes[1:], votes[0])
+    elected = xp.where(voted >= -rounding(voted) * largest, xp.ones_like(voted), -1.0)
+    total = count = 0.0
     for weight, x in zip(weights, several, strict=True):
-        agrees = elected * x > 0
-        total = total + xp.where(agrees, weight * x, zero)
-        count = count + xp.astype(agrees, x.dtype)
-    return total / xp.where(count > 0, count, zero + 1)
+        towards = elected * x  # positive where x agrees
+        total = total + weight * xp.clip(towards, 0.0, None)
+        count = count + xp.astype(towards > 0, x.dtype)
+    return elected * total / xp.clip(count, 1.0, None)
 
 
 def by_rows(

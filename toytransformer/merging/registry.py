@@ -21,7 +21,7 @@ from array_api_compat import array_namespace
 from jaxtyping import Float
 
 from toytransformer.adapters import LoRA
-from toytransformer.arrays import ROUNDING, Array
+from toytransformer.arrays import ROUNDING, Array, all_finite
 from toytransformer.merging.merged import Merged
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def _check_adapters(adapters: Sequence[LoRA]) -> None:
             f"the adapters have (entity, feature) sizes {sizes}; they have to change the same matrix"
         )
     try:
-        xp = array_namespace(*(factor for lora in adapters for factor in (lora.write, lora.read)))
+        array_namespace(*(factor for lora in adapters for factor in (lora.write, lora.read)))
     except TypeError as error:
         raise RuleError(
             f"the adapters are arrays of different libraries ({error}); convert them to one"
@@ -269,7 +269,7 @@ def _check_adapters(adapters: Sequence[LoRA]) -> None:
                 f"{lora.read.shape[1]}; they have to agree and be at least 1"
             )
         for name in ("write", "read"):
-            if not bool(xp.all(xp.isfinite(getattr(lora, name)))):
+            if not all_finite(getattr(lora, name)):
                 raise RuleError(f"the {name} factor of adapter {index} holds NaN or infinity; train it again")
 
 

@@ -68,7 +68,8 @@ def merged_factors(
 
 def weighted_sum(weights: Sequence[float], parts: Sequence[Float[Array, "..."]]) -> Float[Array, "..."]:
     """sum_i w_i x_i."""
-    return sum(w * part for w, part in zip(weights, parts, strict=True))
+    first, *others = (w * part for w, part in zip(weights, parts, strict=True))
+    return sum(others, first)
 
 
 def require_equal_ranks(adapters: Sequence[LoRA]) -> None:
@@ -213,7 +214,7 @@ def above(x: Float[Array, "..."], threshold: Array | float | None) -> Float[Arra
     if threshold is None:
         return x
     xp = array_namespace(x)
-    return xp.where(xp.abs(x) >= threshold * (1 - rounding(x)), x, xp.zeros_like(x))
+    return xp.where(xp.abs(x) >= threshold * (1 - rounding(x)), x, 0.0)
 
 
 def kth_largest(x: Float[Array, "entry"], k: int) -> Array:
