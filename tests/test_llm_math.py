@@ -204,15 +204,13 @@ def test_a_check_says_what_does_not_fit():
 
 @pytest.mark.slow
 def test_the_published_templates_give_every_published_row():
-    """Needs LORA_LIMITS_GSM_SYMBOLIC: a folder with the published templates and p2.jsonl (or main, p1)."""
+    """Needs LORA_LIMITS_GSM_SYMBOLIC: a folder with the published templates and p2.jsonl."""
     folder = os.environ.get(data.VARIABLE["gsm-symbolic"])
-    levels = [level for level in data.SOURCES["gsm-symbolic"] if folder and data.row_file(level)]
-    if not levels:
-        pytest.skip(f"{data.VARIABLE['gsm-symbolic']} names no rows beside templates")
-    for level in levels:
-        rows = data.read_rows(data.row_file(level))
-        found = templates.check(data.published_templates(level), rows)
-        assert found == templates.Checked(len(rows), len(rows), len(rows), len(rows), ())
+    if not folder or not data.published_templates("p2"):
+        pytest.skip(f"{data.VARIABLE['gsm-symbolic']} names no templates")
+    rows = data.published("gsm-symbolic", "p2").rows()
+    found = templates.check(data.published_templates("p2"), rows)
+    assert found == templates.Checked(len(rows), len(rows), len(rows), len(rows), ())
 
 
 # ---- numbers and answers ----
@@ -469,12 +467,12 @@ def test_eight_examples_stand_before_the_question(copies):
 def test_rows_are_read_from_every_layout(copies, tmp_path, monkeypatch):
     here = os.environ[data.VARIABLE["gsm-symbolic"]]
     wanted = data.problems("gsm-symbolic", "p1", each=3, seed=0)
-    rows = data.read_rows(data.row_file("p1"))
+    rows = data.published("gsm-symbolic", "p1").rows()
     (tmp_path / "p1").mkdir()
     (tmp_path / "p1" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setenv(data.VARIABLE["gsm-symbolic"], str(tmp_path))
     assert data.problems("gsm-symbolic", "p1", each=3, seed=0) == wanted
-    with pytest.raises(TaskError, match="has nothing of 'p2'"):
+    with pytest.raises(TaskError, match=r"has none of p2\.jsonl"):
         data.problems("gsm-symbolic", "p2", each=3, seed=0)
     with pytest.raises(TaskError, match="made from the published templates"):
         data.problems("gsm-symbolic", "p1", each=3, seed=0, programs=True)
@@ -491,7 +489,7 @@ def test_rows_are_read_from_every_layout(copies, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "neither a file nor a folder"),
+        (None, r"has none of main\.jsonl"),
         ("", "has no rows"),
         ("{", "cannot be read"),
         ("[1]", "has no rows"),

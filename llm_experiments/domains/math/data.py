@@ -13,10 +13,9 @@ A folder with templates (symbolic, p1, p2, of JSON files) in place of rows has i
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -28,6 +27,7 @@ from llm_experiments.domains.math.ladder import LEVELS, ladder
 from llm_experiments.domains.math.numbers import number_said
 from llm_experiments.domains.math.programs import program
 from llm_experiments.domains.math.templates import Template, read_folder
+from llm_experiments.domains.published import Published
 from llm_experiments.domains.task import TaskError
 
 #: Where a published set is on the hub, and the variable of the environment that names a copy of it.
@@ -113,8 +113,9 @@ def _drawn(one: Template, count: int, seed: object, programs: bool) -> list[Work
 def _gsm_symbolic(
     level: str, each: int, seed: int, templates: int | None, programs: bool
 ) -> dict[str, list[Worked]]:
-    rows, drawn = _rows("gsm-symbolic", level), published_templates(level)
-    if rows is None:
+    given, drawn = os.environ.get(VARIABLE["gsm-symbolic"], ""), published_templates(level)
+    of_level = published("gsm-symbolic", level)
+    if drawn and not any(any(Path(given).glob(pattern)) for pattern in of_level.files):
         return {one.name.partition("/")[2]: _drawn(one, each, seed, programs) for one in drawn[:templates]}
     if programs and not drawn:
         raise TaskError(
@@ -123,7 +124,7 @@ def _gsm_symbolic(
             f"{VARIABLE['gsm-symbolic']} names"
         )
     by_template: dict[str, list[Worked]] = {}
-    for row in rows:
+    for row in of_level.rows():
         name = str(_field(row, "id"))
         by_template.setdefault(name, []).append(
             _worked(row, f"{level}/{name}/{_field(row, 'instance')}", name)
@@ -153,11 +154,7 @@ def _programmed(one: Worked, of: Template | None) -> Worked:
 
 
 def _gsm8k(level: str) -> list[Worked]:
-    rows = _rows("gsm8k", "main")
-    if rows is None:
-        raise TaskError(
-            f"{VARIABLE['gsm8k']} names no rows: give JSON lines or Parquet with question and answer"
-        )
+    rows = published("gsm8k", "main").rows()
     wanted = {"two": (2,), "three": (3,), "four": range(4, 100), "all": range(100)}[level]
     chosen = []
     for number, row in enumerate(rows):
@@ -187,43 +184,10 @@ def _field(row: Mapping[str, Any], name: str) -> Any:
     return row[name]
 
 
-def _rows(source: str, level: str) -> list[dict[str, Any]] | None:
-    """The rows of a level where there are any; None where there are templates alone. Errors: TaskError."""
-    given = os.environ.get(VARIABLE[source])
-    if not given:
-        return read_rows(_one_of(_fetched(source, level), level))
-    path = Path(given)
-    if path.is_file():
-        return read_rows(path)
-    if not path.is_dir():
-        raise TaskError(
-            f"{VARIABLE[source]} names {given!r}, which is neither a file nor a folder: correct it"
-        )
-    if (file := _one_of(path, level)) is not None:
-        return read_rows(file)
-    if published_templates(level):
-        return None
-    raise TaskError(
-        f"{given} has nothing of {level!r}: it should have {level}.jsonl, {level}.parquet or "
-        f"{level}/test.jsonl, or the published templates in folders symbolic, p1 and p2"
-    )
-
-
-def _one_of(folder: Path | None, level: str) -> Path | None:
-    """The file of a level in a folder."""
-    if folder is None:
-        return None
-    named = [folder / f"{level}{ending}" for ending in (".jsonl", ".parquet")]
-    inside = sorted(
-        file for ending in ("jsonl", "parquet") for file in (folder / level).glob(f"*test*.{ending}")
-    )
-    return next((file for file in [*named, *inside] if file.is_file()), None)
-
-
-def row_file(level: str) -> Path | None:
-    """The file of a level's rows in the folder that the environment names, None where it has none."""
-    given = os.environ.get(VARIABLE["gsm-symbolic"])
-    return _one_of(Path(given), level) if given else None
+def published(source: str, level: str) -> Published:
+    """The rows of a level."""
+    files = (f"{level}.jsonl", f"{level}.parquet", f"{level}/*test*.jsonl", f"{level}/*test*.parquet")
+    return Published(HUB[source], VARIABLE[source], files)
 
 
 def published_templates(level: str) -> list[Template]:
@@ -237,52 +201,3 @@ def published_templates(level: str) -> list[Template]:
 def read_templates(folder: Path, level: str) -> list[Template]:
     """The templates of a folder, read once."""
     return read_folder(folder, level)
-
-
-def _fetched(source: str, level: str) -> Path:
-    """What the hub has of a level, from its cache where it cannot be asked. Errors: TaskError."""
-    from huggingface_hub import snapshot_download
-
-    options: dict[str, Any] = {"repo_type": "dataset", "allow_patterns": [f"{level}/*test*"]}
-    for cached in (False, True):
-        try:
-            return Path(snapshot_download(HUB[source], local_files_only=cached, **options))
-        except Exception as error:  # the hub's errors share no class
-            reason = type(error).__name__
-    raise TaskError(
-        f"{HUB[source]} cannot be fetched from the hub ({reason}): set {VARIABLE[source]} to a copy of it, a "
-        "folder of JSON lines or Parquet"
-        + (" or of the published templates" if source == "gsm-symbolic" else "")
-    )
-
-
-def read_rows(path: Path | None) -> list[dict[str, Any]]:
-    """The rows of JSON lines or Parquet. Errors: TaskError on a file that is neither."""
-    if path is None:
-        raise TaskError("the hub's copy has no file *test*.jsonl or .parquet: name a copy of your own")
-    try:
-        if path.suffix == ".parquet":
-            import polars
-
-            return polars.read_parquet(path).to_dicts()
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except Exception as error:  # whatever a file may hold
-        raise TaskError(
-            f"{path} cannot be read ({type(error).__name__}): give JSON lines or Parquet"
-        ) from error
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        raise TaskError(f"{path} has no rows: give JSON lines, an object each")
-    return rows
-
-
-def as_rows(worked: Iterable[Worked]) -> list[dict[str, Any]]:
-    """Problems as rows of the published form."""
-    return [
-        {
-            "id": one.template,
-            "instance": int(one.id.rpartition("/")[2]),
-            "question": one.question,
-            "answer": one.solution,
-        }
-        for one in worked
-    ]
