@@ -178,6 +178,8 @@ def test_large_dense_layers_are_merged_in_single_precision(library, monkeypatch)
 def test_sizes_and_losses_are_those_of_the_file(library, dtype, tmp_path):
     found = static_adapter(library, Merge("sum"), dtype=dtype)
     found.write(tmp_path / "merged", "merged")
+    modes = {file.stat().st_mode for file in (tmp_path / "merged").iterdir()}
+    assert len(modes) == 1, "whoever may read one file may read all"
     file = tmp_path / "merged" / "adapter_model.safetensors"
     assert 0 <= file.stat().st_size - found.details["bytes"] < 2000  # the header's names
     again, lost, total = peft_files.read(tmp_path / "merged"), 0.0, 0.0

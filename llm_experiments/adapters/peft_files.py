@@ -116,6 +116,7 @@ def write(
             partial,
             metadata={"format": "pt"},
         )
+        partial.chmod((folder / CONFIG).stat().st_mode)  # safetensors lets the owner alone read it
 
 
 def inherited(library: Sequence[AdapterWeights]) -> dict[str, object]:
