@@ -93,7 +93,7 @@ guessed_denied = None
 # **Gram trace**
 #
 # $$\langle \Delta_1, \Delta_2\rangle = \mathrm{tr}(\Delta_1^T\Delta_2) =
-# \mathrm{tr}\big((B_1^TB_2)(A_2A_1^T)\big),$$
+# \mathrm{tr}\left((B_1^TB_2)(A_2A_1^T)\right),$$
 #
 # two products of small matrices. For one module, against the matrices themselves:
 
@@ -132,7 +132,7 @@ for finding in findings(geometry):
 #
 # To first order in the updates a merge's logits are those of the base, moved by each adapter's own move:
 #
-# $$f_w(p) \approx f_0(p) + \sum_i w_i\,\big(f_i(p) - f_0(p)\big).$$
+# $$f_w(p) \approx f_0(p) + \sum_i w_i\,\left(f_i(p) - f_0(p)\right).$$
 #
 # This is lesson 3's sum of two adapters, for any model: the **mixture law**. It is linear in $w$, so four
 # passes over the questions, the base and each adapter alone, say what *every* weighting answers.

@@ -58,6 +58,20 @@ def test_a_sample_of_command_lines(no_ledger, tmp_path, monkeypatch):
     assert not (found := thrown_at_the_toy(120, 0, tmp_path)), "\n\n".join(found[:5])
 
 
+@pytest.mark.parametrize(
+    "line, word",
+    [
+        ("other-entity --facts 9007199254740992 --known --merge sum-truncated --layers 1,2", "needs about"),
+        ("coincident --examples 1000000000 --layers 1,2", "needs about"),
+        ("two-hop --facts 9007199254740992 --layers =", "whole numbers"),
+    ],
+)
+def test_a_stack_is_refused_before_it_is_built(line, word):
+    """What is too large says so at once, with --layers as without."""
+    outcome = call(toy.main, ["predict", *line.split()], seconds=30)
+    assert fault(outcome) is None and outcome.status == 2 and word in outcome.err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 21))
 def test_ten_thousand_command_lines(no_ledger, tmp_path, monkeypatch, seed):

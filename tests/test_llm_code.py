@@ -1,6 +1,5 @@
 """Code as a domain: what is taught and asked, what is read off an answer, and the experiments end to end."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -24,10 +23,10 @@ from llm_experiments.scoring import programs
 from llm_experiments.scoring.programs import run_program
 from results import frame
 from results.rows import Item
+from tests import other_sets
+from tests.other_sets import BODY, HEAD
 
 confined = pytest.mark.skipif(programs.sandbox() is None, reason="no sandbox works here")
-HEAD = 'from typing import List\n\n\ndef top(values: List[int]) -> int:\n    """ The largest. """\n'
-BODY = "    return max(values)"
 WHOLE = HEAD + BODY
 TESTS = "assert top([1, 3, 2]) == 3\nassert top([-1]) == -1"
 
@@ -113,29 +112,8 @@ def test_a_translation_is_right_by_half_of_its_words():
 @confined
 def test_every_published_form_is_read_and_its_own_solutions_pass(tmp_path, monkeypatch):
     """Rows as the published sets have them; a solution that is right is right in the domain's own words."""
-    rows = {
-        "LORA_LIMITS_MBPP": [
-            {
-                "task_id": n,
-                "text": f"Return {n}.",
-                "code": f"def f():\r\n\treturn {n}",
-                "test_list": [f"assert f() == {n}"],
-            }
-            for n in (1, *range(601, 612))
-        ],
-        "LORA_LIMITS_EN_ES": [{"translation": {"en": f"{n} cats", "es": f"{n} gatos"}} for n in range(9)],
-    }
-    for variable, lines in rows.items():
-        file = tmp_path / f"{variable}.jsonl"
-        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        monkeypatch.setenv(variable, str(file))
-    folder = tmp_path / "python"
-    folder.mkdir()
-    for language in ("English", "Spanish"):
-        line = {"task_id": "python/0", "prompt": HEAD, "entry_point": "top", "canonical_solution": BODY}
-        line["test"] = "def check(candidate):\n    assert candidate([1, 2]) == 2\n"
-        (folder / f"{language}.jsonl").write_text(json.dumps(line))
-    monkeypatch.setenv("LORA_LIMITS_HUMANEVAL_XL", str(tmp_path))
+    for variable, path in other_sets.write(tmp_path, programs=12, sentences=9).items():
+        monkeypatch.setenv(variable, path)
     plan = Plan()
     task = code(plan, source="published", train=5, translated=4, own=2, dev=2)
     items = read_items(plan, task.items)

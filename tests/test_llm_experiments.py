@@ -37,7 +37,7 @@ from llm_experiments.steps.adapters import RandomAdapter, TrainAdapter, read_lib
 from llm_experiments.steps.asking import Ask, best_temperature, with_temperature
 from llm_experiments.steps.forecasts import FILE
 from results.rows import CellInfo, Row
-from tests import math_data
+from tests import math_data, other_sets
 from tests.tiny_models import tiny_qwen2
 from toytransformer.compositions import Composition, Merge, SpecError
 from toytransformer.merging import RULES
@@ -69,7 +69,8 @@ TINY = replace(
 def published(tmp_path_factory):
     """Copies of the published sets that experiments ask for, made here."""
     with pytest.MonkeyPatch.context() as patched:
-        for variable, path in math_data.write(tmp_path_factory.mktemp("sets")).items():
+        folder = tmp_path_factory.mktemp("sets")
+        for variable, path in (math_data.write(folder) | other_sets.write(folder)).items():
             patched.setenv(variable, path)
         yield
 

@@ -40,6 +40,7 @@ from toytransformer.printing import print_prediction
 from toytransformer.working import working
 
 if TYPE_CHECKING:
+    from toytransformer.cost import Cost
     from toytransformer.layers import StackPrediction
     from toytransformer.ledger import Row
     from toytransformer.prediction import Prediction
@@ -242,7 +243,7 @@ def predict(
     else:
         if kinship:
             raise click.UsageError("a stack of layers has one-hot answers: leave out --typed or --layers")
-        predicted, records = _stacked(build(facts), toy, layers, depth, untied)
+        predicted, records = _stacked(build, facts, examples, toy, layers, depth, untied)
     if json_file:
         write_jsonl(json_file, records)
     print_prediction(predicted, records)
@@ -313,12 +314,8 @@ def _predict(
         with contextlib.suppress(SpecError, RuleError):  # not symmetric: the dense prediction has to do it
             symmetric = symmetry.predict(build, facts, toy)
             return symmetric, symmetric.records()
-    # Two chains tell the size of all, before the composition itself is built.
-    small = build(2, min(examples, 2))
-    copies = (facts + examples) / (2 + min(examples, 2))
-    prompts = (*prediction.asked_prompts(small, toy.base), *toy.base.prompts(small.world))
-    needed = cost.of_prediction(small, prompts, toy.regime, copies)
-    needed.require()
+    small = _small(build, examples)
+    needed = _needed(small, facts, examples, toy)
 
     def work() -> tuple[Prediction, tuple[Record, ...]]:
         predicted = prediction.predict(build(facts), toy)
@@ -329,19 +326,49 @@ def _predict(
     return working(work, title, seconds, cost.in_words(seconds))
 
 
+def _small(build: Callable[..., Composition], examples: int) -> Composition:
+    """Two chains of a composition, which tell the size of all before that itself is built."""
+    return build(2, min(examples, 2))
+
+
+def _needed(small: Composition, facts: int, examples: int, toy: Toy) -> Cost:
+    """What the whole composition asks for. Errors: MemoryError where that is not there."""
+    from toytransformer import cost, prediction
+
+    copies = (facts + examples) / (2 + min(examples, 2))
+    prompts = (*prediction.asked_prompts(small, toy.base), *toy.base.prompts(small.world))
+    needed = cost.of_prediction(small, prompts, toy.regime, copies)
+    needed.require()
+    return needed
+
+
 def _stacked(
-    composition: Composition, toy: Toy, layers: str, depth: int | None, untied: bool
+    build: Callable[..., Composition],
+    facts: int,
+    examples: int,
+    toy: Toy,
+    layers: str,
+    depth: int | None,
+    untied: bool,
 ) -> tuple[StackPrediction, tuple[Record, ...]]:
+    from toytransformer import cost
     from toytransformer.layers import Stack, predict
     from toytransformer.regimes import Measured
 
-    placement = stack_layers(layers, [adapter.name for adapter in composition.adapters])
+    small = _small(build, examples)
+    placement = stack_layers(layers, [adapter.name for adapter in small.adapters])
     highest = max(layer for places in placement.values() for layer in places)
     count = depth or min(highest, 8)
     assert not isinstance(toy.regime, Measured)
     base = () if toy.base.exact else tuple(range(1, count + 1))
-    stacked = predict(composition, Stack(toy.regime, count, tied=not untied, base_layers=base), placement)
-    return stacked, stacked.records()
+    stack = Stack(toy.regime, count, tied=not untied, base_layers=base)
+    seconds = count * _needed(small, facts, examples, toy).seconds()
+
+    def work() -> tuple[StackPrediction, tuple[Record, ...]]:
+        stacked = predict(build(facts), stack, placement)
+        return stacked, stacked.records()
+
+    return working(work, f"{small.name} in {count} layers", seconds, cost.in_words(seconds))
 
 
 def _regime(name: str, dimension: int | None, width: int | None, **common: Any) -> Regime:

@@ -62,7 +62,7 @@ def draw(given: Sequence[Cell]) -> Figure:
         for axes, model in zip(row, models, strict=True):
             own = [cell for cell in cells if cell.info.rule == rule and cell.info.base == model]
             _panel(axes, own, lines)
-            axes.set_title(f"{title},\n{model}")
+            axes.set_title(f"{title},\n{model}", fontsize=None if len(models) < 4 else 8)
     for axes in panels[-1]:
         axes.set_xlabel("share of right answers")
     marks = [

@@ -32,6 +32,8 @@ class Coding(Study):
 
     def task(self, source: str, **options: Any) -> Task:
         size = self.size
+        if source == "own":  # a few of each, whatever the profile
+            return code(self.plan, source=source, names=self.names, **options)
         return code(
             self.plan,
             source=source,
