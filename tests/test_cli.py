@@ -412,7 +412,7 @@ def test_layers_compose_in_their_order_only(run):
         (("--layers", "1,2", "--merge", "new-adapter"), ("new-adapter",)),
         (("--untied",), ("--layers",)),
         (("--depth", "2"), ("--layers",)),
-        (("--layers", "1,2", "--facts", "8000"), ("positions",)),
+        (("--layers", "1,2", "--facts", "8000"), ("needs about", "fewer facts")),
     ],
 )
 def test_layers_that_mean_nothing_are_refused(run, arguments, words):
