@@ -302,6 +302,8 @@ def test_adapters_of_another_base_are_left_out_and_named():
     with pytest.raises(AdapterError, match=r"a: .*; b: "):
         of_one_base(adapters, replace(base, linear={NAMES[0]: (14, 9)}))
     assert of_one_base(adapters[:1]) == ((adapters[0],), {})
+    with pytest.raises(AdapterError, match="two adapters are called 'b'; give them different names"):
+        of_one_base([adapters[1], replace(adapters[1])])  # one folder given twice
 
 
 def test_equal_singular_values_leave_the_prototype_open():

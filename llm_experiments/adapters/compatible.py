@@ -112,8 +112,9 @@ def of_one_base(
         else:
             group.append(adapter)
     kept = max(groups, key=len, default=[])
+    inside = {id(adapter) for adapter in kept}  # arrays are not compared: the same adapter may be given twice
     for adapter in adapters:
-        if adapter not in kept and adapter.name not in apart:
+        if id(adapter) not in inside and adapter.name not in apart:
             apart[adapter.name] = compatibility([kept[0], adapter]).problems[0]
     if apart and len(kept) < 2:
         raise AdapterError("; ".join(f"{name}: {reason}" for name, reason in list(apart.items())[:2]))
