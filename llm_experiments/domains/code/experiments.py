@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 from llm_experiments.domains.code.sizes import Size
 from llm_experiments.domains.code.task import code
 from llm_experiments.domains.task import Task
-from llm_experiments.engine.addresses import Address
 from llm_experiments.engine.steps import Step
+from llm_experiments.experiments.parts import PartsStudy
 from llm_experiments.experiments.registry import experiment
-from llm_experiments.experiments.study import Study
 from toytransformer.compositions import Merge
-from toytransformer.merging import RULES
-
-#: The paper's two routings, each in the form its text defines and as PEFT has it.
-ROUTINGS = tuple(sorted(name for name, rule in RULES.items() if rule.paper in ("uniform", "arrow")))
-PARTS, JOINT = ("coding", "translation"), "joint"
 
 
 @dataclass(frozen=True)
-class Coding(Study):
+class Coding(PartsStudy):
     """Tasks, libraries and controls of the experiments on code."""
 
     @cached_property
@@ -46,31 +40,6 @@ class Coding(Study):
             **options,
         )
 
-    def library(self, task: Task, seed: int, layers: str) -> dict[str, Address]:
-        """The two adapters, and the joint one for as many steps as both."""
-        adapters = {}
-        for index, name in enumerate((*PARTS, JOINT)):
-            training = replace(self.profile.training, layers=layers)
-            if name == JOINT and training.steps is not None:
-                training = replace(training, steps=training.steps * len(PARTS))
-            adapters[name] = self.train(task, name, training, seed, index, layers=layers)
-        return adapters
-
-    def measured(self, task: Task, seed: int, layers: str) -> Iterator[Step]:
-        """The base, the two adapters under both routings, each alone, both in one, and random ones."""
-        base, library = self.ask_base(task), self.library(task, seed, layers)
-        yield base
-        common: dict[str, Any] = {"base": self.plan.add(base), "seed": seed, "layers": layers}
-        both = {name: library[name] for name in PARTS}
-        for rule in ROUTINGS:
-            merge = Merge(rule)
-            sweep = self.sweep(task, both, merge, seed=seed, layers=layers) if RULES[rule].tempered else None
-            yield self.ask(task, both, merge, sweep=sweep, **common)
-        for name, address in library.items():
-            yield self.ask(task, {name: address}, Merge("sum"), control=name, **common)
-        randoms = {name: self.random(address, seed) for name, address in both.items()}
-        yield self.ask(task, randoms, Merge("mean"), control="random", **common)
-
 
 coding = partial(experiment, needs=("code",), study=Coding)
 
@@ -84,7 +53,7 @@ def table16(study: Coding) -> Iterator[Step]:
     """The paper asks MBPP in Spanish, which is not to be had: asked is HumanEval-XL, in both languages."""
     task = study.task("published")
     for seed in study.seeds:
-        yield from study.measured(task, seed, "attention")
+        yield from study.merged(task, study.library(task, seed, "attention"), seed, "attention")
 
 
 @coding("table17", about="the coding adapter on English alone, beside the base", source="Table 17")
@@ -111,4 +80,4 @@ def table17(study: Coding) -> Iterator[Step]:
 def code_own(study: Coding) -> Iterator[Step]:
     task = study.task("own")
     for seed in study.seeds:
-        yield from study.measured(task, seed, "attention")
+        yield from study.merged(task, study.library(task, seed, "attention"), seed, "attention")

@@ -5,28 +5,22 @@ Beside every merge stand the base, each adapter alone, one adapter on both level
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 from llm_experiments.domains.math.data import SOURCES
 from llm_experiments.domains.math.sizes import Size
-from llm_experiments.domains.math.task import JOINT, math
+from llm_experiments.domains.math.task import math
 from llm_experiments.domains.task import Task
-from llm_experiments.engine.addresses import Address
 from llm_experiments.engine.steps import Step
+from llm_experiments.experiments.parts import PartsStudy
 from llm_experiments.experiments.registry import experiment
-from llm_experiments.experiments.study import Study
-from toytransformer.compositions import Merge
-from toytransformer.merging import RULES
-
-#: The paper's two routings, each in the form its text defines and as PEFT has it.
-ROUTINGS = tuple(sorted(name for name, rule in RULES.items() if rule.paper in ("uniform", "arrow")))
 
 
 @dataclass(frozen=True)
-class Problems(Study):
+class Problems(PartsStudy):
     """Tasks, libraries and controls of the experiments on word problems."""
 
     @cached_property
@@ -47,39 +41,6 @@ class Problems(Study):
             names=self.names,
             **options,
         )
-
-    def library(self, task: Task, seed: int, layers: str) -> dict[str, Address]:
-        """Every adapter of the task; the joint one for as many steps as the others together."""
-        alone = len(task.training) - (JOINT in task.training)
-        adapters = {}
-        for index, name in enumerate(task.training):
-            training = replace(self.profile.training, layers=layers)
-            if name == JOINT and training.steps is not None:
-                training = replace(training, steps=training.steps * alone)
-            adapters[name] = self.train(task, name, training, seed, index, layers=layers)
-        return adapters
-
-    def merged(
-        self,
-        task: Task,
-        library: Mapping[str, Address],
-        seed: int,
-        layers: str,
-        rules: Sequence[str] = ROUTINGS,
-    ) -> Iterator[Step]:
-        """The base; the adapters but the joint one under every rule; controls."""
-        base = self.ask_base(task)
-        yield base
-        common: dict[str, Any] = {"base": self.plan.add(base), "seed": seed, "layers": layers}
-        parts = {name: address for name, address in library.items() if name != JOINT}
-        for rule in rules:
-            merge = Merge(rule)
-            sweep = self.sweep(task, parts, merge, seed=seed, layers=layers) if RULES[rule].tempered else None
-            yield self.ask(task, parts, merge, sweep=sweep, **common)
-        for name, address in library.items():
-            yield self.ask(task, {name: address}, Merge("sum"), control=name, **common)
-        randoms = {name: self.random(address, seed) for name, address in parts.items()}
-        yield self.ask(task, randoms, Merge("mean"), control="random", **common)
 
 
 word_problems = partial(experiment, needs=("math",), study=Problems)

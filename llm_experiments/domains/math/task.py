@@ -23,6 +23,7 @@ from llm_experiments.domains.task import (
     keep_examples,
     keep_items,
 )
+from llm_experiments.experiments.parts import JOINT
 from llm_experiments.scoring.programs import sandbox
 from results.rows import Item
 
@@ -30,8 +31,6 @@ from results.rows import Item
 FORMS = ("cot", "tir")
 #: Spare problems of a template, for development and to check what was learned: 5 each, as in the paper.
 SPARE = 10
-#: The adapter that is trained on all that the others are.
-JOINT = "joint"
 
 
 @domain(
