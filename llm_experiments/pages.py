@@ -121,6 +121,23 @@ def draws() -> list[Draw]:
     return found
 
 
+@cache
+def moved_alone() -> dict[str, list[float]]:
+    """Shares of the other hop's questions that one adapter alone, at weight one, answers unlike the base.
+
+    By "plain" and "bridged", of every adapter of the draws that were predicted beforehand.
+    """
+    found: dict[str, list[float]] = {"plain": [], "bridged": []}
+    for cell in (cell for cells in registered.measured().values() for cell in cells):
+        alone = (
+            cell.info.weights == (1.0,) and cell.info.control in ("hop1", "hop2") and not cell.info.variant
+        )
+        if alone and cell.question_kind in {"hop1/direct", "hop2/direct"} - {f"{cell.info.control}/direct"}:
+            kind = "plain" if cell.info.task == "setup-0" else "bridged"
+            found[kind].append(1 - cell.outcome("old") - cell.outcome("correct"))
+    return found
+
+
 def theorems() -> list[dict[str, object]]:
     """The paper's theorems: what of them, and what against them, the table of proofs calls proved."""
     lines = (ROOT / "proofs" / "README.md").read_text(encoding="utf-8").splitlines()
@@ -151,7 +168,12 @@ def truth(base: str, merge: str | None = None) -> foretold.Agreement:
 FUNCTIONS: Mapping[str, Any] = {
     **{"invented": invented, "work": work, "timed": timed},
     **{"paper_claims": paper_claims, "row_by_row": row_by_row, "theorems": theorems},
-    **{"looked_at": looked_at, "draws": draws, "with_interval": forms.with_interval},
+    **{
+        "looked_at": looked_at,
+        "draws": draws,
+        "moved_alone": moved_alone,
+        "with_interval": forms.with_interval,
+    },
     **{"merged": merged, "truth": truth, "predictors": foretold.PREDICTORS, "fitted": FITTED},
     **{"worlds": lambda entries: len({one.library["names"] for one in entries})},
     **{"diagnosed": lambda base: foretold.diagnosed(foretold.MERGES / base)},
