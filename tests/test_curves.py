@@ -111,8 +111,8 @@ def test_a_partner_that_moves_a_hop_takes_it_from_the_hops_own_adapter(base):
         cell("hop1", "direct", spec=ALONE["hop2"], control="hop2", weight=w, right=0.5) for w in (0.5, 1.0)
     ]
     others = [one for one in cells() if (one.info.control, one.question_kind) != ("hop2", "hop1/direct")]
-    both = said("sum", BaseModel(None, Curves.of([*others, *knows], SPECS)), "T4")
-    assert both["hop1/direct"]["correct"] == pytest.approx(1.0)  # a partner that is right takes nothing
+    right = said("mean", BaseModel(None, Curves.of([*others, *knows], SPECS)), "T4")
+    assert right["hop1/direct"]["correct"] == pytest.approx(0.8)  # a partner that is right decides nothing
     only = Curves.of([one for one in cells() if one.question_kind != "hop2/direct"], SPECS)
     with pytest.raises(NoPredictionError, match="'hop2/direct' was not asked of one of the adapters"):
         said("sum", BaseModel(None, only), "T4")
