@@ -145,8 +145,9 @@ def test_what_never_ends_is_ended_and_bounded(code, outcome):
 @confined
 def test_nothing_that_a_program_started_outlives_it():
     away = "import os, time\nif os.fork() == 0:\n os.setsid()\n time.sleep(60)"
+    before = harnesses_of(1, os.getpid())  # of others, who run programs of their own
     assert run_program(away, "", SHORT).outcome == "passed"
-    assert harnesses_of(1, os.getpid()) == []
+    assert set(harnesses_of(1, os.getpid())) <= set(before)
 
 
 @pytest.mark.parametrize("how", [pytest.param("sandbox", marks=confined), "no sandbox"])
