@@ -33,14 +33,14 @@ class Taught:
     """What one adapter is taught of a world's chains: the facts of one hop about some of them.
 
     hop: 1 or 2. first, last: which of them, as shares of all. shift: whose answer each gets, counted on among
-    these; 0 for its own. steps: as a share of the profile's for all chains.
+    these; 0 for its own. steps: as a share of what half of the facts take.
     """
 
     hop: int
     first: float = 0.0
     last: float = 0.5
     shift: int = 0
-    steps: float = 0.25
+    steps: float = 1.0
 
 
 #: The adapters by name, in the order that triples are taken in.
@@ -52,7 +52,7 @@ POOL: Mapping[str, Taught] = {
     "spouses of others": Taught(1, 0.5, 1.0),
     "homes denied": Taught(2, shift=1),
     "spouses in part": Taught(1, 0.25, 0.75),
-    "homes in brief": Taught(2, steps=0.0625),
+    "homes in brief": Taught(2, steps=0.25),
 }
 #: The merges that are predicted and then measured: two mixtures, the best one predicted, and no mixture.
 MERGES = ("sum", "mean", FITTED, "ties")
@@ -97,18 +97,19 @@ class Conflicts(TwoHop):
             self.plan, scene.composition, adapter, scene.words, self.size.train, self.size.test
         )
         if recipe.steps is not None:
-            recipe = replace(recipe, steps=math.ceil(recipe.steps * POOL[name].steps))
+            share = self.size.conflict_steps * POOL[name].steps
+            recipe = replace(recipe, steps=math.ceil(recipe.steps * share))
         task = replace(scene.task, training={name: own})
         return self.train(task, name, recipe, seed, tuple(POOL).index(name))
 
     def questions(self, names: tuple[str, ...]) -> Ref:
-        """All that these adapters were taught, in the wordings of the test."""
+        """All that these adapters were taught, in the wordings that are asked."""
         words = self.setup(0, "R").words
         return self.plan.add_input(
             {"question": one.question, "answer": one.answer, "adapter": name}
             for name in names
             for fact in self.facts[name]
-            for one in (render(fact, None, words, number) for number in self.size.test)
+            for one in (render(fact, None, words, number) for number in self.size.conflict_asked)
         )
 
     def forecast(self, names: tuple[str, ...], seed: int) -> Forecast:

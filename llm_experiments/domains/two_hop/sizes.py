@@ -13,7 +13,9 @@ class Size:
     train, dev, test: numbers of the templates of each split. dev_facts: chains on whose single hops Arrow's
     temperature is chosen, in dev templates. fit_facts, fit_templates: how many extra chains, in how many
     templates, rules that need data are fitted on. relabellings: random draws beside the identity.
-    edited_facts: chains edited in closed form.
+    edited_facts: chains edited in closed form. conflict_steps: the profile's steps, as a share, of an adapter
+    that may agree or conflict with others, taught half of the facts; conflict_asked: numbers of the templates
+    that its merges are asked in.
     """
 
     facts: int
@@ -27,6 +29,8 @@ class Size:
     fit_templates: int
     relabellings: int
     edited_facts: int
+    conflict_steps: float = 0.25
+    conflict_asked: tuple[int, ...] = TEST
 
 
 SIZES: dict[str, Size] = {
@@ -68,6 +72,8 @@ SIZES: dict[str, Size] = {
         fit_templates=8,
         relabellings=2,
         edited_facts=24,
+        conflict_steps=0.5,
+        conflict_asked=tuple(TRAIN[:2]),
     ),
 }
 SIZES["brief"] = replace(SIZES["small"], train=tuple(TRAIN[:4]))
