@@ -96,14 +96,15 @@ def _answers(spec: Composition, model: ModelFeatures, form: str, wording: int) -
     apart = math.sqrt(RIDGE) * np.eye(len(prompts))
     trained = dict(zip(prompts, np.hstack([shown, apart]), strict=True))
     now = dict(zip(prompts, np.hstack([features.values, 0 * apart]), strict=True))
-    adapters = []
+    adapters, means = [], []
     for adapter in spec.adapters:
         facts = adapter.stored(spec.world)
         rows = np.stack([trained[fact.prompt] for fact in facts])
+        means.append(rows.mean(axis=0))
         gauge = "plain" if rule.gauge_invariant else adapter.gauge
         adapters.append(closed_form(rows, changes(model, facts), gauge=gauge))
     rank = max(adapter.rank for adapter in adapters)
-    context = MergeContext(logit_scale=features.logit_scale)
+    context = MergeContext(logit_scale=features.logit_scale, own_means=np.stack(means))
     merged = merging.merge(tuple(_padded(adapter, rank) for adapter in adapters), spec.merge, context)
     before = model.logprobs[model.places([(str(prompt), form, wording) for prompt in asked])]
     after = before + merged.shift(np.stack([now[prompt] for prompt in asked]))

@@ -11,7 +11,7 @@ import torch
 from peft import ArrowConfig, LoraConfig, PeftModel, create_arrow_model, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.arrow import ArrowLoraLinearLayer
-from tiny_models import tiny_llama, tiny_qwen2
+from tiny_models import random_library, tiny_llama, tiny_qwen2
 
 from benchmarks import arrow
 from llm_experiments.adapters import peft_files
@@ -57,28 +57,6 @@ def base(tmp_path_factory):
 @pytest.fixture
 def loaded(base):
     return load(base)
-
-
-def layers_of(model, names=MLP):
-    return {name: layer for name, layer in model.named_modules() if name.rsplit(".", 1)[-1] in names}
-
-
-def random_library(loaded, count=COUNT, rank=RANK, seed=0, names=MLP, strength=0.3):
-    """Adapters whose updates are about as large as the weights, so that every layer's shift shows."""
-    rng = np.random.default_rng(seed)
-
-    def draw(*shape):
-        return torch.tensor(rng.normal(size=shape), dtype=torch.float32)
-
-    def modules():
-        return {
-            name: LoRA(
-                strength * draw(layer.out_features, rank), draw(layer.in_features, rank) / math.sqrt(rank)
-            )
-            for name, layer in sorted(layers_of(loaded.model, names).items())
-        }
-
-    return [AdapterWeights(f"adapter-{index}", modules()) for index in range(count)]
 
 
 @pytest.fixture

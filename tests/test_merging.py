@@ -640,6 +640,41 @@ def test_arrow_saturates_with_the_width_unless_the_temperature_grows_too(rule):
 
 
 @pytest.mark.parametrize("rule", ARROWS)
+@given(seed=seeds)
+@example(seed=0)
+def test_mean_features_as_prototypes(rule, seed):
+    """Against a softmax written out; the lengths of the means do not matter, nor do singular vectors."""
+    adapters, phi = draw(seed), prompts(seed)
+    means = np.random.default_rng(seed).normal(size=(len(adapters), phi.shape[1]))
+    spec = Merge(rule, options={"prototypes": "mean-features", "temperature": 0.7})
+    merged = merge(adapters, spec, MergeContext(logit_scale=2.0, own_means=means))
+    rows = []
+    for row in phi:
+        logits = [2 / 0.7 * abs(row @ mean) / math.sqrt(mean @ mean) for mean in means]
+        weights = [math.exp(logit - max(logits)) for logit in logits]
+        rows.append([weight / sum(weights) for weight in weights])
+    close(merged.routing(phi), rows)
+    longer = MergeContext(logit_scale=2.0, own_means=3 * means)
+    close(merge(adapters[::-1], spec, longer).routing(phi), rows)
+    assert merged.spectral_gap is None and "spectral_gaps" not in merged.details
+
+
+@pytest.mark.parametrize(
+    "means, message",
+    [
+        (None, "the prompts that each adapter was trained on, and none are known"),
+        (np.ones((2, 3)), r"shape \(2, 3\); it has to be \(3, 3\)"),
+        (np.diag([1.0, 1.0, 0.0]), "zero or not finite"),
+        (np.diag([1.0, 1.0, np.nan]), "zero or not finite"),
+    ],
+)
+def test_mean_features_that_are_none(means, message):
+    spec = Merge("arrow-products", options={"prototypes": "mean-features"})
+    with pytest.raises(RuleError, match=message):
+        merge(axes(1, 2, 3), spec, MergeContext(own_means=means))
+
+
+@pytest.mark.parametrize("rule", ARROWS)
 def test_exact_ties_share_the_choice(rule):
     phi = np.array([[0.5, -0.5 * (1 + 1e-15), 0.1], [0.0, 0.0, 0.0]])
     hard = merge(axes(1, 2, 3), Merge(rule)).routing(phi)

@@ -9,6 +9,7 @@ room. Same arguments, same files.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from llm_experiments.adapters.weights import AdapterWeights
 from toytransformer.adapters import LoRA
 
 LINES = (
@@ -51,6 +53,7 @@ CHAT_TEMPLATES = {
     "{{ '<|im_sep|>' + message['content'].split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_sep|><think>\n' }}{% endif %}",
 }
+MLP = ("gate_proj", "up_proj", "down_proj")
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_sep|>", "<s>", "<pad>")
 
 
@@ -242,3 +245,26 @@ def _interleave(weight, heads: int):
     """GGUF keeps Llama's rotary pairs side by side: (head, half, pair) -> (head, pair, half)."""
     rows = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
     return rows.swapaxes(1, 2).reshape(weight.shape)
+
+
+def layers_of(model, names=MLP):
+    """The layers whose last name is one of these."""
+    return {name: layer for name, layer in model.named_modules() if name.rsplit(".", 1)[-1] in names}
+
+
+def random_library(loaded, count=3, rank=3, seed=0, names=MLP, strength=0.3):
+    """Adapters whose updates are about as large as the weights, so that every layer's shift shows."""
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return torch.tensor(rng.normal(size=shape), dtype=torch.float32)
+
+    def modules():
+        return {
+            name: LoRA(
+                strength * draw(layer.out_features, rank), draw(layer.in_features, rank) / math.sqrt(rank)
+            )
+            for name, layer in sorted(layers_of(loaded.model, names).items())
+        }
+
+    return [AdapterWeights(f"adapter-{index}", modules()) for index in range(count)]

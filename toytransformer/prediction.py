@@ -346,7 +346,14 @@ def _context(
         logit_scale=logit_scale,
         example_features=np.stack([rows[fact.prompt] for fact in examples]) if examples else None,
         example_targets=changed(composition.world, examples, base, coordinates) if examples else None,
+        own_means=_own_means(composition, rows) if merging.resolve(composition.merge.rule).routed else None,
     )
+
+
+def _own_means(composition: Composition, rows: Mapping[Prompt, Array]) -> Float[Array, "adapter feature"]:
+    """The mean feature of the prompts that each adapter stores."""
+    stored = (adapter.stored(composition.world) for adapter in composition.adapters)
+    return np.stack([np.mean([rows[fact.prompt] for fact in facts], axis=0) for facts in stored])
 
 
 def arbitrary_gauge(rule: str, adapters: Iterable[tuple[Adapter, lora.LoRA]]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llm_experiments.engine.addresses import Address, Ref
 from llm_experiments.engine.inputs import decoded
 from llm_experiments.engine.sealing import StoreError
+from llm_experiments.engine.seals import SPEC
 from llm_experiments.engine.store import Store
 
 if TYPE_CHECKING:
@@ -55,6 +57,10 @@ class Context:
         if self._allowed is not None and address not in self._allowed:
             raise StoreError(f"a step reads {address} without needing it: name it in `needs`")
         return self.store.results(address)
+
+    def document(self, address: Address) -> dict[str, Any]:
+        """What a finished step was asked to compute: `Step.document`. Errors: as `results`."""
+        return json.loads((self.results(address) / SPEC).read_text(encoding="utf-8"))
 
     def input(self, ref: Ref) -> list[Any]:
         """The lines of an input. Errors: StoreError if it is missing or damaged."""

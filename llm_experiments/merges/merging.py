@@ -118,13 +118,15 @@ def apply(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     statistics: bool = False,
+    own_means: Mapping[str, torch.Tensor] | None = None,
 ) -> Iterator[AppliedMerge]:
     """Add the merged library to `loaded.model` for the duration of the context.
 
     Each target layer computes base(x) + shift(x), the shift in `dtype` (sum and rounding as in PEFT), Arrow's
     routing in float32 at least. An empty library is the base. Where an adapter does not change a layer that
     another does, see `merge_modules`. An embedding's rows are shifted by a merge that does not route; the
-    output layer that is tied to it is not, as in PEFT. statistics: gather `AppliedMerge.routing`. The
+    output layer that is tied to it is not, as in PEFT. statistics: gather `AppliedMerge.routing`. own_means:
+    layer -> (adapter, in), for rules that route by what adapters were trained on (asking.own_prompts). The
     model is as it was afterwards, also after an exception. Errors: RuleError and AdapterError, before any
     change.
     """
@@ -137,7 +139,9 @@ def apply(
         whole, rules = merge.library, [one.rule for one in merge.merges.values()]
     layers = target_layers(loaded, whole, embeddings=not any(resolve(rule).routed for rule in rules))
     devices = {name: _device(layer) for name, layer in layers.items()}
-    merged = merge_modules(library, merge, seed, dtype=dtype, devices=devices) if layers else {}
+    merged = {}
+    if layers:
+        merged = merge_modules(library, merge, seed, dtype=dtype, devices=devices, own_means=own_means)
     said = {name: outcome.details for name, outcome in merged.items()}
     applied = AppliedMerge(merged, describe(library, merge, seed, said))
     padding = Padding()
@@ -165,6 +169,7 @@ def merge_modules(
     *,
     dtype: torch.dtype = PRECISION,
     devices: Mapping[str, torch.device] | None = None,
+    own_means: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, Merged]:
     """The rule applied to each layer's factors: layer -> Merged, in `dtype`, on the layer's device.
 
@@ -185,7 +190,8 @@ def merge_modules(
     for name in names:
         spec = merge.merges[name] if isinstance(merge, FittedMerge) else merge
         device = (devices or {}).get(name, torch.device("cpu"))
-        outcome = merged_layer(library, name, spec, seed, device)
+        means = None if own_means is None else own_means[name]
+        outcome = merged_layer(library, name, spec, seed, device, own_means=means)
         if not result and outcome.rank is None:
             _require_room(library, names, dtype, device, spec.rule)
         result[name] = outcome.to(casting(dtype, device), casting(gate_precision(dtype), device))
@@ -234,8 +240,12 @@ def merged_layer(
     seed: int,
     device: torch.device,
     precision: torch.dtype = PRECISION,
+    own_means: torch.Tensor | None = None,
 ) -> Merged:
-    """The rule on the factors of one layer; see `merge_modules` for adapters that do not change it."""
+    """The rule on the factors of one layer; see `merge_modules` for adapters that do not change it.
+
+    own_means: (adapter, in), the mean input of the layer on each adapter's own texts.
+    """
     given: Sequence[LoRA | None] = [adapter.modules.get(name) for adapter in library]
     drawn = spec.option_dict.get("seed")
     options = {key: value for key, value in spec.option_dict.items() if key != "seed"}
@@ -245,6 +255,8 @@ def merged_layer(
             most = options.get("top_k")
             if isinstance(most, int) and len(present) < most <= len(given):
                 options["top_k"] = len(present)
+            if own_means is not None:
+                own_means = own_means[[lora is not None for lora in given]]
             given = present
         else:
             given = [zero_like(present[0]) if lora is None else lora for lora in given]
@@ -261,6 +273,7 @@ def merged_layer(
         width_scale=math.sqrt(len(factors[0].read)),
         tied=TIED,
         scales=tuple(shape.scale for shape in shapes),
+        own_means=None if own_means is None else own_means.to(device=work, dtype=precision),
     )
     try:
         merged = merge_factors(factors, replace(spec, options=options), context)

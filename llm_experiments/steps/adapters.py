@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from llm_experiments.adapters.late_entry import Guard, LateEntry, Line, train_la
 from llm_experiments.adapters.locate import locate
 from llm_experiments.adapters.recipe import Training
 from llm_experiments.adapters.training import random_like, train
+from llm_experiments.adapters.weights import AdapterWeights
 from llm_experiments.asking import evaluation
+from llm_experiments.asking.own_prompts import mean_inputs
 from llm_experiments.domains.task import read_examples, read_items, read_scorer
 from llm_experiments.engine.addresses import Address, Ref, content_key
 from llm_experiments.engine.context import Context
@@ -216,6 +218,28 @@ def read_library(context: Context, library: Mapping[str, Address]) -> list[peft_
         replace(peft_files.read(context.results(address) / "adapter"), name=name)
         for name, address in library.items()
     ]
+
+
+def own_means(
+    context: Context, library: Mapping[str, Address], adapters: Sequence[AdapterWeights], merge: Merge
+) -> dict[str, torch.Tensor] | None:
+    """What a rule that routes by mean features is given (asking.own_prompts); None for any other.
+
+    Errors: AdapterError on an adapter that was not trained in this run: its texts are not known.
+    """
+    if merge.option_dict.get("prototypes") != "mean-features":
+        return None
+    taught = []
+    for name, address in library.items():
+        examples = context.document(address)["spec"].get("examples")
+        if examples is None:
+            raise AdapterError(
+                f"{name} was not trained in this run, so that the texts it was trained on are not known: "
+                'route by prototypes "singular-vectors"'
+            )
+        taught.append(read_examples(context, Ref(examples)))
+    layers = dict.fromkeys(layer for adapter in adapters for layer in adapter.modules)
+    return mean_inputs(context.model, layers, taught)
 
 
 def regauged(adapter: peft_files.AdapterWeights, gauge: str, place: int) -> peft_files.AdapterWeights:

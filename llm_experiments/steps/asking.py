@@ -16,7 +16,7 @@ from llm_experiments.engine.steps import Resources, Step
 from llm_experiments.merges import fitted, merging
 from llm_experiments.origin import origin
 from llm_experiments.scoring import SCORERS
-from llm_experiments.steps.adapters import read_library, regauged
+from llm_experiments.steps.adapters import own_means, read_library, regauged
 from results.rows import CellInfo, Item, Scalar, items_hash
 from toytransformer.compositions import Merge, replace_file
 from toytransformer.merging import resolve
@@ -74,9 +74,11 @@ class Sweep(Step):
         library = read_library(context, self.library)
         items = read_items(context, self.reading.items)
         scorer = read_scorer(context, self.reading.scorer, self.reading.context)
+        own = own_means(context, self.library, library, self.merge)
         sweep = []
         for temperature in self.temperatures:
-            with merging.apply(context.model, library, with_temperature(self.merge, temperature)):
+            merge = with_temperature(self.merge, temperature)
+            with merging.apply(context.model, library, merge, own_means=own):
                 written = evaluation.texts(context.model, items)
             scores = [scorer.score(item, text, None) for item, text in zip(items, written, strict=True)]
             right = sum(score.outcome == "correct" for score in scores)
@@ -146,7 +148,10 @@ class Ask(Step):
                 loaded, library, self.merge, examples, seed=self.seed or 0, training=self.training
             )
         routed = resolve(self.merge.rule).routed
-        with merging.apply(loaded, library, merge, seed=self.seed or 0, statistics=routed) as applied:
+        own = own_means(context, self.library, library, self.merge)
+        with merging.apply(
+            loaded, library, merge, seed=self.seed or 0, statistics=routed, own_means=own
+        ) as applied:
             gap = applied.details.get("spectral_gap", {}).get("smallest")
             info = self._info(loaded.id, loaded.digest, str(loaded.dtype), items, chosen, gap)
             candidates = read_candidates(context, reading.candidates)

@@ -105,6 +105,7 @@ class MergeContext:
     width_scale: float | None = None
     tied: float = ROUNDING
     scales: tuple[float, ...] | None = None
+    own_means: Float[Array, "adapter feature"] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,10 @@
 
     p_i = top right singular vector of Delta_i,   logit_i = |p_i . phi|,   w = softmax(logit / T)
 
+With `prototypes="mean-features"` p_i is the mean feature of the adapter's own prompts instead, of length 1:
+data that Arrow does without. It sees prompts of its own kind that it was not trained on, to which the
+singular vectors of facts with different answers are orthogonal (theory.md, section 8).
+
 The two forms differ in what w multiplies: the products (PEFT) or the factors (paper eq. 28, mttl).
 
 |p_i . phi| grows like sqrt(m) with the width (theory.md, R4). At a fixed T the softmax therefore ends as a
@@ -44,6 +48,7 @@ arrow_rule = functools.partial(
         "temperature": positive(1.0),
         "temperature_scaling": choice("fixed", "sqrt-width"),
         "top_k": whole(1, "all adapters (soft routing)"),
+        "prototypes": choice("singular-vectors", "mean-features"),
     },
 )
 
@@ -54,8 +59,8 @@ class ArrowMerge(RoutedMerge):
 
     inverse_temperature multiplies |p_i . phi|; infinite makes the choice hard.
     spectral_gap is the smallest (s_1 - s_2) / s_1 of the adapters: at 0 the prototypes, and so the result,
-    are arbitrary. tied: similarities that differ by less than so many units of rounding, times |phi|, are
-    tied.
+    are arbitrary; None where they are mean features. tied: similarities that differ by less than so many
+    units of rounding, times |phi|, are tied.
     """
 
     prototypes: Float[Array, "adapter feature"]
@@ -148,6 +153,7 @@ def _arrow(
     temperature: float,
     temperature_scaling: str,
     top_k: int | None,
+    prototypes: str,
 ) -> ArrowMerge:
     if top_k is not None and top_k > len(adapters):
         raise RuleError(
@@ -158,25 +164,52 @@ def _arrow(
             f"logit_scale is {context.logit_scale}: a fixed temperature needs the scale of the activations, "
             'which exists for finite d or infinite m; use temperature_scaling "sqrt-width"'
         )
-    xp = array_namespace(adapters[0].read)
-    prototypes, gaps = zip(*(prototype(lora) for lora in adapters), strict=True)
-    gap = min(gaps)
+    gap: float | None = None
+    details: dict[str, Any] = {}
+    if prototypes == "mean-features":
+        directions = _mean_features(adapters, context)
+    else:
+        directions, gap, details = _singular_vectors(adapters)
     scale = context.logit_scale
     if temperature_scaling == "sqrt-width":
         scale = 1.0 if context.width_scale is None else scale / context.width_scale
     return ArrowMerge(
         tuple(adapters),
-        xp.stack(prototypes),
+        directions,
         scale / temperature,
         len(adapters) if top_k is None else top_k,
         context.tied,
         factor_wise=factor_wise,
         spectral_gap=gap,
-        details={"spectral_gaps": gaps}
-        | undetermined(
-            gap, prototypes[0], "the two largest singular values of an adapter", "its Arrow prototype"
-        ),
+        details=details,
     )
+
+
+def _singular_vectors(
+    adapters: Sequence[LoRA],
+) -> tuple[Float[Array, "adapter feature"], float, dict[str, Any]]:
+    """The prototypes, the smallest gap, and what is to be said of the gaps."""
+    found, gaps = zip(*(prototype(lora) for lora in adapters), strict=True)
+    values, result = "the two largest singular values of an adapter", "its Arrow prototype"
+    details = {"spectral_gaps": gaps} | undetermined(min(gaps), found[0], values, result)
+    return array_namespace(*found).stack(found), min(gaps), details
+
+
+def _mean_features(adapters: Sequence[LoRA], context: MergeContext) -> Float[Array, "adapter feature"]:
+    """The mean features of the adapters' own prompts, each divided by its length."""
+    means, wanted = context.own_means, (len(adapters), adapters[0].read.shape[0])
+    if means is None:
+        raise RuleError(
+            'prototypes "mean-features" are made of the prompts that each adapter was trained on, and none '
+            'are known here; use "singular-vectors", which need no data'
+        )
+    if tuple(means.shape) != wanted:
+        raise RuleError(f"the mean features have shape {tuple(means.shape)}; it has to be {wanted}")
+    xp = array_namespace(means)
+    lengths = xp.linalg.vector_norm(means, axis=1, keepdims=True)
+    if not bool(xp.all(xp.isfinite(lengths))) or not bool(xp.all(lengths > 0)):
+        raise RuleError("the mean feature of an adapter's prompts is zero or not finite: it has no direction")
+    return means / lengths
 
 
 @arrow_rule("arrow-products", gauge_invariant=True)
