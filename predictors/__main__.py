@@ -33,10 +33,11 @@ def agreement(
 
     FOLDERS hold rows and the features of their bases [those kept beside the code]. Predictions that lack are
     computed and kept. Of merged cells: rank correlation, majority and error, and two plain guesses beside.
+    Cells of domains without compositions, of which T3 alone speaks, stand below, by domain.
     """
     import jax
 
-    from predictors import PREDICTORS, forms, registered
+    from predictors import PREDICTORS, forms, parts, registered
     from predictors import agreement as comparing
     from predictors import tiers as keeping
     from results import frame as frames
@@ -48,11 +49,13 @@ def agreement(
     path = kept or keeping.COMMITTED
     lines = [] if fresh else keeping.read(path)
     sources = folders or [*filter(is_folder_of_rows, sorted(DATA.iterdir())), *registered.folders()]
-    cells = []
+    cells, apart = [], []
     with jax.enable_x64(True):
         for folder in sources:
             frame = frames.read(folder)
-            own = [cell for cell in frame.groups() if comparing.plain(cell)]
+            every = frame.groups()
+            own = [cell for cell in every if comparing.plain(cell)]
+            apart += parts.lines(parts.predicted(every))
             wanted = keeping.wanted(own, frame, folder, DATA)
             before = len(lines)
             lines = keeping.complete(wanted, lines, names)
@@ -60,7 +63,7 @@ def agreement(
             cells += own
             if len(lines) > before:
                 keeping.write(path, lines)
-    by_key = {keeping.key(line): line for line in lines}
+    by_key = {keeping.key(line): line for line in (*lines, *apart)}
     if each:
         said = comparing.by_cell(cells, names, by_key, keeping.limits())
         writers = {"csv": forms.cells_as_csv, "json": forms.cells_as_json}

@@ -19,6 +19,7 @@ from scipy import stats
 from predictors import tiers
 from predictors.tiers import Key, Line
 from results.cells import RIGHT, Cell
+from results.rows import BASE
 from results.statistics import group_bootstrap
 
 COMMONEST, BASE_SAYS = "commonest outcome", "what the base says"
@@ -72,24 +73,41 @@ def table(
 ) -> list[Agreement]:
     """By base model and question kind ("all": together) the agreement of every tier and guess.
 
-    All on the same cells: those of which every one of the tiers says something.
+    All on the same cells: those of which every one of the tiers says something. Cells without a composition,
+    of which T3 alone speaks, stand apart, by their domain.
     """
     found = []
     for base in dict.fromkeys(cell.info.base for cell in cells):
-        own = [cell for cell in cells if cell.info.base == base and plain(cell)]
-        said = {name: [tiers.of_cell(cell, name, lines, limits) for cell in own] for name in names}
-        both = [i for i in range(len(own)) if all(said[name][i] is not None for name in names)]
-        kinds = dict.fromkeys(own[i].question_kind for i in both)
-        for kind in (*kinds, "all"):
-            inside = [i for i in both if kind in ("all", own[i].question_kind)]
-            if not inside:
-                continue
-            there = [own[i] for i in inside]
-            predictions: dict[str, list[Line]] = {
-                name: [said[name][i] or {} for i in inside] for name in names
-            }
-            predictions |= guesses(there)
-            found += [compared(base, kind, name, there, shares) for name, shares in predictions.items()]
+        counted = [cell for cell in cells if cell.info.base == base and plain(cell)]
+        specified = [cell for cell in counted if cell.info.spec_hash is not None]
+        found += _table(base, "", specified, names, lines, limits)
+        others = [cell for cell in counted if cell.info.spec_hash is None and cell.info.control is None]
+        for domain in dict.fromkeys(cell.info.domain for cell in others):
+            own = [cell for cell in others if cell.info.domain == domain]
+            found += _table(base, f"{domain}: ", own, ("T3",), lines, limits)
+    return found
+
+
+def _table(
+    base: str,
+    before: str,
+    own: Sequence[Cell],
+    names: Sequence[str],
+    lines: Mapping[Key, Line],
+    limits: Mapping[str, Line],
+) -> list[Agreement]:
+    found = []
+    said = {name: [tiers.of_cell(cell, name, lines, limits) for cell in own] for name in names}
+    both = [i for i in range(len(own)) if all(said[name][i] is not None for name in names)]
+    kinds = dict.fromkeys(own[i].question_kind for i in both)
+    for kind in (*kinds, "all"):
+        inside = [i for i in both if kind in ("all", own[i].question_kind)]
+        if not inside:
+            continue
+        there = [own[i] for i in inside]
+        predictions: dict[str, list[Line]] = {name: [said[name][i] or {} for i in inside] for name in names}
+        predictions |= guesses(there, lines)
+        found += [compared(base, before + kind, name, there, shares) for name, shares in predictions.items()]
     return found
 
 
@@ -125,14 +143,18 @@ def by_cell(
     return found
 
 
-def guesses(cells: Sequence[Cell]) -> dict[str, list[Line]]:
-    """The two plain guesses, as predictions of these cells."""
+def guesses(cells: Sequence[Cell], lines: Mapping[Key, Line] | None = None) -> dict[str, list[Line]]:
+    """The two plain guesses, as predictions of these cells.
+
+    lines: what the bases of cells without a composition say (predictors.parts); others say the old answer.
+    """
     common = [cell.most_frequent for cell in cells]
     outcome = max(dict.fromkeys(common), key=common.count)
     names = dict.fromkeys(name for cell in cells for name in cell.outcomes)
     constant = {name: float(np.mean([cell.outcome(name) for cell in cells])) for name in names}
     constant[outcome] = max(constant[outcome], max(constant.values()) + 1e-9)  # it is the one that is named
-    return {COMMONEST: [constant] * len(cells), BASE_SAYS: [{"old": 1.0}] * len(cells)}
+    before = [(lines and tiers.of_cell(cell, BASE, lines, {})) or {"old": 1.0} for cell in cells]
+    return {COMMONEST: [constant] * len(cells), BASE_SAYS: before}
 
 
 def compared(

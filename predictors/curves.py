@@ -167,16 +167,32 @@ def _by_curves(name: str, spec: Composition, base: BaseModel | None, said: Hop) 
 
 def weights(spec: Composition, alone: Curves, kind: str, place: str) -> tuple[float, ...]:
     """Of each adapter the weight that the merge gives it. Errors: NoPredictionError where nobody knows."""
-    count, rule = len(spec.adapters), spec.merge.rule
-    if rule == "sum":
-        return spec.merge.weights or (1.0,) * count
-    if rule == "mean":
-        return (1 / count,) * count
+    names = [adapter.name for adapter in spec.adapters]
     gates = alone.gates.get(spec.spec_hash, {}).get(kind, {})
+    return realised(spec.merge.rule, names, spec.merge.weights, gates, place, kind)
+
+
+def realised(
+    rule: str,
+    names: Sequence[str],
+    given: Sequence[float] | None,
+    gates: Mapping[str, Mapping[str, float]],
+    place: str,
+    kind: str,
+) -> tuple[float, ...]:
+    """The weights of a rule on these adapters: its own, or the gates that were realised at a place, else near
+    it.
+
+    Errors: NoPredictionError on rules that have none, and where they were not measured.
+    """
+    if rule == "sum":
+        return tuple(given or (1.0,) * len(names))
+    if rule == "mean":
+        return (1 / len(names),) * len(names)
     gate = gates.get(place) or gates.get("answer") or gates.get("end of prompt") or gates.get("prompt")
     if rule != "arrow-products" or not gate:
         raise NoPredictionError(f"the weights that {rule!r} gives to '{kind}' were not measured")
-    return tuple(gate[adapter.name] for adapter in spec.adapters)
+    return tuple(gate[name] for name in names)
 
 
 def _hop(alone: Curves, adapters: Sequence[str], hop: int, given: Sequence[float]) -> dict[str, float]:

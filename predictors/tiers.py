@@ -142,6 +142,8 @@ def _line(tier: str, one: Wanted) -> Line:
 def of_cell(cell: Cell, tier: str, lines: Mapping[Key, Line], limits: Mapping[str, Line]) -> Line | None:
     """The shares that a tier predicts for a cell, mean over its draws of names; None where it says nothing.
 
+    A cell without a composition is found by its own key (predictors.parts).
+
     limits: T0's rows by spec hash.
     """
     said = []
@@ -150,7 +152,7 @@ def of_cell(cell: Cell, tier: str, lines: Mapping[Key, Line], limits: Mapping[st
             row = limits.get(info.spec_hash or "", {})
             shares = row.get("asked", {}).get(cell.question_kind, {}).get("shares")
         else:
-            place = (tier, info.spec_hash, info.digest, info.dataset, info.names)
+            place = (tier, info.spec_hash or info.key, info.digest, info.dataset, info.names)
             shares = lines.get(place, {}).get("asked", {}).get(cell.question_kind)
         if shares is None:
             return None

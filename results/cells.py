@@ -239,10 +239,15 @@ class Cell:
     def high(self) -> float:
         return self._interval[1]
 
-    def interval(self, outcome: str = RIGHT) -> tuple[float, float]:
-        """Wilson's 95% interval of an outcome's share, over the items of one seed."""
-        share = self.share if outcome == RIGHT else self.outcomes[outcome]
-        return statistics.wilson(min(share, 1.0) * self.items, self.items)
+    def share_counted(self, of: str = RIGHT) -> float:
+        """Share of an outcome, or of the rows that have a mark. Errors: as `values`."""
+        if of == RIGHT:
+            return self.share
+        return self.outcome(of) if of in self.frame.outcomes else self.mark(of) or 0.0
+
+    def interval(self, of: str = RIGHT) -> tuple[float, float]:
+        """Wilson's 95% interval of an outcome's share, or a mark's, over the items of one seed."""
+        return statistics.wilson(min(self.share_counted(of), 1.0) * self.items, self.items)
 
     def cluster_interval(
         self, of: str = RIGHT, *, draws: int = 999, seed: int = 0
@@ -396,6 +401,11 @@ class Cell:
         for key, share in zip(self._raw("cell"), self._raw(f"shares.{RIGHT}"), strict=True):
             values.setdefault(drawn[key], []).append(share)
         return [_mean(shares) for shares in values.values()]
+
+    def shown(self, of: str = RIGHT) -> str:
+        """A share with Wilson's interval, in percent."""
+        low, high = self.interval(of)
+        return f"{percent(self.share_counted(of))}% [{percent(low)}, {percent(high)}]"
 
     def __str__(self) -> str:
         return f"{percent(self.share)}%{self.dagger} [{percent(self.low)}, {percent(self.high)}]"

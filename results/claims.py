@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from results import paper
-from results.cells import Cell, percent
+from results.cells import RIGHT, Cell, percent
 from results.statistics import cluster_interval
 from toytransformer.merging import RULES
 
@@ -99,11 +99,15 @@ def _is_given(entry: Entry, side: str) -> bool:
 
 @dataclass(frozen=True)
 class Numbers:
-    """Of each of the paper's models the first row's value and the second's, and the bound; all in percent."""
+    """Of each of the paper's models the first row's value and the second's, and the bound; all in percent.
+
+    counted: the outcome or mark that they count.
+    """
 
     first: tuple[float, ...] = ()
     second: tuple[float, ...] = ()
     bound: float | None = None
+    counted: str = RIGHT
 
     @classmethod
     def of(cls, entry: Entry) -> Numbers:
@@ -112,7 +116,10 @@ class Numbers:
         first, second = (
             tuple(values[side] for values in readable) if side < len(sides) else () for side in (0, 1)
         )
-        return cls(first, second, entry.get("bound"))
+        named = [_counted(entry["table"], _row(entry, name)) for name in ("first", "second") if name in entry]
+        if len(set(named)) > 1:
+            raise ValueError(f"{entry['says']!r} compares {' with '.join(named)}: count one thing")
+        return cls(first, second, entry.get("bound"), *named[:1])
 
     @property
     def differences(self) -> list[float]:
@@ -134,6 +141,11 @@ def _row(entry: Entry, side: str) -> Entry:
     if len(rows) != 1:
         raise ValueError(f"{entry[side]} are {len(rows)} rows of {entry['table']}: name one")
     return rows[0]
+
+
+def _counted(table: str, row: Entry) -> str:
+    """What a row of a table counts."""
+    return paper.counts(paper.tables()[table].get("fixed", {}).get("domain", ""), row)
 
 
 # ---- our cells ----
@@ -184,27 +196,29 @@ def way(cell: Cell) -> str:
 
 def _finding(entry: Entry, model: str, way: str, cells: Sequence[Cell], numbers: Numbers) -> Finding:
     verdict, tail = RULE[entry["rule"]](cells, numbers)
-    ours = " against ".join(map(_ours, cells))
+    ours = " against ".join(_ours(cell, numbers.counted) for cell in cells)
     dagger = max(cell.dagger for cell in cells)
     return Finding(model, way, ours + tail, verdict, dagger)
 
 
-def _ours(cell: Cell) -> str:
-    return f"{cell} `{cell.info.rule}`, {cell.ask}"
+def _ours(cell: Cell, of: str = RIGHT) -> str:
+    share = str(cell) if of == RIGHT else f"{cell.shown(of)} {of.replace('_', ' ')}{cell.dagger}"
+    return f"{share} `{cell.info.rule}`, {cell.ask}"
 
 
 def _below(cells: Sequence[Cell], numbers: Numbers) -> tuple[str, str]:
-    bound = (numbers.bound or 0.0) / 100
-    return (REPRODUCES if cells[0].high < bound else DOES_NOT if cells[0].low > bound else UNDECIDED), ""
+    bound, (low, high) = (numbers.bound or 0.0) / 100, cells[0].interval(numbers.counted)
+    return (REPRODUCES if high < bound else DOES_NOT if low > bound else UNDECIDED), ""
 
 
 def _overlaps(cells: Sequence[Cell], numbers: Numbers) -> tuple[str, str]:
-    low, high = min(numbers.first) / 100, max(numbers.first) / 100
-    return (REPRODUCES if cells[0].low <= high and low <= cells[0].high else DOES_NOT), ""
+    low, high = cells[0].interval(numbers.counted)
+    met = low <= max(numbers.first) / 100 and min(numbers.first) / 100 <= high
+    return (REPRODUCES if met else DOES_NOT), ""
 
 
 def _higher(cells: Sequence[Cell], numbers: Numbers) -> tuple[str, str]:
-    tables = [cell.by_cluster() for cell in cells]
+    tables = [cell.by_cluster(numbers.counted) for cell in cells]
     shared = [cluster for cluster in tables[0] if cluster in tables[1]]
     if len(shared) < 2:
         return UNDECIDED, ""
@@ -252,10 +266,10 @@ def row_by_row(name: str, models: Mapping[str, Sequence[Cell]]) -> list[Beside]:
     table = paper.tables()[name]
     found = []
     for row in table["rows"]:
-        values = [value for value in row["values"] if not math.isnan(value)]
+        values, of = [value for value in row["values"] if not math.isnan(value)], _counted(name, row)
         each = {
             model: tuple(
-                (", ".join(filter(None, (_ours(cell), way(cell)))), _where(cell, values))
+                (", ".join(filter(None, (_ours(cell, of), way(cell)))), _where(cell, values, of))
                 for cell in matching(cells, table, row)
             )
             for model, cells in models.items()
@@ -266,9 +280,9 @@ def row_by_row(name: str, models: Mapping[str, Sequence[Cell]]) -> list[Beside]:
     return found
 
 
-def _where(cell: Cell, values: Sequence[float]) -> str:
-    low, high = min(values) / 100, max(values) / 100
-    return "below" if cell.high < low else "above" if cell.low > high else "within"
+def _where(cell: Cell, values: Sequence[float], of: str) -> str:
+    low, high = cell.interval(of)
+    return "below" if high < min(values) / 100 else "above" if low > max(values) / 100 else "within"
 
 
 def counted(found: Iterable[Claim], model: str) -> dict[str, int]:

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from results.cells import Cell
-from results.rows import BASE, RANDOM, CellInfo
+from results.cells import RIGHT, Cell
+from results.rows import BASE, CellInfo
 from toytransformer.merging import RULES
 
 #: A table or an entry of the two files, as TOML has it.
@@ -73,10 +73,11 @@ def as_printed(cell: Cell) -> Entry | None:
     However it was asked: how the paper's libraries were asked is for `beside`.
     """
     info, known = cell.info, _task(cell.info)
-    if known is None or info.weights or info.control == RANDOM:
+    single = info.library == (info.control,)
+    if known is None or info.weights or not (single or info.control in (None, BASE)):
         return None
     (task, named), domain = known, naming()[info.domain]
-    if cell.group != domain["group"] or set(domain["unprinted"]) & info.variant.keys():
+    if cell.group not in domain["groups"] or set(domain["unprinted"]) & info.variant.keys():
         return None
     adapters = str(info.variant.get("adapters", "LoRA"))
     rule = called(info.rule) if adapters == "LoRA" else domain["forms"].get(str(info.variant.get("form")))
@@ -86,13 +87,16 @@ def as_printed(cell: Cell) -> Entry | None:
     elif len(info.library) == 1:
         rule = task.get("single")
     said = {
+        **info.setting,
         "domain": info.domain,
         "dataset": info.dataset,
         "layers": info.layers or "mlp",
         "adapters": adapters,
-        "library": libraries.get(info.library),
+        "adapter": info.library[0] if len(info.library) == 1 else "",
+        "library": libraries.get(info.library) if info.library else "",
         "rule": rule,
     }
+    said |= dict.fromkeys(("language", "question"), domain["groups"][cell.group])
     words = {name: int(text) if text.isdecimal() else text for name, text in named.items()}
     words |= {name: said[name] for name in task["says"]}
     return None if None in words.values() else words
@@ -106,9 +110,19 @@ def asked(cell: Cell) -> str:
 
 
 def is_row(printed: Entry, table: Entry, row: Entry) -> bool:
-    """Whether a cell, in the paper's words, is that row of a table."""
-    wanted = {key: value for key, value in {**table.get("fixed", {}), **row}.items() if key != "values"}
+    """Whether a cell, in the paper's words, is that row of a table, of whatever is counted there."""
+    wanted = _words(table, row)
+    wanted.pop("counted", None)
     return wanted.items() <= printed.items()
+
+
+def _words(table: Entry, row: Entry) -> Entry:
+    return {key: value for key, value in {**table.get("fixed", {}), **row}.items() if key != "values"}
+
+
+def counts(domain: str, row: Entry) -> str:
+    """The outcome or mark that a row of a table counts. Errors: KeyError on what the domain has no word for."""
+    return str(naming()[domain]["counted"][row["counted"]]) if "counted" in row else RIGHT
 
 
 def beside(cell: Cell, experiment: str | None = None) -> Printed | None:
@@ -119,20 +133,65 @@ def beside(cell: Cell, experiment: str | None = None) -> Printed | None:
     asked them.
     """
     printed = as_printed(cell)
-    if printed is None:
+    found = None if printed is None else _found(printed, cell, experiment)
+    return found and found[0]
+
+
+@dataclass(frozen=True)
+class Likened:
+    """What the paper prints of what comes nearest to a cell, and in what that differs, a few words each.
+
+    questions: how many the paper's accuracy is of, None where it does not say.
+    """
+
+    printed: Printed
+    differs: tuple[str, ...]
+    questions: int | None = None
+
+
+def likened(cell: Cell, of: str = RIGHT) -> Likened | None:
+    """The paper's number for a cell, else that of the cell that it stands for; None where there is neither.
+
+    of: what is counted, an outcome or a mark.
+    """
+    printed, known = as_printed(cell), _task(cell.info)
+    if printed is None or known is None:
         return None
-    if len(cell.info.library) > 1 and cell.ask != asked(cell):
+    for like in ({}, known[0].get("like", {})):
+        if found := _found({**printed, **like}, cell, None, of):
+            number, table, row = found
+            used = _words(table, row).keys() & like.keys()
+            ours = sorted(name for name in used if like[name] != printed[name])
+            own = cell.info.base.rpartition("/")[2]
+            model = () if number.models == (own,) else (f"model: {own} for {_several(number.models)}",)
+            data = tuple(f"{name}: {printed[name]} for {like[name]}" for name in ours)
+            asked = table.get("questions")
+            size = f"questions: {cell.items} for {'a number not stated' if asked is None else asked}"
+            return Likened(number, (*model, *data, *(() if asked == cell.items else (size,))), asked)
+    return None
+
+
+def _several(models: tuple[str, ...]) -> str:
+    return models[0] + (f" and {len(models) - 1} more" if len(models) > 1 else "")
+
+
+def _found(
+    printed: Entry, cell: Cell, experiment: str | None, of: str = RIGHT
+) -> tuple[Printed, Entry, Entry] | None:
+    """The number of a cell in the paper's words, with its table and row."""
+    if len(cell.info.library) != 1 and cell.ask != asked(cell):
         return None
     every = tables()
     for name in sorted(every, key=lambda name: (name != experiment, -len(every[name]["models"]))):
-        for row in every[name]["rows"]:
-            if is_row(printed, every[name], row):
-                values = dict(zip(every[name]["models"], row["values"], strict=True))
+        table = every[name]
+        for row in table["rows"]:
+            if is_row(printed, table, row) and counts(cell.info.domain, row) == of:
+                values = dict(zip(table["models"], row["values"], strict=True))
                 own = cell.info.base.rpartition("/")[2]
                 chosen = {own: values[own]} if own in values else values
                 numbers = [value for value in chosen.values() if not math.isnan(value)]
                 if numbers:
-                    return Printed(name, min(numbers), max(numbers), tuple(chosen))
+                    return Printed(name, min(numbers), max(numbers), tuple(chosen)), table, row
     return None
 
 

@@ -12,7 +12,7 @@ from results.claims import DOES_NOT, NOT_MEASURED, NOT_TESTABLE, REPRODUCES, UND
 
 def cell(low, high, clusters=None):
     by = {f"x{n}": [value] for n, value in enumerate(clusters or ())}
-    return SimpleNamespace(low=low, high=high, by_cluster=lambda: by)
+    return SimpleNamespace(interval=lambda of: (low, high), by_cluster=lambda of: by)
 
 
 def numbers(first=(), second=(), bound=None):

@@ -17,6 +17,9 @@ from toytransformer.merging import RULES
 JOINT = "joint"
 #: The paper's two routings, each in the form its text defines and as PEFT has it.
 ROUTINGS = tuple(sorted(name for name, rule in RULES.items() if rule.paper in ("uniform", "arrow")))
+#: Weights at which each part is asked alone, beside 0, the base, and 1: scale curves, from which merges are
+#: predicted.
+SCALES = (0.5, 0.25, 0.75)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,11 @@ class PartsStudy(Study):
         return adapters
 
     def merged(self, task: Task, library: Mapping[str, Address], seed: int, layers: str) -> Iterator[Step]:
-        """The base; the parts under both routings; each adapter alone, the joint one too; random ones."""
+        """The base; the parts under both routings; each adapter alone, the joint one too; random ones; scale
+        curves.
+
+        The curves come last: what is interrupted has all that they are compared with.
+        """
         base = self.ask_base(task)
         yield base
         common: dict[str, Any] = {"base": self.plan.add(base), "seed": seed, "layers": layers}
@@ -48,3 +55,6 @@ class PartsStudy(Study):
             yield self.ask(task, {name: address}, Merge("sum"), control=name, **common)
         randoms = {name: self.random(address, seed) for name, address in parts.items()}
         yield self.ask(task, randoms, Merge("mean"), control="random", **common)
+        for weight in SCALES:
+            for name, address in parts.items():
+                yield self.ask(task, {name: address}, Merge("sum", (weight,)), control=name, **common)
