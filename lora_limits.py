@@ -32,7 +32,7 @@ SECTIONS = {
         "toytransformer.__main__", "cli", {"predict": "predict", "list": "list", "verify": "verify"}
     ),
     "Your adapters": Section(
-        "llm_experiments.__main__", "cli", {name: name for name in ("check", "diagnose", "merge")}
+        "llm_experiments.__main__", "cli", {name: name for name in ("check", "diagnose", "pool", "merge")}
     ),
     "Measurements on language models": Section(
         "llm_experiments.__main__",

@@ -9,7 +9,7 @@ if __name__ == "__main__":
 
 import click
 
-from llm_experiments.commands import adapters, data, diagnose, of_domains, register, rows, runs
+from llm_experiments.commands import adapters, data, diagnose, of_domains, pool, register, rows, runs
 from toytransformer.command_line import run
 
 
@@ -21,7 +21,7 @@ def cli() -> None:
 for command in (
     *(runs.list_names, runs.run_experiments, runs.status),
     *(rows.table, rows.keep, rows.results),
-    *(adapters.check, diagnose.diagnose, adapters.merge),
+    *(adapters.check, diagnose.diagnose, pool.pool, adapters.merge),
     *(data.pretrain, register.register),
     *of_domains(),
 ):

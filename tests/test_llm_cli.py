@@ -43,6 +43,7 @@ COMMANDS = (
     "merge",
     "check",
     "diagnose",
+    "pool",
 )
 
 

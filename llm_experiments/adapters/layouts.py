@@ -23,6 +23,7 @@ import torch
 from llm_experiments.adapters.tensor_files import StoredTensor
 from llm_experiments.adapters.weights import ModuleShape, ModuleUpdate, WholeTensor
 from toytransformer.adapters import AdapterError
+from toytransformer.arrays import all_finite
 
 #: Wrappers that leave their names in a module's path and are no part of the base.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -80,7 +81,7 @@ class StoredUpdate:
             b = b.reshape(len(b), -1, count)[:, :, expert].clone()
         bias = None if self.bias is None else self.bias.read(device) * self.scale
         write = b if self.scale == 1 else b * self.scale
-        if not torch.isfinite(write).all() or (bias is not None and not torch.isfinite(bias).all()):
+        if (write is not b and not all_finite(write)) or (bias is not None and not all_finite(bias)):
             raise AdapterError(
                 f"{self.b.file}: lora_B of {self.module} times its scale {self.scale:g} is beyond float32; "
                 "scale it down"

@@ -11,7 +11,7 @@ from llm_experiments.adapters import layouts, peft_settings
 from llm_experiments.adapters.layouts import Contents, StoredUpdate
 from llm_experiments.adapters.locate import EXTRA, Located, locate
 from llm_experiments.adapters.peft_settings import shown
-from llm_experiments.adapters.tensor_files import plain_pickle, stored_tensors
+from llm_experiments.adapters.tensor_files import StoredTensor, plain_pickle, stored_tensors
 from llm_experiments.adapters.weights import AdapterWeights, ModuleUpdate, StoredModules
 from llm_experiments.models.files import FileError, read_object
 from toytransformer.adapters import AdapterError
@@ -27,9 +27,23 @@ def opened(source: str | os.PathLike[str], *, name: str | None = None, device: s
     they are read.
     """
     found = locate(source)
-    config = {} if found.config is None else _read_json(found.config)
-    details = _details(found.folder / EXTRA)
-    tensors = stored_tensors(found.weights)
+    config = {} if found.config is None else read_settings(found.config)
+    extra = found.folder / EXTRA
+    details = read_settings(extra) if extra.exists() else {}
+    return described(found, stored_tensors(found.weights), config, details, name=name, device=device)
+
+
+def described(
+    found: Located,
+    tensors: Mapping[str, StoredTensor],
+    config: Mapping[str, Any],
+    details: Mapping[str, Any],
+    *,
+    name: str | None = None,
+    device: str = "cpu",
+) -> AdapterWeights:
+    """The adapter that these tensors and settings are, wherever they come from. Errors: as `opened`."""
+    _require_text(found.folder / EXTRA, details, ("name", "base_digest"))
     where = found.weights[0] if found.config is None else found.folder
     saved = config.get("modules_to_save") or ()
     if not isinstance(saved, list | tuple) or not all(isinstance(one, str) for one in saved):
@@ -188,12 +202,6 @@ def _positive(settings: object, key: str, where: Path) -> float:
     return value
 
 
-def _details(path: Path) -> dict[str, Any]:
-    details = _read_json(path) if path.exists() else {}
-    _require_text(path, details, ("name", "base_digest"))
-    return details
-
-
 def _require_text(file: Path, content: Mapping[str, object], keys: tuple[str, ...]) -> None:
     for key in keys:
         value = content.get(key)
@@ -201,7 +209,9 @@ def _require_text(file: Path, content: Mapping[str, object], keys: tuple[str, ..
             raise AdapterError(f"{file}: {key} is {shown(value)}; it must be text")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The settings in a file of JSON. Errors: AdapterError."""
+    path = Path(path)
     if not path.exists():
         raise AdapterError(
             f"{path} is missing: {path.parent} holds no PEFT adapter, or its writing was cut short"

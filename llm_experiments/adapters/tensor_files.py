@@ -6,6 +6,7 @@ the file it lies in.
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -16,9 +17,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_safetensors
 
 from llm_experiments.models.files import FileError, read_object
 from toytransformer.adapters import AdapterError
+from toytransformer.arrays import all_finite
 
 #: First bytes of what Git leaves in place of a large file that was not fetched.
 POINTER = b"version https://git-lfs"
@@ -49,7 +52,7 @@ class StoredTensor:
             raise AdapterError(
                 f"{self.file}: {self.key} of {tensor.dtype} cannot be read ({error})"
             ) from error
-        if not torch.isfinite(single).all():
+        if not all_finite(single):
             raise AdapterError(
                 f"{self.file}: {self.key} holds NaN, infinity or numbers beyond float32; finite ones are "
                 "needed"
@@ -103,28 +106,52 @@ def refuse_pointer(file: Path) -> None:
 
 
 def _safe(file: Path) -> dict[str, StoredTensor]:
+    """The tensors that a header names. The library checks it; no file stays open or mapped."""
     try:
-        opened = safe_open(file, "pt", device="cpu")
-        keys = list(opened.keys())
-        found = {}
-        for key in keys:
-            view = opened.get_slice(key)
-            kind = view.get_dtype()
-            found[key] = StoredTensor(
+        with safe_open(file, "pt", device="cpu"):
+            pass
+        start, header = safe_header(file)
+        return {
+            key: StoredTensor(
                 key,
                 file,
-                tuple(view.get_shape()),
-                kind.startswith(("BF", "F8", "F16", "F32", "F64")),
-                partial(_read_safe, opened, file, key),
+                tuple(entry["shape"]),
+                floating(entry["dtype"]),
+                partial(_read_safe, file, start, key, entry),
             )
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+            for key, entry in header.items()
+        }
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise AdapterError(f"{file} is damaged ({error}); write the adapter anew") from error
-    return found
 
 
-def _read_safe(opened: Any, file: Path, key: str) -> torch.Tensor:
+def safe_header(file: Path) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Where the numbers of a safetensors file begin, and by key dtype, shape and data_offsets from there."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    return 8 + length, header
+
+
+def floating(kind: str) -> bool:
+    """Whether safetensors' name of a type is one of floating point numbers."""
+    return kind.startswith(("BF", "F8", "F16", "F32", "F64"))
+
+
+def _read_safe(file: Path, start: int, key: str, entry: Mapping[str, Any]) -> torch.Tensor:
+    """One tensor, as the only one of a file made in memory.
+
+    A mapped file would count as memory of the process from the first read of a page on, and those of a
+    thousand adapters together are more than there is.
+    """
+    begin, end = entry["data_offsets"]
     try:
-        return opened.get_tensor(key)
+        with file.open("rb") as opened:
+            opened.seek(start + begin)
+            numbers = opened.read(end - begin)
+        alone = json.dumps({key: {**entry, "data_offsets": [0, end - begin]}}).encode()
+        return load_safetensors(len(alone).to_bytes(8, "little") + alone + numbers)[key]
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise AdapterError(f"{file} is damaged at {key} ({error}); write the adapter anew") from error
 

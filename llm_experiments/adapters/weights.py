@@ -60,7 +60,8 @@ class ModuleUpdate(LoRA):
         read = self.read.to(device=device, dtype=dtype)
         if self.lora_b is None:
             return LoRA(self.write.to(device=device, dtype=dtype), read)
-        return LoRA(self.lora_b.to(device=device, dtype=dtype) * self.scale, read)
+        b = self.lora_b.to(device=device, dtype=dtype)
+        return LoRA(b if self.scale == 1 else b * self.scale, read)
 
 
 def shape_of(lora: LoRA) -> ModuleShape:

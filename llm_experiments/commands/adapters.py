@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llm_experiments.commands import options
 from llm_experiments.commands.options import FOLDER
 from toytransformer.command_line import RegularFile, merge_option, merge_weights, needs_extra
 
@@ -36,7 +37,7 @@ class Rank(click.ParamType):
 
 
 @click.command()
-@click.argument("adapters", nargs=-1, required=True)
+@options.adapters_argument
 @click.option("--out", required=True, type=FOLDER, help="New folder for the merged adapter.")
 @click.option("--rule", help="A static merge rule of the theory [mean].")
 @click.option("--weights", help="Merge weights, by comma, one for each adapter.")
@@ -186,7 +187,6 @@ def _fitted(
     spec: Merge, library: Sequence[AdapterWeights], questions: Path, model: str, seed: int
 ) -> FittedMerge:
     """The rule fitted on half of the questions; what came out is said."""
-    from llm_experiments.commands import options
     from llm_experiments.domains.own.questions import read
     from llm_experiments.merges.halves import fit_half
     from llm_experiments.models.files import printable
@@ -215,7 +215,7 @@ def _fitted(
 
 
 @click.command()
-@click.argument("adapters", nargs=-1, required=True)
+@options.adapters_argument
 @click.option(
     "--model", help="Their base, to hold names and shapes against: a hub id, a folder, a .gguf file."
 )
@@ -225,9 +225,9 @@ def check(adapters: tuple[str, ...], model: str | None, same_base: bool) -> int:
     """Check whether adapters can be merged, and fit together.
 
     Each of the ADAPTERS is a PEFT folder, a folder that holds one, a .safetensors or .bin file (PEFT, mlx-lm,
-    kohya), an expert of mttl, or a hub id as org/name, org/name@revision or org/name:folder. Without --model
-    each is held against the base that it names, where that is on this machine. Exit status 1 if one is
-    refused.
+    kohya), an expert of mttl, or a hub id as org/name, org/name@revision or org/name:folder; @FILE is a list
+    of such, one a line. Without --model each is held against the base that it names, where that is on this
+    machine. Exit status 1 if one is refused.
     """
     from functools import cache
 

@@ -15,7 +15,7 @@ from toytransformer.command_line import RegularFile, needs_extra
 
 
 @click.command()
-@click.argument("adapters", nargs=-1, required=True)
+@options.adapters_argument
 @partial(options.model_options, model=None)
 @click.option(
     "--ask", type=RegularFile(), help="Questions, JSON lines: question, answer [adapter, group, steps]."

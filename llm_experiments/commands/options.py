@@ -19,6 +19,18 @@ FOLDER = click.Path(path_type=Path)
 DATA = Path(__file__).parents[1] / "data"
 
 
+def _listed(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    """The adapters named, those of a list in place of @FILE."""
+    from llm_experiments.adapters.locate import listed
+
+    several = [listed(Path(one[1:])) if one.startswith("@") else [one] for one in given]
+    return tuple(source for one in several for source in one)
+
+
+#: Adapters by name: what each may be, `check --help` says; @FILE is a list, one a line.
+adapters_argument = click.argument("adapters", nargs=-1, required=True, callback=_listed)
+
+
 def model_options(command: Callable, *, model: str | None = "embedded") -> Callable:
     """The options that say which model is used, and how. model: the default, None for none."""
     for option in reversed(

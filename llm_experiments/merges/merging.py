@@ -23,7 +23,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from llm_experiments.adapters.compatible import compatibility
-from llm_experiments.adapters.weights import AdapterWeights, ModuleShape, ModuleUpdate, shape_of
+from llm_experiments.adapters.weights import AdapterWeights, ModuleShape, ModuleUpdate
 from llm_experiments.merges.hooks import Padding, Routing, Tally, adding, gate_precision, of_tokens, shifter
 from llm_experiments.models.handle import LoadedModel
 from llm_experiments.models.layers import linear_shape
@@ -246,25 +246,27 @@ def merged_layer(
 
     own_means: (adapter, in), the mean input of the layer on each adapter's own texts.
     """
-    given: Sequence[LoRA | None] = [adapter.modules.get(name) for adapter in library]
     drawn = spec.option_dict.get("seed")
     options = {key: value for key, value in spec.option_dict.items() if key != "seed"}
-    present = [lora for lora in given if lora is not None]
-    if len(present) < len(given):
-        if resolve(spec.rule).routed:
-            most = options.get("top_k")
-            if isinstance(most, int) and len(present) < most <= len(given):
-                options["top_k"] = len(present)
-            if own_means is not None:
-                own_means = own_means[[lora is not None for lora in given]]
-            given = present
-        else:
-            given = [zero_like(present[0]) if lora is None else lora for lora in given]
-    shapes = [shape_of(lora) for lora in given if lora is not None]
-    biased = any(shape.bias for shape in shapes)
+    given = [adapter if name in adapter.modules else None for adapter in library]
+    present = [adapter for adapter in given if adapter is not None]
+    if len(present) < len(given) and resolve(spec.rule).routed:
+        most = options.get("top_k")
+        if isinstance(most, int) and len(present) < most <= len(given):
+            options["top_k"] = len(present)
+        if own_means is not None:
+            own_means = own_means[[adapter is not None for adapter in given]]
+        given = list(present)
+    first = present[0].shape(name)
+    shapes = [replace(first, scale=1.0) if one is None else one.shape(name) for one in given]
+    biased = any(adapter.shape(name).bias for adapter in present)
     work = torch.device("cpu") if device.type == "mps" else device  # it has no float64
-    whole = [_affine(lora) if biased else lora for lora in given if lora is not None]
-    factors = [converted(lora, precision, work) for lora in whole]
+
+    def factors_of(adapter: AdapterWeights | None) -> LoRA:
+        lora = zeros(first) if adapter is None else adapter.modules[name]
+        return converted(_affine(lora) if biased else lora, precision, work)
+
+    factors = [factors_of(adapter) for adapter in given]  # one adapter is read after another
     if resolve(spec.rule).factor_wise:
         factors = filled(factors)
     context = MergeContext(
@@ -327,9 +329,9 @@ def filled(adapters: Sequence[LoRA]) -> list[LoRA]:
     ]
 
 
-def zero_like(lora: LoRA) -> LoRA:
-    """Factors of zeros, of the same shapes."""
-    return LoRA(torch.zeros_like(lora.write), torch.zeros_like(lora.read))
+def zeros(shape: ModuleShape) -> LoRA:
+    """Factors of zeros, as an adapter has them that does not change a module of this shape."""
+    return LoRA(torch.zeros(shape.out, shape.rank), torch.zeros(shape.inside, shape.rank))
 
 
 def casting(dtype: torch.dtype, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:

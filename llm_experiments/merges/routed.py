@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from llm_experiments.adapters.peft_files import AdapterWeights
+from llm_experiments.adapters.weights import AdapterWeights, shape_of
 from llm_experiments.merges.hooks import adding, shifter
-from llm_experiments.merges.merging import converted, target_layers, zero_like
+from llm_experiments.merges.merging import converted, target_layers, zeros
 from llm_experiments.models.handle import LoadedModel
 from toytransformer.adapters import LoRA
 from toytransformer.merging import RoutedMerge
@@ -32,7 +32,7 @@ def routed(
             present = next(lora for lora in given if lora is not None)
             device = next(layer.parameters()).device
             factors = tuple(
-                converted(zero_like(present) if lora is None else lora, dtype, device) for lora in given
+                converted(zeros(shape_of(present)) if lora is None else lora, dtype, device) for lora in given
             )
             hook = adding(shifter(merge(factors), dtype, device))
             stack.callback(layer.register_forward_hook(hook).remove)

@@ -32,7 +32,7 @@ from llm_experiments.merges.merging import (
     merged_library,
     module_seed,
 )
-from llm_experiments.merges.truncation import Cut, cut, distance, norm_and_distance, smallest_rank
+from llm_experiments.merges.truncation import Cut, cut, distance, norm_and_distance, smallest_rank, wide
 from llm_experiments.models.files import markdown
 from toytransformer.adapters import AdapterError, LoRA
 from toytransformer.arrays import all_finite
@@ -109,7 +109,16 @@ def static_adapter(
     modules, lost, total = {}, 0.0, 0.0
     if loss is None:
         for name, update in layers.merged(cut=rank is not None):
-            modules[name] = _rounded(_kept(update, rank, library, name), dtype, name)
+            if isinstance(rank, int) and wide(update, rank):
+                one = cut(update, rank, module_seed(0, name))
+                modules[name] = _rounded(one.to(rank), dtype, name)
+                apart = distance(one.to(rank), converted(modules[name], PRECISION))
+                lost, total = lost + one.lost(rank) + apart**2, total + one.energy
+                continue
+            kept = _kept(update, rank, library, name)
+            if not modules:
+                _require_room(kept, library, dtype)
+            modules[name] = _rounded(kept, dtype, name)
             size, apart = norm_and_distance(update, converted(modules[name], PRECISION))
             lost, total = lost + apart**2, total + size**2
     else:
@@ -175,9 +184,13 @@ class _Layers:
         for done, name in enumerate(names, start=1):
             spec = self.merge.merges[name] if isinstance(self.merge, FittedMerge) else self.merge
             shape = next(one.shape(name) for one in self.library if name in one.modules)
-            rule, entries = check(spec)[0], shape.out * shape.inside
-            precision = torch.float32 if cut and rule.dense and entries > MANY else PRECISION
-            if rule.dense:
+            rule, ranks = (
+                check(spec)[0],
+                [one.shape(name).rank for one in self.library if name in one.modules],
+            )
+            entries = shape.out * shape.inside if rule.dense else (shape.out + shape.inside) * sum(ranks)
+            precision = torch.float32 if cut and entries > MANY else PRECISION
+            if rule.dense or entries > MANY:
                 require_memory(COPIES * entries * precision.itemsize, f"merging {name} by {rule.name!r}")
             outcome = merged_layer(self.library, name, spec, self.seed, torch.device("cpu"), precision)
             static = cast(Static, outcome)  # as its rule is not routed
@@ -189,6 +202,15 @@ class _Layers:
                 self.biases[name] = static.bias
             yield name, static.update if isinstance(static, StaticMerge) else static.factored()
             self.tick(done, len(names))
+
+
+def _require_room(first: LoRA, library: Sequence[AdapterWeights], dtype: torch.dtype) -> None:
+    """Factors that are kept whole grow with the library: refuse them before many layers are merged."""
+    layers = len({name for adapter in library for name in adapter.modules})
+    entries = first.rank * _sides(first) * layers
+    if entries > MANY:
+        needed = dtype.itemsize * entries
+        require_memory(needed, f"a merge of rank {first.rank} in {layers} layers (a smaller rank needs less)")
 
 
 def _refuse_squares(spec: Merge, merged: Static) -> None:
