@@ -159,7 +159,7 @@ def test_lists_name_folders_files_and_hub_ids(folder, tmp_path):
 
 def test_names_of_one_base_are_aliases_and_other_shapes_stay_apart(tmp_path):
     one = ("meta-llama/Llama-3.1-8B-Instruct", "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit",
-           "/home/x/.cache/models--meta-llama--Llama-3.1-8B-Instruct/snapshots/0e9e39f2",
+           "/cache/models--meta-llama--Llama-3.1-8B-Instruct/snapshots/0e9e39f2",
            r"D:\models\Llama-3.1-8B-Instruct", "llama3.1-8b-instruct")  # fmt: skip
     for number, base in enumerate((*one, "meta-llama/Llama-3.1-8B", None)):
         write(tmp_path / "pool" / f"adapter-{number}", number, base=base)

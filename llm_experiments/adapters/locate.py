@@ -19,7 +19,6 @@ from typing import TypeVar
 
 from llm_experiments.adapters.tensor_files import shards
 from toytransformer.adapters import AdapterError
-from toytransformer.compositions.io import read_plain
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: What this project knows about an adapter beyond PEFT's own files; other programs do not look at it.
@@ -105,17 +104,6 @@ def locate(source: str | os.PathLike[str]) -> Located:
     root = fetched(repo, match["revision"], folder)
     found = _in_folder(root / folder if folder else root)
     return Located(str(source), found.folder, found.weights, found.config)
-
-
-def listed(file: Path) -> list[str]:
-    """The lines of a list of adapters. Errors: AdapterError where it is no text or holds none."""
-    try:
-        lines = read_plain(file).decode("utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{file} is no list of adapters, one a line ({error})") from error
-    if named := [line for text in lines if (line := text.partition("#")[0].strip())]:
-        return named
-    raise AdapterError(f"{file} names no adapter: write one hub id or path a line")
 
 
 def _path(source: str | os.PathLike[str]) -> Path:

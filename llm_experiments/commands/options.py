@@ -21,7 +21,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 def _listed(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
     """The adapters named, those of a list in place of @FILE."""
-    from llm_experiments.adapters.locate import listed
+    from llm_experiments.adapters.lists import listed
 
     several = [listed(Path(one[1:])) if one.startswith("@") else [one] for one in given]
     return tuple(source for one in several for source in one)

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
-from llm_experiments.adapters.locate import CONFIG, EXTRA, HUB_ID, NAMED, SUFFIXES, listed
+from llm_experiments.adapters.lists import listed
+from llm_experiments.adapters.locate import CONFIG, EXTRA, HUB_ID, NAMED, SUFFIXES
 from llm_experiments.pools.hub import hub_member, hub_stamp
 from llm_experiments.pools.members import Member, local_member, refused, stamp_of
 from toytransformer.adapters import AdapterError
