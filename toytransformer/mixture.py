@@ -30,7 +30,7 @@ from array_api_compat import array_namespace
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from toytransformer.arrays import Array, like
+from toytransformer.arrays import Array, all_finite, like
 from toytransformer.merging import Merged, Mixing, Routed, RoutedMerge, StaticMerge
 
 
@@ -51,7 +51,8 @@ def mixture(
     tokens.
     """
     _check_outputs(base, alone, "alone")
-    return base + _weighted(_checked_weights(base, len(alone), "adapter", weights), alone - base[None])
+    own = _checked_weights(base, len(alone), "adapter", weights)
+    return _first_order(base, alone, own)
 
 
 def second_order(
@@ -78,7 +79,7 @@ def second_order(
     if len(pairs) != len(order):
         raise MixtureError(f"{len(pairs)} pairs for {count} adapters: give {len(order)}, every i < j")
     own = _checked_weights(base, count, "adapter", weights)
-    first = base + _weighted(own, alone - base[None])
+    first = _first_order(base, alone, own)
     if scaled is not None:
         _check_outputs(base, scaled, "scaled")
         if len(scaled) != count:
@@ -121,12 +122,19 @@ def mixing(merged: Merged, features: Float[Array, "prompt feature"] | None = Non
     return Mixing(own * own, own[:, i] * own[:, j])
 
 
-def _weighted(weights: Array, shifts: Float[Array, "part prompt *output"]) -> Float[Array, "prompt *output"]:
-    """sum_k w_k shift_k, the weights by (part,) or (prompt, part)."""
-    xp = array_namespace(shifts)
-    by_part = weights[:, None] if weights.ndim == 1 else weights.T
-    more = (1,) * (shifts.ndim - 2)
-    return xp.sum(xp.reshape(by_part, (*by_part.shape, *more)) * shifts, axis=0)
+def _first_order(base: Array, alone: Array, weights: Array) -> Float[Array, "prompt *output"]:
+    """(1 - sum_i w_i) f_0 + sum_i w_i f_i, which needs no f_i - f_0."""
+    xp = array_namespace(base)
+    left = xp.reshape(1 - xp.sum(weights, axis=-1), (-1,) + (1,) * (base.ndim - 1))
+    return left * base + _weighted(weights, alone)
+
+
+def _weighted(weights: Array, parts: Float[Array, "part prompt *output"]) -> Float[Array, "prompt *output"]:
+    """sum_k w_k x_k, the weights by (part,) or (prompt, part)."""
+    xp = array_namespace(parts)
+    if weights.ndim == 1:
+        return xp.tensordot(weights, parts, axes=1)
+    return xp.sum(xp.reshape(weights.T, (*weights.T.shape, *(1,) * (parts.ndim - 2))) * parts, axis=0)
 
 
 def _checked_weights(base: Array, count: int, of: str, weights: ArrayLike | Array) -> Array:
@@ -139,7 +147,7 @@ def _checked_weights(base: Array, count: int, of: str, weights: ArrayLike | Arra
             f"one for each {of}"
         )
     w = like(base, weights)
-    if not bool(array_namespace(base).all(array_namespace(base).isfinite(w))):
+    if not all_finite(w):
         raise MixtureError(f"the weights of the {of}s hold NaN or infinity: give finite numbers")
     return w
 
@@ -159,7 +167,7 @@ def _check_outputs(base: Array, parts: Array, what: str) -> None:
     for name, values in (("base", base), (what, parts)):
         if not xp.isdtype(values.dtype, "real floating"):
             raise MixtureError(f"{name} holds numbers of type {values.dtype}: convert them to floating point")
-        if not bool(xp.all(xp.isfinite(values))):
+        if not all_finite(values):
             raise MixtureError(
                 f"{name} holds NaN or infinity: leave out masked tokens, whose logits are minus infinity"
             )

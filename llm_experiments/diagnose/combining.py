@@ -230,15 +230,16 @@ def least_loss(
     places = slice(None) if inside is None else inside[sheet.owner]
     base, alone = base[places], alone[:, places]
 
-    shifts, target = alone - base, sheet.targets[places, None]
+    target = sheet.targets[places, None]
+    shifts = alone - base
+    told = shifts.gather(2, target.expand(len(alone), -1, 1)).sum((1, 2))
 
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
-        logits = mixture(base, alone, values)
-        logprobs = logits.log_softmax(1)
+        logprobs = mixture(base, alone, values).log_softmax(1)
         # d log p / d w_i = shift_i at the target less its mean under p
-        slopes = [torch.sum(shift.gather(1, target)) - torch.sum(logprobs.exp() * shift) for shift in shifts]
-        gradient = np.array([float(slope) for slope in slopes])
-        return -float(logprobs.gather(1, target).sum()) / len(sheet.rows), -gradient / len(sheet.rows)
+        gradient = told - shifts.flatten(1) @ logprobs.exp().flatten()
+        count = len(sheet.rows)
+        return -float(logprobs.gather(1, target).sum()) / count, -gradient.double().numpy() / count
 
     start = np.full(len(alone), 1 / len(alone))
     return tuple(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, most)] * len(alone)).x)
