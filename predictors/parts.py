@@ -63,7 +63,7 @@ def lines(said: Iterable[Said]) -> list[Line]:
     for one in said:
         for tier, shares in ((TIER, one.shares), (BASE, one.base)):
             for info in one.cell.infos if shares is not None else ():
-                about = {"tier": tier, "spec_hash": info.key, "digest": info.digest}
+                about: dict[str, object] = {"tier": tier, "spec_hash": info.key, "digest": info.digest}
                 about |= {"dataset": info.dataset, "names": info.names}
                 line = found.setdefault((tier, info.key), {**about, "asked": {}})
                 line["asked"] = {**line["asked"], one.cell.question_kind: shares}  # type: ignore[dict-item]

@@ -121,7 +121,7 @@ def _words(table: Entry, row: Entry) -> Entry:
 
 
 def counts(domain: str, row: Entry) -> str:
-    """The outcome or mark that a row of a table counts. Errors: KeyError on what the domain has no word for."""
+    """The outcome or mark that a row of a table counts. Errors: KeyError where its domain has no word."""
     return str(naming()[domain]["counted"][row["counted"]]) if "counted" in row else RIGHT
 
 
@@ -157,7 +157,8 @@ def likened(cell: Cell, of: str = RIGHT) -> Likened | None:
     printed, known = as_printed(cell), _task(cell.info)
     if printed is None or known is None:
         return None
-    for like in ({}, known[0].get("like", {})):
+    nothing: Entry = {}
+    for like in (nothing, known[0].get("like", nothing)):
         if found := _found({**printed, **like}, cell, None, of):
             number, table, row = found
             used = _words(table, row).keys() & like.keys()

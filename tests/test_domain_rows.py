@@ -1,4 +1,4 @@
-"""What rows of the other domains say: beside the paper, T3 of merges, negative transfer; and where none are."""
+"""What rows of the other domains say: beside the paper, T3 of merges, negative transfer, and what is not."""
 
 from __future__ import annotations
 
