@@ -36,7 +36,8 @@ def measured(given: Sequence[Cell]) -> str:
     for model in models(given):
         own = [cell for cell in given if cell.info.base == model]
         sizes = sorted({(cell.items, cell.clusters) for cell in own})
-        counts = " or ".join(f"{items} ({chains} chains)" for items, chains in sizes)
+        what = "chains" if all(cell.info.spec_hash for cell in own) else "clusters"
+        counts = " or ".join(f"{items} ({clusters} {what})" for items, clusters in sizes)
         names = max(len(cell.names) for cell in own)
         drawn = f", {names} draws of names" if names > 1 else ""
         texts.append(f"{model}: n\xa0=\xa0{counts}{drawn}, {seeds(own)}")

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_experiments.diagnose.combining import FITTED
+from llm_experiments.domains.measured import Section, names, section
 from llm_experiments.domains.task import DOMAINS
-from llm_experiments.domains.two_hop import names
+from llm_experiments.domains.two_hop.names import real_cities
 from llm_experiments.domains.two_hop.pages import TwoHopRows
 from llm_experiments.experiments.registry import EXPERIMENTS, Work
 from llm_experiments.experiments.sizes import PROFILES
@@ -34,6 +35,7 @@ LOOKED_AT = ("T0", "T1", "T2")
 PAGES = {
     ROOT / "docs" / "results.md": ROOT / "docs" / "results.md.jinja",
     ROOT / "docs" / "paper-vs-us.md": ROOT / "docs" / "paper-vs-us.md.jinja",
+    ROOT / "docs" / "domains-measured.md": ROOT / "docs" / "domains-measured.md.jinja",
     ROOT / "docs" / "costs.md": ROOT / "docs" / "costs.md.jinja",
     ROOT / "docs" / "doctor.md": ROOT / "docs" / "doctor.md.jinja",
     ROOT / "README.md": ROOT / "docs" / "README.md.jinja",
@@ -42,7 +44,7 @@ PAGES = {
 
 def invented(row: Mapping[str, Any]) -> bool:
     """Whether the final answer of a chain is no real city: a place of the bridge, or no place."""
-    return (final_answer(row["text"] or "") or "").strip(" .") not in names.real_cities()
+    return (final_answer(row["text"] or "") or "").strip(" .") not in real_cities()
 
 
 def work(experiment: str, profile: str) -> Work:
@@ -57,7 +59,7 @@ def timed(*cases: str) -> list[dict[str, object]]:
 
 
 @cache
-def _measured() -> dict[str, list[Cell]]:
+def kept_cells() -> dict[str, list[Cell]]:
     """The cells of every kept folder, by its name."""
     return {
         folder.name: frame.read(folder).groups()
@@ -68,12 +70,12 @@ def _measured() -> dict[str, list[Cell]]:
 
 def paper_claims() -> list[claims.Claim]:
     """What kept rows say to every claim of the paper."""
-    return claims.judged(_measured(), DOMAINS)
+    return claims.judged(kept_cells(), DOMAINS)
 
 
 def row_by_row(table: str) -> list[claims.Beside]:
     """The rows of one of the paper's tables that kept rows have a cell for."""
-    return claims.row_by_row(table, _measured())
+    return claims.row_by_row(table, kept_cells())
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,22 @@ def _predicted() -> tuple[list[tiers.Line], registered.Known, dict[tiers.Key, ti
     return before, registered.Known.of(before), {tiers.key(line): line for line in (*tiers.read(), *before)}
 
 
+def _predicted_by_spec(cell: Cell) -> bool:
+    """Whether a cell counts whose composition says what it is; those without stand on a page of their own."""
+    return comparing.plain(cell) and cell.info.spec_hash is not None
+
+
+def sections() -> list[Section]:
+    """The other domains, each with what kept rows say of it."""
+    cells = [cell for several in kept_cells().values() for cell in several]
+    return [section(name, cells) for name in names()]
+
+
 @cache
 def looked_at() -> list[Agreement]:
     """How the kept predictions agree with merged cells that had been there when they were made."""
     _, known, lines = _predicted()
-    every = [cell for cells in _measured().values() for cell in cells if comparing.plain(cell)]
+    every = [cell for cells in kept_cells().values() for cell in cells if _predicted_by_spec(cell)]
     return comparing.table([c for c in every if known.looked_at(c)], LOOKED_AT, lines, tiers.limits())
 
 
@@ -108,8 +121,8 @@ def looked_at() -> list[Agreement]:
 def draws() -> list[Draw]:
     """The same for those that were predicted before, by draw of names."""
     before, known, lines = _predicted()
-    every = [*_measured().values(), *registered.measured().values()]
-    cells = [c for several in every for c in several if comparing.plain(c) and not known.looked_at(c)]
+    every = [*kept_cells().values(), *registered.measured().values()]
+    cells = [c for several in every for c in several if _predicted_by_spec(c) and not known.looked_at(c)]
     found = []
     for base, number in sorted({(cell.info.base, draw) for cell in cells for draw in cell.names}):
         own = [cell for cell in cells if (cell.info.base, cell.names) == (base, (number,))]
@@ -177,7 +190,8 @@ FUNCTIONS: Mapping[str, Any] = {
     **{"merged": merged, "truth": truth, "predictors": foretold.PREDICTORS, "fitted": FITTED},
     **{"worlds": lambda entries: len({one.library["names"] for one in entries})},
     **{"diagnosed": lambda base: foretold.diagnosed(foretold.MERGES / base)},
-    **{"models": lambda: list(_measured()), "counted": claims.counted, "verdicts": claims.VERDICTS},
+    **{"sections": sections},
+    **{"models": lambda: list(kept_cells()), "counted": claims.counted, "verdicts": claims.VERDICTS},
 }
 
 

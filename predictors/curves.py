@@ -190,7 +190,9 @@ def realised(
     if rule == "mean":
         return (1 / len(names),) * len(names)
     gate = gates.get(place) or gates.get("answer") or gates.get("end of prompt") or gates.get("prompt")
-    if rule != "arrow-products" or not gate:
+    if rule != "arrow-products":
+        raise NoPredictionError(f"{rule!r} gives the products of adapters no weights of their own")
+    if not gate:
         raise NoPredictionError(f"the weights that {rule!r} gives to '{kind}' were not measured")
     return tuple(gate[name] for name in names)
 

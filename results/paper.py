@@ -172,6 +172,16 @@ def likened(cell: Cell, of: str = RIGHT) -> Likened | None:
     return None
 
 
+def stands_beside(cell: Cell, table: Entry, row: Entry) -> str | None:
+    """Whether a cell is that row of a table ("measured") or stands for it ("likened"); None where neither."""
+    printed, known = as_printed(cell), _task(cell.info)
+    if printed is None or known is None or (len(cell.info.library) != 1 and cell.ask != asked(cell)):
+        return None
+    if is_row(printed, table, row):
+        return "measured"
+    return "likened" if is_row({**printed, **known[0].get("like", {})}, table, row) else None
+
+
 def _several(models: tuple[str, ...]) -> str:
     return models[0] + (f" and {len(models) - 1} more" if len(models) > 1 else "")
 

@@ -9,22 +9,35 @@ import numpy as np
 import pytest
 from measured_cells import cells, measured
 
-from llm_experiments import keep
+from figures import predictions, reading, registry, report, style
+from figures.drawings.two_hop.agreement import OTHERS, PANELS
+from figures.report import sources
+from figures.report.ledger import COLUMNS
+from llm_experiments import keep, pages
+from llm_experiments.domains.measured import names, section
+from llm_experiments.domains.task import DOMAINS
 from predictors import agreement, parts, tiers
 from results import claims, frame, paper, transfer
 from results.rows import BASE
 from results.statistics import sign_flip
 from tests import domain_rows, math_data, other_sets
 
+ROW = {name: "" for name in COLUMNS} | {"claim": "c", "verdict": "holds", "provenance": {}}
+
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
+def run_folder(tmp_path_factory):
     """Rows of every such domain, of a tiny model by the real code path."""
     folder = tmp_path_factory.mktemp("rows")
     with pytest.MonkeyPatch.context() as patched:
         for variable, path in (math_data.write(folder) | other_sets.write(folder)).items():
             patched.setenv(variable, path)
-        return frame.read(keep.lines(domain_rows.measure(folder)))
+        return domain_rows.measure(folder)
+
+
+@pytest.fixture(scope="module")
+def rows(run_folder):
+    return frame.read(keep.lines(run_folder))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +121,7 @@ def test_every_merge_that_has_weights_is_predicted_and_every_other_says_why(meas
             assert math.fsum(one.shares.values()) == pytest.approx(1)
             assert one.shares.keys() == one.cell.outcomes.keys() and min(one.shares.values()) >= 0
         else:
-            assert "were not measured" in one.refused
+            assert "no weights of their own" in one.refused
     lines = {tiers.key(line): line for line in parts.lines(said)}
     table = agreement.table(measured_cells, ("T0", "T1", "T2"), lines, {})
     assert {one.predictor for one in table} == {"T3", agreement.COMMONEST, agreement.BASE_SAYS}
@@ -212,3 +225,81 @@ def test_merges_without_their_adapters_or_of_other_seeds_are_left_out(measured_c
         "code",
         "geography",
     }
+
+
+# ---- pages, drawings, report ----
+
+NOTHING = "Nothing of this domain is measured yet."
+
+
+def test_every_domain_says_what_is_there_and_what_is_not(measured_cells):
+    assert set(names()) == {"math", "code", "geography"}
+    for name in names():
+        empty, full = section(name, []), section(name, measured_cells)
+        assert not empty.lines and not empty.transfers and empty.sources == list(DOMAINS[name].sources)
+        assert set(full.rows) <= {
+            *empty.rows,
+            *(row + "; above, something else beside it" for row in empty.rows),
+        }
+        assert len(full.rows) < len(empty.rows) or name == "code"  # MBPP in Spanish is nowhere
+        assert full.lines and full.errors and full.transfers and full.agreement and sum(full.refused.values())
+    math_, code_ = section("math", measured_cells), section("code", measured_cells)
+    assert math_.sources == ["ladder"] and code_.sources == ["published"]
+    assert "Table 4: mlp, uniform (20–39%)" in math_.rows and not [
+        row for row in math_.rows if "Table 13" in row
+    ]
+    assert "Table 16: uniform (27.9–39.1%); above, something else beside it" in code_.rows
+    (line,) = [one for one in math_.lines if one.merge == "mean" and one.adapters == "main + p1"]
+    assert line.paper == "10–34% (Table 3)" and "questions: 2 for a number not stated" in line.differs
+    (base,) = [
+        one for one in math_.errors if one.line.paper == "5–68% (Table 3)" and one.line.adapters == "none"
+    ]
+    told = dict(zip(math_.counted, base.shares, strict=True))
+    assert told["calculation"].endswith("% (paper 29%)") and told["code"].endswith("% (paper 12%)")
+
+
+def test_the_report_has_a_section_each_with_rows_and_without(measured_cells, rows):
+    empty = report.render(report.Content((ROW,)))
+    source = sources.Source("tiny", tuple(measured_cells), rows, {"rows": "some"})
+    full = report.render(report.Content((ROW,), committed=(source,)))
+    for name in names():
+        for page, there in ((empty, False), (full, True)):
+            own = page.partition(f'id="domain-{name}"')[2].partition("<h2")[0]
+            assert (NOTHING in own) != there and "Not measured" in own
+            assert ("Table 3" in own or name != "math") and ("merge minus better" in own) == there
+
+
+@pytest.mark.parametrize("name", ["libraries", "transfer"])
+def test_drawings_have_a_panel_for_every_domain(measured_cells, name, tmp_path):
+    drawing = registry.figures()[name]
+    with style.look():
+        drawn = drawing.from_data(registry.Data(cells=measured_cells))
+        titles = [axes.get_title(loc="left") for axes in drawn.axes]
+    assert {title.partition(":")[0] for title in titles} == {"math", "code", "geography"}
+    assert all(path.stat().st_size for path in drawing.save(registry.Data(cells=measured_cells), tmp_path))
+
+
+def test_merges_of_parts_stand_in_the_drawing_of_agreement(measured_cells):
+    committed = reading.measured(frame.read(*reading.committed()), predictions.read()).cells
+    with style.look():
+        figure = registry.figures()["agreement"].from_data(registry.Data(cells=[*committed, *measured_cells]))
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert [title for title in titles if title] == [*PANELS, OTHERS]
+    last = [axes for axes in figure.axes if axes.get_subplotspec().colspan.start == len(PANELS)]
+    texts = ["".join(text.get_text() for text in axes.texts) for axes in last]
+    predicted = [one for one in parts.predicted(measured_cells) if one.shares]
+    assert [f"{len(predicted)} cells" in text for text in texts].count(True) == 1
+    assert texts.count("not predicted") == len(texts) - 1
+
+
+def test_the_page_is_written_from_kept_rows_and_from_none(run_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "DATA", tmp_path)
+    template = pages.ROOT / "docs" / "domains-measured.md.jinja"
+    for rows_kept in (False, True):
+        if rows_kept:
+            keep.keep(run_folder, "some-model", tmp_path)
+        pages.kept_cells.cache_clear()
+        page = pages.render(template)
+        assert page.count(NOTHING) == (0 if rows_kept else 3)
+        assert ("| main + p1 | mean | 2 |" in page) == rows_kept
+    pages.kept_cells.cache_clear()

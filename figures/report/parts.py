@@ -17,10 +17,11 @@ Said: TypeAlias = Callable[[Sequence[Cell], Sequence[Row]], Mapping[str, object]
 class Part:
     """A domain's part of the page: two templates, and what they show of its cells and of the theory's rows.
 
-    opening: at the top. cases: behind what was checked. Both find what `said` returns as `part`.
+    opening: at the top, None for nothing there. cases: behind what was checked. Both find what `said` returns
+    as `part`.
     """
 
-    opening: str
+    opening: str | None
     cases: str
     said: Said
 
@@ -28,7 +29,7 @@ class Part:
 PARTS: Registry[Part] = Registry("part of the report", "figures.report")
 
 
-def part(domain: str, *, opening: str, cases: str) -> Callable[[Said], Said]:
+def part(domain: str, *, opening: str | None, cases: str) -> Callable[[Said], Said]:
     """Enter what the page says of a domain; opening, cases: templates, by their path from the page's."""
 
     def enter(said: Said) -> Said:

@@ -179,6 +179,8 @@ class Domain:
     """A registered domain: how its tasks are built, one line about it, the options of a small one.
 
     sizes: how large a measurement is, by the name of the profile, in terms that only the domain understands.
+    sources: the data sets that it can ask, as cells name them. counted: marks that a page shows beside
+    outcomes.
     """
 
     name: str
@@ -186,6 +188,8 @@ class Domain:
     build: Callable[..., Task]
     small: Mapping[str, Json]
     sizes: Mapping[str, Any] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    counted: tuple[str, ...] = ()
 
     def small_task(self, inputs: Inputs) -> Task:
         """A task of a few items, for tests and first looks."""
@@ -203,14 +207,17 @@ def domain(
     about: str,
     small: Mapping[str, Json] | None = None,
     sizes: Mapping[str, Any] | None = None,
+    sources: Iterable[str] = (),
+    counted: Iterable[str] = (),
 ) -> Callable[[Build], Build]:
     """Enter a function (inputs, **options) -> Task as a domain.
 
-    small: options of a task of a few items. sizes: by profile, see Domain.
+    small: options of a task of a few items. sizes, sources, counted: see Domain.
     """
 
     def enter(build: Build) -> Build:
-        DOMAINS.add(name, Domain(name, about, build, small or {}, sizes or {}))
+        there = Domain(name, about, build, small or {}, sizes or {}, tuple(sources), tuple(counted))
+        DOMAINS.add(name, there)
         return build
 
     return enter

@@ -14,10 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures import notes, registry, style
-from figures.drawings.two_hop import CELLS
-from figures.registry import NothingToDrawError
+from figures.registry import CELLS, NothingToDrawError
 from figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION
-from predictors import registered, tiers
+from predictors import parts, registered, tiers
 from predictors.agreement import COMMONEST, Agreement, compared, guesses, plain
 from predictors.forms import with_interval
 from predictors.registry import PREDICTORS
@@ -30,6 +29,8 @@ PANELS = {
     "Two hops, step by step": (("two-hop", "steps"),),
 }
 MODELS = ((BLUE, "o"), (VERMILION, "^"), (GREEN, "s"), (PURPLE, "D"), (ORANGE, "v"))
+#: Merges without a composition, of which T3 alone speaks; a column where there are any.
+OTHERS = "Other domains"
 #: Bootstrap draws of whole libraries behind each interval.
 DRAWS = 999
 
@@ -46,6 +47,8 @@ DRAWS = 999
 )
 def draw(given: Sequence[Cell]) -> Figure:
     """One dot a cell, its training seeds and draws of names pooled; no sweeps of weights, no controls."""
+    said_apart = [one for one in parts.predicted(given) if one.shares is not None]
+    given = [cell for cell in given if cell.info.spec_hash is not None]
     bases = {cell.info.digest for cell in given}
     measured = [cell for several in registered.measured().values() for cell in several]
     later = [cell for cell in measured if cell.info.digest in bases]
@@ -63,18 +66,24 @@ def draw(given: Sequence[Cell]) -> Figure:
             }
     if not panels or not all(panels[next(iter(panels))].values()):
         raise NothingToDrawError("needs predicted rows of merged libraries in each way of asking")
+    titles = list(PANELS)
+    if said_apart:
+        titles.append(OTHERS)
+        for tier, columns in panels.items():
+            of_tier = said_apart if tier == parts.TIER else []
+            columns[OTHERS] = [(one.cell, {**(one.shares or {})}) for one in of_tier]
     shown = [cell for columns in panels.values() for told in columns.values() for cell, _ in told]
     models = notes.models(shown)
     looks = {model: MODELS[number % len(MODELS)] for number, model in enumerate(models)}
     known = registered.Known.of(before)
 
     figure = style.blank(style.PAGE, 1.2 + 1.75 * len(panels))
-    grid = figure.subplots(len(panels), len(PANELS), sharex=True, sharey=True, squeeze=False)
+    grid = figure.subplots(len(panels), len(titles), sharex=True, sharey=True, squeeze=False)
     for row, (tier, columns) in zip(grid, panels.items(), strict=True):
         for axes, told in zip(row, columns.values(), strict=True):
             _panel(axes, tier, told, looks, known)
         row[0].set_ylabel(f"{tier}:\nmeasured share right")
-    for axes, title in zip(grid[0], PANELS, strict=True):
+    for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title)
     for axes in grid[-1]:
         axes.set_xlabel("predicted share right")

@@ -10,6 +10,7 @@ from typing import Any
 
 from llm_experiments.domains.code.data import (
     LANGUAGES,
+    SOURCES,
     Function,
     Program,
     functions,
@@ -39,6 +40,8 @@ ADAPTERS = ("coding", "translation", "joint")
     about="Python from Spanish instructions, from adapters for code and for translation",
     small={"source": "own", "train": 2, "translated": 2, "asked": 2, "own": 1, "dev": 1},
     sizes=SIZES,
+    sources=SOURCES,
+    counted=("fenced", "compiles"),
 )
 def code(
     inputs: Inputs,

@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from llm_experiments.domains.geography.data import Asked, places, questions
+from llm_experiments.domains.geography.data import SOURCES, Asked, places, questions
 from llm_experiments.domains.geography.sizes import SIZES
 from llm_experiments.domains.task import (
     Example,
@@ -31,6 +31,8 @@ ADAPTERS = ("facts", "continents", "joint")
     about="the continent of what a question asks for, from adapters for the fact and for continents",
     small={"source": "own", "asked": 3, "taught": 4, "own": 2, "dev": 2},
     sizes=SIZES,
+    sources=SOURCES,
+    counted=("place",),
 )
 def geography(
     inputs: Inputs,

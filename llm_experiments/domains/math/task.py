@@ -38,6 +38,8 @@ SPARE = 10
     about="harder word problems from adapters that were taught easier ones: GSM-Symbolic, GSM8K, our own",
     small={"source": "ladder", "templates": 3, "train": 2, "own": 2, "dev": 2},
     sizes=SIZES,
+    sources=SOURCES,
+    counted=("code", "steps_found"),
 )
 def math(
     inputs: Inputs,
