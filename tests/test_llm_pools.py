@@ -24,7 +24,7 @@ from llm_experiments.domains.own.questions import Question
 from llm_experiments.merges.loss import encoded, mean_loss
 from llm_experiments.merges.merging import apply
 from llm_experiments.merges.saving import static_adapter
-from llm_experiments.merges.truncation import WIDE, cut, distance, norm, wide
+from llm_experiments.merges.truncation import MORE, WIDE, cut, distance, norm, wide
 from llm_experiments.models.load import load
 from llm_experiments.pools.index import index, places, read_index
 from llm_experiments.pools.members import patterns
@@ -387,8 +387,8 @@ def test_a_wide_sum_is_cut_as_the_dense_one(tmp_path):
     lost = float(torch.linalg.matrix_norm(exact - merged.modules[NAMES[0]].delta().double()))
     assert best * (1 - SINGLE) <= lost <= best * (1 + 1e-3)
     whole = float(torch.linalg.matrix_norm(exact))
-    # the rest is estimated from 2 rank + MORE columns of a flat spectrum: five standard errors of its square
-    columns, square = 12, float((values**2).sum() ** 2 / (values**4).sum())
+    # the rest is estimated from rank + MORE columns of a flat spectrum: five standard errors of its square
+    columns, square = rank + MORE, float((values**2).sum() ** 2 / (values**4).sum())
     error = 5 * math.sqrt(2 / (columns * square))
     assert merged.details["relative_error"] == pytest.approx(lost / whole, rel=error)
     assert merged.details["rank"] == rank
@@ -396,7 +396,9 @@ def test_a_wide_sum_is_cut_as_the_dense_one(tmp_path):
 
 def test_where_factors_are_wide():
     lora = LoRA(torch.randn(100, 300), torch.randn(120, 300))
-    assert wide(lora, 1) and not wide(LoRA(lora.write[:, : WIDE * 12], lora.read[:, : WIDE * 12]), 1)
+    assert wide(lora, 1) and not wide(
+        LoRA(lora.write[:, : WIDE * (1 + MORE)], lora.read[:, : WIDE * (1 + MORE)]), 1
+    )
     assert not wide(LoRA(lora.write[:12], lora.read), 1) and not wide(lora.delta(), 1)
     found = cut(lora, 1)
     assert found.energy == pytest.approx(norm(lora) ** 2, rel=0.5)

@@ -16,7 +16,7 @@ from llm_experiments.merges import saving
 from llm_experiments.merges.merging import merge_modules
 from llm_experiments.merges.recipe import Part, Recipe, RecipeError, layers_named
 from llm_experiments.merges.saving import LARGEST, static_adapter
-from llm_experiments.merges.truncation import MORE, cut, distance, norm, smallest_rank
+from llm_experiments.merges.truncation import MORE, STEPS, cut, distance, norm, smallest_rank
 from toytransformer.adapters import LoRA
 from toytransformer.compositions import Merge
 from toytransformer.merging import RULES, RuleError, merge
@@ -53,9 +53,9 @@ def with_values(values, out, inside, seed=0):
 # ---------------------------------------------------------------- truncation
 
 
-K = np.arange(1, 201)
+K = np.arange(1, 401)
 SPECTRA = {
-    "flat": np.ones(200),
+    "flat": np.ones(400),
     "falling slowly": K**-0.25,
     "falling": K**-0.5,
     "falling fast": 0.9**K,
@@ -69,10 +69,10 @@ SPECTRA = {
 def test_a_randomised_cut_loses_a_thousandth_more_than_the_best(spectrum, rank):
     values = SPECTRA[spectrum]
     if values is None:
-        matrix = torch.tensor(np.random.default_rng(0).normal(size=(400, 200)))
+        matrix = torch.tensor(np.random.default_rng(0).normal(size=(800, 400)))
     else:
-        matrix = with_values(values, 400, 200)
-    assert 2 * rank + MORE < 200, "not the randomised route"
+        matrix = with_values(values, 800, 400)
+    assert (STEPS + 1) * (rank + MORE) < 400, "not the randomised route"
     exact = np.linalg.svd(matrix.numpy(), compute_uv=False)
     found = cut(matrix, rank)
     lost, best = distance(matrix, found.to(rank)), math.sqrt(np.sum(exact[rank:] ** 2))

@@ -29,6 +29,7 @@ from toytransformer.merging.registry import (
 from toytransformer.merging.static import (
     above,
     keep_largest,
+    masked,
     ones,
     threshold,
     weighted_sum,
@@ -40,11 +41,12 @@ SIGN = choice("total", "frequency")
 SEED = whole(0, "the seed of the context")
 
 
-def without_noise(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x with entries that are zero up to rounding set to zero, as TIES counts signs."""
+def without_noise(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Array]:
+    """x with entries that are zero up to rounding set to zero, as TIES counts signs; and its largest |entry|."""
     xp = array_namespace(x)
     magnitude = xp.abs(x)
-    return xp.where(magnitude > rounding(x) * xp.max(magnitude), x, 0.0)
+    largest = xp.max(magnitude)
+    return masked(x, magnitude > rounding(x) * largest), largest
 
 
 def mean_of_agreeing(
@@ -56,11 +58,11 @@ def mean_of_agreeing(
     election does not see the weights, and neither does the count.
     """
     xp = array_namespace(*parts)
-    several = [without_noise(part) for part in parts]
+    several, largest = zip(*(without_noise(part) for part in parts), strict=True)
     votes = several if sign == "total" else [xp.sign(x) for x in several]
-    largest = xp.max(xp.stack([xp.max(xp.abs(vote)) for vote in votes]))
     voted = sum(votes[1:], votes[0])
-    elected = xp.where(voted >= -rounding(voted) * largest, xp.ones_like(voted), -1.0)
+    noise = rounding(voted) * (xp.max(xp.stack(largest)) if sign == "total" else 1.0)
+    elected = 2 * xp.astype(voted >= -noise, voted.dtype) - 1
     total = count = 0.0
     for weight, x in zip(weights, several, strict=True):
         towards = elected * x  # positive where x agrees

@@ -10,7 +10,6 @@ options.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -170,7 +169,7 @@ class MergeRule:
     @property
     def formula(self) -> str:
         """The first line of the rule's docstring."""
-        return (inspect.getdoc(self.function) or self.name).splitlines()[0]
+        return (self.function.__doc__ or self.name).strip().splitlines()[0]
 
     def checked_options(self, given: Mapping[str, object]) -> dict[str, object]:
         """The defaults overridden by `given`; RuleError for an option or a value the rule does not know."""

@@ -214,7 +214,12 @@ def above(x: Float[Array, "..."], threshold: Array | float | None) -> Float[Arra
     if threshold is None:
         return x
     xp = array_namespace(x)
-    return xp.where(xp.abs(x) >= threshold * (1 - rounding(x)), x, 0.0)
+    return masked(x, xp.abs(x) >= threshold * (1 - rounding(x)))
+
+
+def masked(x: Float[Array, "..."], kept: Array) -> Float[Array, "..."]:
+    """x where `kept`, else 0; torch's `where` takes three times as long."""
+    return x * array_namespace(x).astype(kept, x.dtype)
 
 
 def kth_largest(x: Float[Array, "entry"], k: int) -> Array:
