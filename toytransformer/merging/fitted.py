@@ -13,6 +13,7 @@ logits that would train for ever. This module works in NumPy.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -73,6 +74,8 @@ FORMS: dict[str, Callable[[Array, Array], Array]] = {
     "tanh": within(-1.0, 1.0),
     "sigmoid": within(0.0, 1.0),
     "softmax": on_simplex,
+    "leaky-relu": free,
+    "squared": within(0.0, math.inf),
 }
 
 
@@ -121,9 +124,9 @@ def cat_fitted(
 def adaptive(adapters: Sequence[LoRA], weights: Weights, context: MergeContext, *, f: str) -> StaticMerge:
     """Delta = sum_i f(w)_i Delta_i, w with the least loss on the examples.
 
-    f: identity, tanh, sigmoid (entry by entry) or softmax. Adaptive merging (arXiv 2602.12323; its f have
-    squares and a leaky ReLU, no tanh), for the one module that the toy model has. Gauge-invariant. details:
-    weights (the f(w)_i), loss.
+    f: identity, tanh, sigmoid, leaky ReLU, square (entry by entry) or softmax. Adaptive merging (arXiv
+    2602.12323; its f have no tanh, and its own is the leaky ReLU), for the one module that the toy model has.
+    Gauge-invariant. details: weights (the f(w)_i), loss.
     """
     return _fit_products(adapters, context, f)
 

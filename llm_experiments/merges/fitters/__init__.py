@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from llm_experiments.adapters.peft_files import AdapterWeights
 from llm_experiments.adapters.recipe import Training
 from llm_experiments.merges.loss import Example, Tokens
@@ -27,22 +29,71 @@ from toytransformer.merging import MergeRule, RuleError
 class Fitting:
     """How to fit.
 
-    steps of Adam on batches of `batch` examples, the rate falling from learning_rate to zero in a straight
-    line. evaluations: how often LoraHub's search may ask for the loss (its code: 40).
+    steps of Adam on batches of `batch` examples. The rate rises over the share `warmup` of the steps and
+    falls from learning_rate to zero, in a straight line or by half a cosine (schedule).
+    evaluations: how often LoraHub's search may ask for the loss (its code: 40).
+    per: what has coefficients of its own: an "expert" (one for all layers), a "layer" (block of the model), a
+    "sublayer" (its attention, its MLP), a "module" or a "dimension" (each column of a module's factors, which
+    depend on the gauge). start: all coefficients 1/n ("equal"), 0 ("zero") or 1/sqrt(n) ("root").
+    validation: the share of the examples, drawn by the seed, that is held out; kept is the best of the states
+    after every `every` steps on them. 0: the last one.
     """
 
     steps: int = 100
     batch: int = 16
     learning_rate: float = 0.05
     evaluations: int = 40
+    per: str = "module"
+    start: str = "equal"
+    schedule: str = "linear"
+    warmup: float = 0.0
+    validation: float = 0.0
+    every: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "evaluations"):
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise RuleError(
+                    f"{name} of a fit is {getattr(self, name)!r}; it has to be one of {', '.join(allowed)}"
+                )
+        for name in ("warmup", "validation"):
+            if not 0 <= getattr(self, name) < 1:
+                raise RuleError(
+                    f"{name} of a fit is {getattr(self, name)!r}; it has to be 0 or more, below 1"
+                )
+        for name in ("steps", "batch", "evaluations", "every"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise RuleError(f"{name} of a fit is {value!r}; it has to be a whole number of at least 1")
         if not 0 < self.learning_rate < math.inf:
             raise RuleError(f"learning_rate of a fit is {self.learning_rate!r}; it has to be above 0")
+
+    def rate(self, step: int) -> float:
+        """Share of learning_rate in the update number `step`, counted from 0."""
+        rising = math.ceil(self.warmup * self.steps)
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        done = (step - rising) / (self.steps - rising)
+        return 1 - done if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+    def split(self, count: int, seed: int) -> tuple[list[int], list[int]]:
+        """Which examples are fitted on, and which are held out. Errors: RuleError where one part is empty."""
+        held = round(self.validation * count)
+        if self.validation and not 0 < held < count:
+            raise RuleError(
+                f"a share of {self.validation:g} of {count} examples to hold out leaves one part empty; give "
+                "more examples or validation=0"
+            )
+        order = [int(place) for place in np.random.default_rng([seed, 1]).permutation(count)] if held else []
+        return sorted(order[held:]) or list(range(count)), sorted(order[:held])
+
+
+#: What the words of a Fitting may be.
+CHOICES = {
+    "per": ("expert", "layer", "sublayer", "module", "dimension"),
+    "start": ("equal", "zero", "root"),
+    "schedule": ("linear", "cosine"),
+}
 
 
 @dataclass(frozen=True)

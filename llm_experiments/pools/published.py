@@ -1,0 +1,48 @@
+"""The recipes of arXiv 2602.12323, The Appeal and Reality of Recycling LoRAs with Adaptive Merging.
+
+Read from its code (r-three/realistic-adaptive-merging): a rule, how it is fitted, and how many adapters. Its
+own method starts with all coefficients at zero, so from the base; the control that it sets beside it, random
+adapters of the pool's sizes, is `controls.drawn_like`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from llm_experiments.adapters.recipe import Training
+from llm_experiments.merges.fitters import Fitting
+from toytransformer.compositions.spec import Merge
+
+#: How many adapters are selected, by accuracy on the examples, and how many examples there are.
+SELECTED, EXAMPLES = 30, 100
+#: One coefficient an adapter and module, by AdamW without decay, the best of every 10 steps on a fifth.
+_TUNED = Fitting(
+    steps=100, batch=8, learning_rate=0.05, schedule="cosine", warmup=0.1, validation=0.2, every=10
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method of the paper. training: of a new adapter, where one is trained. selected: adapters merged."""
+
+    merge: Merge
+    fitting: Fitting = field(default_factory=Fitting)
+    training: Training | None = None
+    selected: int = SELECTED
+
+
+RECIPES = {
+    # its own: f = leaky ReLU, from zero
+    "adaptive": Recipe(Merge("adaptive", options={"f": "leaky-relu"}), replace(_TUNED, start="zero")),
+    # AdaMerging (arXiv 2310.02575) on the labels; the original lowers the entropy of unlabelled answers
+    "adamerging": Recipe(Merge("adaptive"), replace(_TUNED, start="root")),
+    "lorahub": Recipe(Merge("lorahub", options={"penalty": 0.05}), Fitting(evaluations=100), selected=20),
+    "mean": Recipe(Merge("mean")),
+    "new-adapter": Recipe(
+        Merge("new-adapter"),
+        training=Training(
+            rank=64, alpha=16, dropout=0.1, learning_rate=3e-4, batch=8, steps=400, layers="both"
+        ),
+        selected=0,
+    ),
+}
