@@ -16,7 +16,7 @@ from llm_experiments.merges.loss import encoded, mean_loss
 from llm_experiments.merges.merging import FittedMerge, apply
 from llm_experiments.models.load import load
 from llm_experiments.pools.controls import CONTROLS, Setting, drawn_like
-from llm_experiments.pools.published import RECIPES
+from llm_experiments.pools.published import ADAPTIVE
 from toytransformer.adapters import LoRA
 from toytransformer.compositions import Merge
 from toytransformer.merging import RuleError
@@ -121,7 +121,7 @@ def test_one_step_goes_against_the_slope_of_each_part(loaded, library, per):
 
 
 def test_from_zero_the_base_is_left(loaded, library):
-    recipe = RECIPES["adaptive"]
+    recipe = ADAPTIVE
     merge = fit(loaded, library, recipe.merge, EXAMPLES, fitting=recipe.fitting)
     details = merge.details
     assert details["loss_start"] == pytest.approx(details["loss_base"], abs=1e-6)
@@ -137,8 +137,8 @@ def test_from_zero_the_base_is_left(loaded, library):
 
 
 def test_what_is_kept_is_the_best_on_what_was_held_out(loaded, library):
-    fitting = replace(RECIPES["adaptive"].fitting, learning_rate=0.5, steps=40, every=4, validation=0.4)
-    merge = fit(loaded, library, RECIPES["adaptive"].merge, EXAMPLES, seed=3, fitting=fitting)
+    fitting = replace(ADAPTIVE.fitting, learning_rate=0.5, steps=40, every=4, validation=0.4)
+    merge = fit(loaded, library, ADAPTIVE.merge, EXAMPLES, seed=3, fitting=fitting)
     validation = merge.details["validation"]
     inside, held = fitting.split(len(EXAMPLES), 3)
     assert sorted(inside + held) == list(range(5)) and len(held) == validation["examples"] == 2
@@ -146,9 +146,7 @@ def test_what_is_kept_is_the_best_on_what_was_held_out(loaded, library):
     assert list(losses) == list(range(0, 41, 4)) and losses[validation["step"]] == min(losses.values())
     own = loss_of(loaded, library, merge, [EXAMPLES[place] for place in held])
     assert own == pytest.approx(losses[validation["step"]], abs=1e-5)
-    last = fit(
-        loaded, library, RECIPES["adaptive"].merge, EXAMPLES, seed=3, fitting=replace(fitting, validation=0)
-    )
+    last = fit(loaded, library, ADAPTIVE.merge, EXAMPLES, seed=3, fitting=replace(fitting, validation=0))
     assert "validation" not in last.details
 
 

@@ -31,18 +31,14 @@ class Recipe:
     selected: int = SELECTED
 
 
-RECIPES = {
-    # its own: f = leaky ReLU, from zero
-    "adaptive": Recipe(Merge("adaptive", options={"f": "leaky-relu"}), replace(_TUNED, start="zero")),
-    # AdaMerging (arXiv 2310.02575) on the labels; the original lowers the entropy of unlabelled answers
-    "adamerging": Recipe(Merge("adaptive"), replace(_TUNED, start="root")),
-    "lorahub": Recipe(Merge("lorahub", options={"penalty": 0.05}), Fitting(evaluations=100), selected=20),
-    "mean": Recipe(Merge("mean")),
-    "new-adapter": Recipe(
-        Merge("new-adapter"),
-        training=Training(
-            rank=64, alpha=16, dropout=0.1, learning_rate=3e-4, batch=8, steps=400, layers="both"
-        ),
-        selected=0,
-    ),
-}
+#: Its own: f = leaky ReLU, from zero.
+ADAPTIVE = Recipe(Merge("adaptive", options={"f": "leaky-relu"}), replace(_TUNED, start="zero"))
+#: AdaMerging (arXiv 2310.02575) on the labels; the original lowers the entropy of unlabelled answers.
+ADAMERGING = Recipe(Merge("adaptive"), replace(_TUNED, start="root"))
+LORAHUB = Recipe(Merge("lorahub", options={"penalty": 0.05}), Fitting(evaluations=100), selected=20)
+#: A LoRA on the same examples, in attention and MLP.
+NEW_ADAPTER = Recipe(
+    Merge("new-adapter"),
+    training=Training(rank=64, alpha=16, dropout=0.1, learning_rate=3e-4, batch=8, steps=400, layers="both"),
+    selected=0,
+)
