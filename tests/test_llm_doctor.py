@@ -130,11 +130,19 @@ def test_an_answer_that_greedy_decoding_writes_is_right(loaded):
 # ---------------------------------------------------------------- predicting and measuring
 
 
-def test_the_law_is_exact_where_one_adapter_is_alone(asked):
+def test_an_adapter_alone_is_asked_what_it_owns_at_every_weight(loaded, library, asked):
+    sheet = AnswerSheet.of(loaded, QUESTIONS)
     for index, name in enumerate(asked.names):
         curve = asked.curves[name]
         assert tuple(curve) == SCALES and curve[0.0] is asked.base
         assert curve[1.0] is asked.alone(index)
+        own = asked.owned(index)
+        for scale in set(SCALES) - {0.0, 1.0}:
+            known = ~curve[scale].logprob.isnan().numpy()
+            assert np.array_equal(known, own) and not curve[scale].right.numpy()[~own].any()
+            with apply(loaded, [library[index]], Merge("sum", (scale,))):
+                whole = sheet.scores(sheet.logits(loaded))
+            close(curve[scale].logprob[own], whole.logprob[own])
     assert asked.owners[:2] == (0, 1)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -37,6 +37,13 @@ class Scores:
 
     logprob: torch.Tensor
     right: torch.Tensor
+
+    def among(self, inside: torch.Tensor) -> Scores:
+        """These, of the questions of a mask, among all: NaN and not right elsewhere."""
+        logprob = torch.full(inside.shape, math.nan, dtype=self.logprob.dtype)
+        right = torch.zeros(inside.shape, dtype=torch.bool)
+        logprob[inside], right[inside] = self.logprob, self.right
+        return Scores(logprob, right)
 
     @property
     def share(self) -> float:
@@ -85,6 +92,19 @@ class AnswerSheet:
             counts.cumsum(0)[:-1],
             reading,
             counted,
+        )
+
+    def only(self, inside: torch.Tensor) -> AnswerSheet:
+        """The questions of a mask."""
+        places = inside[self.owner]
+        owner = (inside.cumsum(0) - 1)[self.owner[places]]
+        return replace(
+            self,
+            rows=tuple(row for row, kept in zip(self.rows, inside.tolist(), strict=True) if kept),
+            owner=owner,
+            targets=self.targets[places],
+            first=torch.searchsorted(owner, torch.arange(int(inside.sum()))),
+            counted=None if self.counted is None else self.counted[places],
         )
 
     def logits(self, loaded: LoadedModel, *, batch: int = 16) -> torch.Tensor:

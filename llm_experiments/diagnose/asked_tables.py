@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -189,5 +190,5 @@ def to_dict(asked: Combinations | None, leaks: Leaks, verdict: Verdict | None) -
 def _scores(scores: Scores) -> dict[str, object]:
     return {
         "right": [bool(value) for value in scores.right],
-        "logprob": [round(float(value), 4) for value in scores.logprob],
+        "logprob": numbers(np.round(scores.logprob.numpy(), 4)),
     }

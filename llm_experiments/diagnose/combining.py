@@ -60,8 +60,9 @@ class Combination:
 class Combinations:
     """What was asked and what came out.
 
-    base: without adapters. curves: by adapter, each of SCALES -> it alone at that weight. owners: of every
-    question the number of the adapter that knows it, None for nobody. merges: what was predicted, best first.
+    base: without adapters. curves: by adapter, each of SCALES -> it alone at that weight; at others than 0
+    and 1 of the questions only that it owns, and not at all where there are none. owners: of every question
+    the number of the adapter that knows it, None for nobody. merges: what was predicted, best first.
     held_out: predicted under weights fitted to other questions (`held_out`). reading: what counts as right.
     """
 
@@ -129,18 +130,20 @@ def combine(
         units = np.eye(count)
         base, alone = _passes(ask, names)
         nothing, ones = sheet.scores(base), [sheet.scores(one) for one in alone]
-        curves = {
-            name: {
-                scale: nothing
-                if scale == 0
-                else ones[i]
-                if scale == 1
-                else sheet.scores(ask(scale * units[i], f"{name} at weight {scale:g}"))
-                for scale in SCALES
-            }
-            for i, name in enumerate(names)
-        }
         owners = tuple(who_knows(questions, names, nothing, ones))
+
+        def curve(index: int) -> dict[float, Scores]:
+            own = torch.tensor([owner == index for owner in owners])
+            part = sheet.only(own)
+            found = {0.0: nothing, 1.0: ones[index]}
+            for scale in SCALES:
+                if scale not in found and own.any():
+                    tick(f"{names[index]} at weight {scale:g}")
+                    weights.set(scale * units[index])
+                    found[scale] = part.scores(part.logits(loaded, batch=batch)).among(own)
+            return dict(sorted(found.items()))
+
+        curves = {name: curve(index) for index, name in enumerate(names)}
         predicted, apart = predictions(sheet, base, alone, geometry), held_out(sheet, base, alone)
         # what a merge keeps is what counts, then how sure it is of all answers
         whole = Combinations(names, tuple(questions), nothing, curves, owners, ())
