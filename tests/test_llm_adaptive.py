@@ -12,6 +12,7 @@ from llm_experiments.adapters.weights import AdapterWeights, ModuleUpdate
 from llm_experiments.domains.own.questions import Question
 from llm_experiments.merges.fitted import fit
 from llm_experiments.merges.fitters import Fitting
+from llm_experiments.merges.fitters.gauss_newton import quadratic
 from llm_experiments.merges.loss import encoded, mean_loss
 from llm_experiments.merges.merging import FittedMerge, apply
 from llm_experiments.models.load import load
@@ -156,6 +157,64 @@ def test_rates_rise_and_fall():
     assert np.allclose(rates[:10], np.arange(1, 11) / 11) and rates[10] == 1
     assert rates[55] == pytest.approx(0.5) and rates[99] == pytest.approx((math.pi / 180) ** 2, rel=0.01)
     assert [Fitting(steps=4).rate(step) for step in range(4)] == [1, 0.75, 0.5, 0.25]
+
+
+# --- in closed form -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def heads(loaded):
+    """Two adapters of the output layer alone, so that the logits are linear in their coefficients."""
+    rng, head = np.random.default_rng(5), loaded.model.lm_head
+
+    def factor(size, scale):
+        return torch.tensor(scale * rng.normal(size=(size, RANK)), dtype=torch.float32)
+
+    modules = [
+        {"lm_head": LoRA(factor(head.out_features, 0.5), factor(head.in_features, 0.3))} for _ in range(2)
+    ]
+    return tuple(AdapterWeights(f"head-{number}", one) for number, one in enumerate(modules))
+
+
+def test_the_quadratic_has_slope_and_curvature_of_the_loss(loaded, heads):
+    found = quadratic(loaded, heads, [encoded(loaded, one) for one in EXAMPLES], 2)
+
+    def losses(a, b):
+        return loss_of(loaded, heads, Merge("sum", (a, b)))
+
+    h = 0.05
+    slope = [(losses(h, 0) - losses(-h, 0)) / (2 * h), (losses(0, h) - losses(0, -h)) / (2 * h)]
+    curvature = [(losses(h, 0) + losses(-h, 0) - 2 * losses(0, 0)) / h**2,
+                 (losses(0, h) + losses(0, -h) - 2 * losses(0, 0)) / h**2]  # fmt: skip
+    cross = (losses(h, h) - losses(h, -h) - losses(-h, h) + losses(-h, -h)) / (4 * h**2)
+    # float32 losses of order 5 over h^2, and the next term of the series
+    assert np.allclose(found.slope, slope, rtol=1e-2, atol=1e-3)
+    assert np.allclose(np.diag(found.curvature), curvature, rtol=2e-2, atol=5e-3)
+    assert np.allclose(found.curvature, found.curvature.T, rtol=1e-12)
+    assert found.curvature[0, 1] == pytest.approx(cross, rel=2e-2, abs=5e-3)
+
+
+def test_the_closed_form_is_where_many_steps_end(loaded, heads):
+    """Where the optimum is near enough for the second order: adapters scaled so that a is small of them."""
+    strong = tuple(
+        replace(one, modules={"lm_head": LoRA(4 * one.modules["lm_head"].write, one.modules["lm_head"].read)})
+        for one in heads
+    )
+    closed = fit(loaded, strong, FREE, EXAMPLES, fitting=Fitting(method="closed form"))
+    long = Fitting(steps=400, batch=len(EXAMPLES), learning_rate=0.02, per="expert", start="zero")
+    stepped = fit(loaded, strong, FREE, EXAMPLES, fitting=long)
+    gained = [one.details["loss_base"] - one.details["loss"] for one in (closed, stepped)]
+    assert 0.5 * gained[1] < gained[0] <= gained[1] + 1e-4
+    assert closed.details["loss"] == pytest.approx(loss_of(loaded, strong, closed), abs=1e-5)
+
+
+def test_the_closed_form_never_leaves_the_base_for_worse(loaded, library):
+    merge = fit(loaded, library, FREE, EXAMPLES, fitting=Fitting(method="closed form"))
+    details = merge.details
+    assert details["loss"] <= details["loss_base"] + 1e-6
+    assert len(set(details["weights"].values())) == 1
+    with pytest.raises(RuleError, match="coefficients are free"):
+        fit(loaded, library, Merge("cat-fitted"), EXAMPLES, fitting=Fitting(method="closed form"))
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,23 @@ def dense_knots(adapters, w, density):
     return left[:, kept] @ peft_ties(np.split(coordinates, len(adapters), axis=1), w, density)
 
 
+def dense_tsv(adapters, w, rank):
+    """TSV-Merge: triples of the dense matrices, whitened by the roots of their Gram matrices."""
+    parts = [np.linalg.svd(x.delta(), full_matrices=False) for x in adapters]
+    u, v = (
+        np.hstack([left[:, :rank] for left, _, _ in parts]),
+        np.vstack([right[:rank] for _, _, right in parts]).T,
+    )
+    scales = np.concatenate([c * values[:rank] for c, (_, values, _) in zip(w, parts, strict=True)])
+
+    def whitened(x):
+        values, turn = np.linalg.eigh(x.T @ x)
+        kept = values > 1e-10 * values[-1]
+        return x @ (turn[:, kept] / np.sqrt(values[kept])) @ turn[:, kept].T
+
+    return whitened(u) * scales @ whitened(v).T
+
+
 def dense_lori_s(adapters, w, density):
     return sum(c * peft_trim(x.write, density) @ x.read.T for c, x in zip(w, adapters, strict=True))
 
@@ -218,6 +235,8 @@ REFERENCE = [
     ),
     ("knots", {"density": 0.4}, lambda a, w: dense_knots(a, w, 0.4)),
     ("knots", {"inner": "sum"}, dense_sum),
+    ("tsv", {"rank": 1}, lambda a, w: dense_tsv(a, w, 1)),
+    ("tsv", {}, lambda a, w: dense_tsv(a, w, max(1, RANK // len(a)))),
     ("lori-d", {}, dense_sum),
     ("lori-d", {"combine": "linear"}, lambda a, w: dense_linear(a, w, w)),
     ("lori-s", {"density": 0.5}, lambda a, w: dense_lori_s(a, w, 0.5)),

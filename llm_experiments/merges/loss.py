@@ -29,6 +29,12 @@ def mean_loss(loaded: LoadedModel, rows: Sequence[Tokens], batch: int) -> float:
 
 def summed_loss(loaded: LoadedModel, rows: Sequence[Tokens]) -> tuple[torch.Tensor, int]:
     """Sum of -log p over the answers' tokens, and their number; only their logits are computed."""
+    logits, right = answer_logits(loaded, rows)
+    return torch.nn.functional.cross_entropy(logits, right, reduction="sum"), len(right)
+
+
+def answer_logits(loaded: LoadedModel, rows: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits before the tokens of the answers, (token, vocabulary) in float32; which token is right."""
     length = max(len(prompt) + len(answer) for prompt, answer in rows)
     kept = length - min(len(prompt) for prompt, _ in rows) + 1
     ids = torch.zeros(len(rows), length, dtype=torch.long)
@@ -43,11 +49,9 @@ def summed_loss(loaded: LoadedModel, rows: Sequence[Tokens]) -> tuple[torch.Tens
         use_cache=False,
         logits_to_keep=kept,
     ).logits
-    logits, labels = logits[:, :-1].float(), labels[:, -kept:][:, 1:].to(logits.device)
-    loss = torch.nn.functional.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="sum"
-    )
-    return loss, int((labels >= 0).sum())
+    labels = labels[:, -kept:][:, 1:].to(logits.device)
+    there = labels >= 0
+    return logits[:, :-1][there].float(), labels[there]
 
 
 @contextmanager

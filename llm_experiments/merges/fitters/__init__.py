@@ -29,6 +29,8 @@ from toytransformer.merging import MergeRule, RuleError
 class Fitting:
     """How to fit.
 
+    method: "gradient", or "closed form", one weighted least squares around the base (`gauss_newton`), which
+    is for free coefficients, one an adapter, and needs none of the following.
     steps of Adam on batches of `batch` examples. The rate rises over the share `warmup` of the steps and
     falls from learning_rate to zero, in a straight line or by half a cosine (schedule).
     evaluations: how often LoraHub's search may ask for the loss (its code: 40).
@@ -39,6 +41,7 @@ class Fitting:
     after every `every` steps on them. 0: the last one.
     """
 
+    method: str = "gradient"
     steps: int = 100
     batch: int = 16
     learning_rate: float = 0.05
@@ -90,6 +93,7 @@ class Fitting:
 
 #: What the words of a Fitting may be.
 CHOICES = {
+    "method": ("gradient", "closed form"),
     "per": ("expert", "layer", "sublayer", "module", "dimension"),
     "start": ("equal", "zero", "root"),
     "schedule": ("linear", "cosine"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from llm_experiments.adapters.peft_files import AdapterWeights
 from llm_experiments.merges.fitters import Fit, Fitting, FittingJob, fitter
+from llm_experiments.merges.fitters.gauss_newton import by_least_squares
 from llm_experiments.merges.hooks import Shifter, adding
 from llm_experiments.merges.loss import frozen, mean_loss, summed_loss
 from llm_experiments.merges.merging import converted, module_seed, target_layers
@@ -54,6 +56,10 @@ def by_gradient(job: FittingJob) -> Fit:
     if job.rule.control:
         library = tuple(random_adapter(adapter, job.seed) for adapter in library)
     form = form_of(job.options)
+    if fitting.method == "closed form":
+        if form != "identity":
+            raise RuleError(f"in closed form coefficients are free, and f = {form} is not; fit by gradient")
+        return by_least_squares(replace(job, library=library))
     function, _ = FORMS[form]
     layers = target_layers(job.loaded, library)
     ranks = {name: [adapter.shape(name).rank for adapter in library] for name in layers}
