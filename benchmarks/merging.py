@@ -1,6 +1,8 @@
 """Static merges against PEFT's add_weighted_adapter: the same two adapters of rank 16, in memory, no files.
 
-Ours is `saving.static_adapter`, which also measures its relative loss. PEFT is given thin SVDs
+Ours is `saving.static_adapter`: sums of factors are taken in double precision and rounded, and what that
+loses is measured too. PEFT stays in the factors' precision and measures nothing; it makes a new layer, whose
+factors are drawn at random before they are overwritten. Neither touches files. PEFT is given thin SVDs
 (svd_full_matrices=False; its default forms a square U). Layers have half of both sides of Qwen2.5-7B's down
 projection, where a dense SVD takes seconds; at full size it takes eight times as long, ours four.
 """

@@ -282,8 +282,8 @@ RICH = [
 
 @pytest.fixture(scope="module")
 def rich(bases, tmp_path_factory):
-    """Two adapters of different ranks, scales and modules, head and embedding among them, as PEFT models "
-    "too."""
+    """Two adapters of different ranks, scales and modules, head and embedding among them, as PEFT models
+    too."""
     folder = tmp_path_factory.mktemp("rich")
     models = [adapted(bases, "qwen2", settings, seed) for seed, settings in enumerate(RICH)]
     for place, held in enumerate(models):

@@ -73,8 +73,8 @@ class Payload:
 
 
 def header(folder, rng):
-    """The header of the weights with one thing changed: a shape, a kind, an offset, a name, its own "
-    "length."""
+    """The header of the weights with one thing changed: a shape, a kind, an offset, a name, its own
+    length."""
     data = (folder / WEIGHTS).read_bytes()
     (size,) = struct.unpack("<Q", data[:8])
     said, rest = json.loads(data[8 : 8 + size]), data[8 + size :]
@@ -131,8 +131,8 @@ def texts(folder, rng):
 
 
 def places(folder, rng):
-    """A file gone, or something else in its place: a link to outside, a pipe, a folder, a pickle, an "
-    "index."""
+    """A file gone, or something else in its place: a link to outside, a pipe, a folder, a pickle, an
+    index."""
     file = folder / rng.choice((CONFIG, WEIGHTS, EXTRA))
     file.unlink()
     marker = folder.parent / "ran"
@@ -159,8 +159,8 @@ def places(folder, rng):
         file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
 
 
-#: What a second change meets where the first left nothing to read.
-SPOILED = (OSError, ValueError, KeyError, RecursionError, SafetensorError)
+#: What a second change meets where the first left nothing to read, or another type.
+SPOILED = (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError)
 MANGLERS = (header, tensors, texts, places)
 
 

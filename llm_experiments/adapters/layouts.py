@@ -70,8 +70,8 @@ class StoredUpdate:
         return ModuleShape(b[0], a[1], rank, self.scale, self.kind, self.bias is not None)
 
     def load(self, device: str = "cpu") -> ModuleUpdate:
-        """The factors in float32. Errors: AdapterError where a number is not finite, or the scale makes it "
-        "so."""
+        """The factors in float32. Errors: AdapterError where a number is not finite, or the scale makes it
+        so."""
         a, b = self.a.read(device), self.b.read(device)
         if self.transposed:
             a, b = a.T, b.T

@@ -188,8 +188,8 @@ def _adapters_below(folder: Path) -> list[Path]:
 
 
 def fetched(repo: str, revision: str | None, folder: str | None) -> Path:
-    """A snapshot of what a hub's repository has of an adapter, from the cache where the hub cannot be "
-    "asked."""
+    """A snapshot of what a hub's repository has of an adapter, from the cache where the hub cannot be
+    asked."""
     from huggingface_hub import snapshot_download
 
     if folder and ".." in Path(folder).parts:

@@ -120,8 +120,8 @@ def write(
 
 
 def inherited(library: Sequence[AdapterWeights]) -> dict[str, object]:
-    """PEFT's settings that a merge of a library has from it: what loads the result as its parts are "
-    "loaded."""
+    """PEFT's settings that a merge of a library has from it: what loads the result as its parts are
+    loaded."""
     configs = [adapter.config for adapter in library if adapter.layout == "PEFT" and adapter.config]
     settings: dict[str, object] = {}
     if configs:

@@ -27,8 +27,8 @@ class BaseShapes:
     stacked: Mapping[str, tuple[int, ...]]
 
     def size(self, name: str, kind: str) -> tuple[int, int] | None:
-        """(out, in) of what an update of this kind is added to at `name`; None where there is no such "
-        "thing."""
+        """(out, in) of what an update of this kind is added to at `name`; None where there is no such
+        thing."""
         if kind == "embedding":
             return self.embeddings.get(name)
         return self.linear.get(name)

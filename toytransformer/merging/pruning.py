@@ -42,7 +42,7 @@ SEED = whole(0, "the seed of the context")
 
 
 def without_noise(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Array]:
-    """x with entries that are zero up to rounding set to zero, as TIES counts signs; and its largest |entry|."""
+    """x without entries that are zero up to rounding, as TIES counts signs; and its largest magnitude."""
     xp = array_namespace(x)
     magnitude = xp.abs(x)
     largest = xp.max(magnitude)
