@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
-import numpy as np
 import torch
 
 from toytransformer.adapters import LoRA
@@ -149,18 +148,13 @@ def smallest_rank(cuts: Sequence[Cut], loss: float) -> int | None:
 def norm(update: LoRA | torch.Tensor) -> float:
     """|update|_F; of factors tr(read^T read write^T write) under a root, in double precision."""
     if isinstance(update, LoRA):
-        return math.sqrt(max(0.0, _traced(*map(_double, (update.write, update.read)))))
+        return math.sqrt(max(0.0, _traced(update.write.double(), update.read.double())))
     return math.sqrt(float(torch.sum(torch.linalg.vector_norm(update, dim=1).double() ** 2)))
 
 
-def _double(factor: torch.Tensor) -> np.ndarray:
-    """Double precision in NumPy, which takes x^T x in half the time: it sees that the result is symmetric."""
-    return factor.double().numpy()
-
-
-def _traced(write: np.ndarray, read: np.ndarray) -> float:
+def _traced(write: torch.Tensor, read: torch.Tensor) -> float:
     """|write read^T|_F^2 = tr(write^T write read^T read)."""
-    return float(np.sum((write.T @ write) * (read.T @ read)))
+    return float(torch.sum((write.T @ write) * (read.T @ read)))
 
 
 def distance(update: LoRA | torch.Tensor, other: LoRA) -> float:
@@ -177,17 +171,18 @@ def norm_and_distance(update: LoRA | torch.Tensor, other: LoRA) -> tuple[float, 
     rounding, relative to |update|.
     """
     if isinstance(update, LoRA):
-        w, r, others, other_r = map(_double, (update.write, update.read, other.write, other.read))
+        w, r = update.write.double(), update.read.double()
+        others, other_r = other.write.double(), other.read.double()
         if update.rank != other.rank:
-            apart = _traced(np.concatenate([w, -others], 1), np.concatenate([r, other_r], 1))
+            apart = _traced(torch.cat([w, -others], 1), torch.cat([r, other_r], 1))
         else:
             e, f = w - others, r - other_r
-            moved, turned = bool(e.any()), bool(f.any())
+            moved, turned = bool(e.count_nonzero()), bool(f.count_nonzero())
             apart = _traced(e, r) if moved else 0.0
             if turned:
                 apart += _traced(others, f)
             if moved and turned:
-                apart += 2 * float(np.sum((e.T @ others) * (r.T @ f)))
+                apart += 2 * float(torch.sum((e.T @ others) * (r.T @ f)))
         return math.sqrt(max(0.0, _traced(w, r))), math.sqrt(max(0.0, apart))
     squares = 0.0
     for first in range(0, len(update), ROWS):
