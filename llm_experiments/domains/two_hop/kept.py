@@ -11,10 +11,16 @@ from results.rows import CellInfo, Item, RowsError
 from toytransformer.compositions import Composition, Question
 
 
-def words_of(composition: Composition, dataset: str, names: int, world: KnownFacts | None) -> Lexicon:
-    """The names that such rows were asked with: a bridge is invented where the tested names are real."""
-    bridge = ("F" if dataset == "R" else "R") if composition.name.startswith("setup-") else None
-    return lexicon(composition, dataset=dataset, seed=names, bridge_dataset=bridge, base_world=world)
+def words_of(info: CellInfo, composition: Composition, world: KnownFacts | None) -> Lexicon:
+    """The names that a cell was asked with: its bridge has the other kind, invented beside real ones, unless
+    its variant says that they are of the tested kind."""
+    dataset, bridge = str(info.dataset), None
+    if composition.name.startswith("setup-"):
+        other = "F" if dataset == "R" else "R"
+        bridge = dataset if info.variant.get("bridge_names") == "real" else other
+    return lexicon(
+        composition, dataset=dataset, seed=info.names or 0, bridge_dataset=bridge, base_world=world
+    )
 
 
 class Kept:
@@ -25,7 +31,7 @@ class Kept:
 
     def __init__(self, info: CellInfo, composition: Composition, world: KnownFacts | None):
         self.composition = composition
-        self.words = words_of(composition, str(info.dataset), info.names or 0, world)
+        self.words = words_of(info, composition, world)
         self.scorer = scorer.Entities(scorer.context(composition, self.words))
         self._questions: dict[tuple[str, str], Question] = {
             (str(q.prompt), q.decode): q for q in composition.questions

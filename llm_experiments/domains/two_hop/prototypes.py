@@ -55,7 +55,7 @@ def prototypes(study: TwoHop) -> Iterator[Step]:
                     base=base.address,
                     seed=seed,
                     layers="mlp",
-                    variant={"asked": "strangers"},
+                    variant={"asked": "strangers", "library": f"setup-{number}", "library_names": study.names},
                     sweep=own.sweep,
                 )
 
