@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from predictors import forms, registered, tiers
 from predictors import merged as foretold
 from predictors.agreement import Agreement
 from results import claims, frame, pages
-from results.cells import Cell
+from results.cells import RIGHT, Cell
 from results.files import is_folder_of_rows
 
 ROOT = Path(__file__).parents[1]
@@ -134,6 +135,20 @@ def draws() -> list[Draw]:
     return found
 
 
+def beforehand(cell: Cell, tier: str) -> float:
+    """The share of right answers that a tier said beforehand of a cell, the mean over its draws of names.
+
+    Errors: ResultsError where it said nothing.
+    """
+    before, _, _ = _predicted()
+    said = {tiers.key(line): line["asked"] for line in before}
+    keys = [(tier, i.spec_hash, i.digest, i.dataset, i.names) for i in cell.infos]
+    if missing := [key for key in keys if key not in said]:
+        raise pages.ResultsError(f"{tier} was not asked beforehand about {missing[0]}")
+    shares = [said[key][cell.question_kind].get(RIGHT, 0.0) for key in keys]
+    return math.fsum(shares) / len(shares)
+
+
 @cache
 def moved_alone() -> dict[str, list[float]]:
     """Shares of the other hop's questions that one adapter alone, at weight one, answers unlike the base.
@@ -180,10 +195,12 @@ def truth(base: str, merge: str | None = None) -> foretold.Agreement:
 
 FUNCTIONS: Mapping[str, Any] = {
     **{"invented": invented, "work": work, "timed": timed},
+    "temperatures": lambda profile: PROFILES[profile].temperatures,
     **{"paper_claims": paper_claims, "row_by_row": row_by_row, "theorems": theorems},
     **{
         "looked_at": looked_at,
         "draws": draws,
+        "beforehand": beforehand,
         "moved_alone": moved_alone,
         "with_interval": forms.with_interval,
     },

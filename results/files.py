@@ -193,6 +193,11 @@ def is_folder_of_rows(folder: Path) -> bool:
     return any((Path(folder) / f"{file}{ENDING}").is_file() for file in FILES if file != "rows")
 
 
+def folders_of_rows(root: Path) -> list[Path]:
+    """Every folder of measurements in a folder, at any depth, by name."""
+    return sorted({path.parent for path in Path(root).rglob(f"cells{ENDING}")})
+
+
 def _lines(source: Source, file: str) -> Iterator[tuple[int, bytes]]:
     yield from enumerate(content(source, file).splitlines(), start=1)
 

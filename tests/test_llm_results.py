@@ -12,7 +12,7 @@ from results import files, pages
 from results.pages import ResultsError, as_before, claim, span
 from results.paper import printed
 
-KEPT = sorted(folder for folder in DATA.iterdir() if folder.is_dir())
+KEPT = files.folders_of_rows(DATA)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -20,7 +20,7 @@ def test_a_page_is_what_its_template_and_the_kept_rows_give(page):
     assert page.read_text(encoding="utf-8") == render(PAGES[page]), "python -m llm_experiments results"
 
 
-@pytest.mark.parametrize("folder", KEPT, ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", KEPT, ids=lambda path: path.relative_to(DATA).as_posix())
 def test_kept_rows_were_measured_at_a_commit(folder):
     found = files.read(folder, ["cells", "edits"])
     origins = [info.provenance for info in found.cells.values()]
@@ -45,7 +45,7 @@ def test_a_page_that_its_rows_contradict_is_not_written(tmp_path):
     assert pages.render(page, DATA, {"more": lambda: "said"}) == "said"
 
 
-@pytest.mark.parametrize("folder", KEPT, ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", KEPT, ids=lambda path: path.relative_to(DATA).as_posix())
 def test_examples_seen_are_foretold_by_the_recipe(folder):
     trained = files.read(folder, ["adapters"]).adapters.values()
     assert trained
@@ -67,7 +67,7 @@ def test_the_work_of_seeds_adds_up():
     assert base == 4 * size.facts * len(size.test)  # both hops; two hops directly and step by step
 
 
-@pytest.mark.parametrize("folder", KEPT, ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", KEPT, ids=lambda path: path.relative_to(DATA).as_posix())
 def test_every_cell_says_how_its_adapters_came_out(folder):
     """Of all that were trained: the base has none, and random ones have no task."""
     for cell in Rows(folder).cells:

@@ -85,6 +85,17 @@ def test_reading_twice_is_reading_once():
     assert rescored(once, WORLD) == once
 
 
+def test_bridges_of_real_names_and_strangers_are_read_as_they_were():
+    """Their cells say so in the variant; with names of another kind no item would be asked as it was."""
+    found = files.read(DATA / "draws" / "embedded")
+    assert {"real", None} <= {info.variant.get("bridge_names") for info in found.cells.values()}
+    assert "strangers" in {info.variant.get("asked") for info in found.cells.values()}
+    again = rescored(found, WORLD)
+    assert [(row.cell, row.item, row.shares) for row in again.rows] == [
+        (row.cell, row.item, row.shares) for row in found.rows
+    ]
+
+
 def test_without_the_bases_answers_nothing_is_read():
     found = earlier(False)
     base = [key for key, info in found.cells.items() if info.control == "base"]

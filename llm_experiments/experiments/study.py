@@ -161,7 +161,8 @@ def _merged(library: Mapping[str, Address], merge: Merge) -> str:
     if not library:
         return "base"
     weights = "" if merge.weights is None else f" {merge.weights}"
-    return f"{'+'.join(library)} by {merge.rule}{weights}"
+    options = "".join(f" {name}={value}" for name, value in merge.option_dict.items())
+    return f"{'+'.join(library)} by {merge.rule}{weights}{options}"
 
 
 def _parenthesis(about: Mapping[str, Scalar]) -> Sequence[str]:

@@ -166,13 +166,13 @@ def rescore(names: tuple[str, ...], data: Path, world: Path | None) -> None:
     from toytransformer.working import working
 
     known = BaseWorld.read(world or EMBEDDED / "world.json")
-    folders = [data / name for name in names] or sorted(f for f in data.iterdir() if f.is_dir())
+    folders = [data / name for name in names] or files.folders_of_rows(data)
     for folder in folders:
         kept = files.read(folder)
         seconds = len(kept.rows) / ANSWERS_A_SECOND
         scored = working(partial(reading.rescored, kept, known), folder.name, seconds, in_words(seconds))
         files.write(folder, scored)
-        click.echo(folder.name)
+        click.echo(folder.relative_to(data).as_posix())
 
 
 COMMANDS: tuple[click.Command, ...] = (export, features, migrate, rescore)

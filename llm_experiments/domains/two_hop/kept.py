@@ -36,9 +36,6 @@ class Kept:
         self._questions: dict[tuple[str, str], Question] = {
             (str(q.prompt), q.decode): q for q in composition.questions
         }
-        self._tokens: dict[str, str] = {}
-        for token in sorted(self.words.names):
-            self._tokens.setdefault(self.words.names[token], token)
 
     def item(self, kept: Item) -> Item:
         """The item as it would be asked today, with the roles of its composition alone."""
@@ -56,7 +53,3 @@ class Kept:
                 f"{now.question!r}: it was measured with other names or templates"
             )
         return now
-
-    def answer(self, name: str) -> str:
-        """What an answer is called here, by its name: an entity, else the name itself."""
-        return self._tokens.get(name, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from results.cells import Cell
 from results.frame import select
@@ -31,12 +31,13 @@ class TwoHopRows(Rows):
         control: str | None = None,
         weights: Sequence[float] | None = None,
         layers: str = "mlp",
+        options: Mapping[str, object] | None = None,
         **variant: object,
     ) -> Cell:
         """The cell of setup `number`, or of a task by name with any library where that is None.
 
-        variant: what tells the library or its training from the plain one; a cell has none of it unless it is
-        asked for. Errors: ResultsError unless there is exactly one.
+        options: of the rule, None for any. variant: what tells the library or its training from the plain
+        one; a cell has none of it unless it is asked for. Errors: ResultsError unless there is exactly one.
         """
         wanted = {
             "task": number if isinstance(number, str) else f"setup-{number}",
@@ -46,6 +47,7 @@ class TwoHopRows(Rows):
             "control": control,
             "weights": None if weights is None else tuple(weights),
             "layers": layers,
+            **({} if options is None else {"options": dict(options)}),
             "variant": variant,
         }
         return self.one(**QUESTIONS[question], **wanted)
@@ -63,3 +65,15 @@ class TwoHopRows(Rows):
         about = {"dataset": dataset, "library": tuple(library), "control": None}
         cells = select(self.cells, **QUESTIONS[question], **about)
         return [c for c in cells if all(c.info.weights or (1,)) and c.info.task.startswith("setup-")]
+
+    def strangers(
+        self, number: int, question: str, options: Mapping[str, object] | None = None
+    ) -> list[float]:
+        """The mean weight of a hop's own adapter where the answer to strangers' questions of it is written.
+
+        One for each draw of names of setup `number`'s library, in their order.
+        """
+        cells = select(self.cells, **QUESTIONS[question], rule="arrow-products", options=dict(options or {}))
+        found = [c for c in cells if c.info.variant.get("library") == f"setup-{number}"]
+        found.sort(key=lambda cell: int(str(cell.info.variant["library_names"])))
+        return [cell.gate("answer")[question] for cell in found]

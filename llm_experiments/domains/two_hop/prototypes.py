@@ -43,6 +43,7 @@ def prototypes(study: TwoHop) -> Iterator[Step]:
             library = study.library(study.setup(number, "R"), seed, layers="mlp")
             strange = strangers(study, library)
             base = study.ask_base(strange)
+            about = {"asked": "strangers", "library": f"setup-{number}", "library_names": study.names}
             yield base
             yield study.answers(library, "mean", seed)
             for merge in ROUTED:
@@ -55,7 +56,7 @@ def prototypes(study: TwoHop) -> Iterator[Step]:
                     base=base.address,
                     seed=seed,
                     layers="mlp",
-                    variant={"asked": "strangers", "library": f"setup-{number}", "library_names": study.names},
+                    variant=about,
                     sweep=own.sweep,
                 )
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from llm_experiments.domains.two_hop.kept import Kept
 from llm_experiments.domains.two_hop.known import KnownFacts
 from results.files import Measurements
-from results.rows import BASE, CellInfo, Item, Row, RowsError, items_hash
+from results.rows import BASE, CellInfo, Item, Row, RowsError, canonical, items_hash
 from toytransformer.compositions import OUTCOMES, Composition
 
 #: What cells have in common whose base gives the same answers.
@@ -66,7 +66,7 @@ def rescored(measurements: Measurements, world: KnownFacts) -> Measurements:
                 old = kept.scorer.base_answer(item, text)
             else:
                 name = base.name(item, cell)
-                old = None if name is None else kept.answer(name)
+                old = None if name is None else kept.scorer.entity(name)
             scored = _row(row, cell, item, kept, old)
             if info.control == BASE:
                 answer = None if scored.answer is None else kept.scorer.name(scored.answer)
@@ -86,7 +86,7 @@ def _kept(
     spec = measurements.specs.get(info.spec_hash or "")
     if spec is None or info.domain != "two-hop":
         raise RowsError(f"cell {info.key} of '{info.task}' has no spec: its answers cannot be read anew")
-    key = (str(info.spec_hash), str(info.dataset), str(info.names))
+    key = (str(info.spec_hash), str(info.dataset), str(info.names), canonical(dict(info.variant)))
     if key not in scorers:
         scorers[key] = Kept(info, Composition.from_json(json.dumps(spec)), world)
     return scorers[key]

@@ -120,7 +120,11 @@ class Entities:
         self._distances: dict[tuple[str, str], int | None] = {}
 
     def score(self, item: Item, text: str, base_answer: str | None) -> Score:
-        """The entity answered, which of the five outcomes that is, and the marks of its text."""
+        """The entity answered, which of the five outcomes that is, and the marks of its text.
+
+        base_answer: as the base's own context calls it, where what is an entity here may be a mere name.
+        """
+        base_answer = None if base_answer is None else self.entity(base_answer)
         answer = self.answer(item, text, base_answer)
         outcome = self.outcome(item, answer, base_answer)
         marks = self._marks(item, text, answer, base_answer)
@@ -200,6 +204,15 @@ class Entities:
     def name(self, answer: str) -> str | None:
         """The entity's name; a name that no entity has is its own."""
         return self.names.get(answer, None if answer in self.kinds else answer)
+
+    def entity(self, answer: str) -> str:
+        """The entity of that name, the first by token where several have it; else the answer as it is."""
+        return answer if answer in self.names else self._entities.get(answer, answer)
+
+    @cached_property
+    def _entities(self) -> dict[str, str]:
+        """The first entity of each name."""
+        return {self.names[token]: token for token in sorted(self.names, reverse=True)}
 
     def steps(self, item: Item, text: str, base_answer: str | None = None) -> Steps:
         """What a chain says on its way: to hop 1, whom it then asks about, and to hop 2."""
