@@ -205,6 +205,7 @@ def test_the_old_answer_is_what_the_base_says_and_no_other_role():
     assert read("In Bergen.", base="Bergen").answer == "Bergen"
     assert read("In Bergen.", base="Bergen").outcome == "old"
     assert read("New York", base="z2").outcome == "old" and read("New York").outcome == "edited"
+    assert read("New York", base="New York").outcome == "old"  # to the base, whose context has no z2, a name
     assert read("York", base="z1").outcome == "correct" and read("Frosk Vale", base="y1").outcome == "bridge"
     # "New York City" must not hide a New York from the others
     assert read("New York City", base="New York City").outcome == "old"
