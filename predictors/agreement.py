@@ -9,6 +9,7 @@ its base says.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,7 +30,7 @@ DRAWS = 999
 
 @dataclass(frozen=True)
 class Measure:
-    """A number and its 95% bootstrap interval over libraries; NaN where it is not defined."""
+    """A number and its 95% bootstrap interval over libraries; NaN where it is not defined: of one."""
 
     value: float
     low: float
@@ -184,7 +185,9 @@ def compared(
         ]
 
     values = statistics(np.arange(len(cells)))
-    intervals = group_bootstrap(statistics, libraries, seed=0, draws=draws)
+    intervals = [(math.nan, math.nan)] * len(values)
+    if len(set(libraries)) > 1:
+        intervals = group_bootstrap(statistics, libraries, seed=0, draws=draws)
     measures = [Measure(value, *ends) for value, ends in zip(values, intervals, strict=True)]
     return Agreement(base, kind, name, len(cells), len(set(libraries)), *measures)
 

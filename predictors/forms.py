@@ -104,9 +104,11 @@ def _right(shares: Mapping[str, float] | None) -> str:
 
 
 def with_interval(measure: Measure) -> str:
-    """A number and its interval, a dash where it is not defined."""
+    """A number and its interval, a dash where it is not defined; without one where there is none."""
     if math.isnan(measure.value):
         return "-"
+    if math.isnan(measure.low):
+        return f"{measure.value:.2f}"
     return f"{measure.value:.2f} [{measure.low:.2f}, {measure.high:.2f}]"
 
 

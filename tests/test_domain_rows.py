@@ -287,7 +287,7 @@ def test_merges_of_parts_stand_in_the_drawing_of_agreement(measured_cells):
     assert [title for title in titles if title] == [*PANELS, OTHERS]
     last = [axes for axes in figure.axes if axes.get_subplotspec().colspan.start == len(PANELS)]
     texts = ["".join(text.get_text() for text in axes.texts) for axes in last]
-    predicted = [one for one in parts.predicted(measured_cells) if one.shares]
+    predicted = [one for one in parts.predicted([*committed, *measured_cells]) if one.shares]
     assert [f"{len(predicted)} cells" in text for text in texts].count(True) == 1
     assert texts.count("not predicted") == len(texts) - 1
 
