@@ -3,6 +3,7 @@
 import http.server
 import json
 import math
+import os
 import re
 import shutil
 import threading
@@ -461,3 +462,31 @@ def test_the_table_the_selection_and_the_merge_of_a_list(folder, tmp_path):
         assert status != 0 and said in error
     status, _, error = run("merge", f"@{tmp_path / 'gone'}", "--out", tmp_path / "new")
     assert status != 0 and "no list of adapters" in error
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no such advice")
+def test_the_next_layer_is_asked_for_while_one_is_merged(members, monkeypatch):
+    """Every factor is asked for once, at the place where the file has its numbers, and before it is read."""
+    seen, read = [], []
+    advise, load = os.posix_fadvise, StoredTensor.read
+
+    def advised(handle, begin, size, how):
+        with open(handle, "rb", closefd=False) as file:
+            file.seek(begin)
+            seen.append((os.readlink(f"/proc/self/fd/{handle}"), begin, size, file.read(size)))
+        advise(handle, begin, size, how)
+
+    def noted(tensor, device="cpu"):
+        read.append((tensor, len(seen)))
+        return load(tensor, device)
+
+    monkeypatch.setattr("os.posix_fadvise", advised)
+    monkeypatch.setattr(StoredTensor, "read", noted)
+    static_adapter(open_members(members), Merge("mean"))
+    asked = [(path, begin) for path, begin, _, _ in seen]
+    assert len(set(asked)) == len(asked) == 2 * sum(row.count for row in members)
+    for tensor, before in read:
+        place = asked.index((str(tensor.file), tensor.place[0]))
+        assert place < before
+        assert seen[place][3] == tensor.load().numpy().tobytes()
+    assert read[-1][1] > read[0][1], "not all at once"

@@ -69,6 +69,11 @@ class StoredUpdate:
         rank = a[0] // self.place[1]
         return ModuleShape(b[0], a[1], rank, self.scale, self.kind, self.bias is not None)
 
+    def ahead(self) -> None:
+        """Have the system begin to read both factors."""
+        for factor in (self.a, self.b):
+            factor.ahead()
+
     def load(self, device: str = "cpu") -> ModuleUpdate:
         """The factors in float32. Errors: AdapterError where a number is not finite, or the scale makes it
         so."""

@@ -60,7 +60,8 @@ def described(
     def load(module: str) -> ModuleUpdate:
         return by_name[module].load(device)
 
-    modules = StoredModules({module: update.shape for module, update in by_name.items()}, load)
+    shapes = {module: update.shape for module, update in by_name.items()}
+    modules = StoredModules(shapes, load, lambda module: by_name[module].ahead())
     return AdapterWeights(
         name or details.get("name") or found.name, modules, config, details, layout, contents.whole
     )

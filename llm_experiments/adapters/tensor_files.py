@@ -7,9 +7,11 @@ the file it lies in.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,13 +33,21 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".meta")
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file. load: reads it, as it is there."""
+    """A tensor in a file. load: reads it, as it is there. place: its first byte and how many, where known."""
 
     key: str
     file: Path
     shape: tuple[int, ...]
     floating: bool
     load: Callable[[], torch.Tensor]
+    place: tuple[int, int] | None = None
+
+    def ahead(self) -> None:
+        """Have the system begin to read it: many are then read at once, and while something is computed."""
+        if self.place is None or not hasattr(os, "posix_fadvise"):
+            return
+        with suppress(OSError), self.file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), *self.place, os.POSIX_FADV_WILLNEED)
 
     def read(self, device: str = "cpu") -> torch.Tensor:
         """The numbers in float32. Errors: AdapterError where they are none, or not finite there."""
@@ -118,6 +128,7 @@ def _safe(file: Path) -> dict[str, StoredTensor]:
                 tuple(entry["shape"]),
                 floating(entry["dtype"]),
                 partial(_read_safe, file, start, key, entry),
+                (start + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0]),
             )
             for key, entry in header.items()
         }

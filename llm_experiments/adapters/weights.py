@@ -78,9 +78,20 @@ class StoredModules(Mapping[str, ModuleUpdate]):
     Errors: AdapterError, when a module is read, for numbers that are not finite.
     """
 
-    def __init__(self, shapes: Mapping[str, ModuleShape], load: Callable[[str], ModuleUpdate]):
+    def __init__(
+        self,
+        shapes: Mapping[str, ModuleShape],
+        load: Callable[[str], ModuleUpdate],
+        ahead: Callable[[str], None] = lambda name: None,
+    ):
         self.shapes = shapes
         self._load = load
+        self._ahead = ahead
+
+    def ahead(self, name: str) -> None:
+        """Have the system begin to read a module that is asked for soon; nothing where it is not there."""
+        if name in self.shapes:
+            self._ahead(name)
 
     def __getitem__(self, name: str) -> ModuleUpdate:
         if name not in self.shapes:
@@ -97,7 +108,8 @@ class StoredModules(Mapping[str, ModuleUpdate]):
         return len(self.shapes)
 
     def only(self, names: Collection[str]) -> StoredModules:
-        return StoredModules({name: self.shapes[name] for name in self.shapes if name in names}, self._load)
+        shapes = {name: self.shapes[name] for name in self.shapes if name in names}
+        return StoredModules(shapes, self._load, self._ahead)
 
 
 @dataclass(frozen=True)

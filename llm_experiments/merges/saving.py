@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 import torch
 
 from llm_experiments.adapters.peft_files import inherited, write
-from llm_experiments.adapters.weights import AdapterWeights, ModuleUpdate, WholeTensor
+from llm_experiments.adapters.weights import AdapterWeights, ModuleUpdate, StoredModules, WholeTensor
 from llm_experiments.merges.merging import (
     PRECISION,
     AffineMerge,
@@ -181,7 +181,9 @@ class _Layers:
         """cut: whether the updates are cut to a rank, so that single precision serves large ones."""
         names = check_merge(self.library, self.merge)
         asked = self.merge.merge if isinstance(self.merge, FittedMerge) else self.merge
+        self._ahead(names[:1])
         for done, name in enumerate(names, start=1):
+            self._ahead(names[done : done + 1])
             spec = self.merge.merges[name] if isinstance(self.merge, FittedMerge) else self.merge
             shape = next(one.shape(name) for one in self.library if name in one.modules)
             rule, ranks = (
@@ -202,6 +204,13 @@ class _Layers:
                 self.biases[name] = static.bias
             yield name, static.update if isinstance(static, StaticMerge) else static.factored()
             self.tick(done, len(names))
+
+    def _ahead(self, names: Sequence[str]) -> None:
+        """Files are read from while the layer before is merged."""
+        for adapter in self.library:
+            if isinstance(adapter.modules, StoredModules):
+                for name in names:
+                    adapter.modules.ahead(name)
 
 
 def _require_room(first: LoRA, library: Sequence[AdapterWeights], dtype: torch.dtype) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from llm_experiments.adapters.reader import opened
-from llm_experiments.adapters.weights import AdapterWeights
+from llm_experiments.adapters.weights import AdapterWeights, StoredModules
 from llm_experiments.models.handle import LoadedModel
 from llm_experiments.models.prompts import Example
 from llm_experiments.pools.members import Member
@@ -47,10 +47,22 @@ class Selection:
 
     def adapters(self) -> Iterable[AdapterWeights]:
         """The adapters one after another, their numbers left in the files."""
-        for done, member in enumerate(self.members, start=1):
-            adapter = opened(member.source, name=member.id)
-            yield adapter if self.names is None else adapter.only(self.names)
-            self.tick(done, len(self.members))
+        coming = (self._opened(member) for member in self.members)
+        after = next(coming, None)
+        done = 0
+        while (adapter := after) is not None:
+            after = next(coming, None)
+            yield adapter
+            self.tick(done := done + 1, len(self.members))
+
+    def _opened(self, member: Member) -> AdapterWeights:
+        """The adapter, which the system begins to read."""
+        adapter = opened(member.source, name=member.id)
+        adapter = adapter if self.names is None else adapter.only(self.names)
+        if isinstance(adapter.modules, StoredModules):
+            for name in adapter.modules:
+                adapter.modules.ahead(name)
+        return adapter
 
 
 #: One score for each member, in their order.
