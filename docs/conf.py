@@ -32,6 +32,7 @@ smartquotes = False  # x' is x prime, -- begins an option
 
 autodoc_default_options = {"members": True, "member-order": "bysource", "ignore-module-all": True}
 autodoc_typehints_format = "short"
+autodoc_mock_imports = ["inspect_ai"]  # an extra
 add_module_names = False
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 80

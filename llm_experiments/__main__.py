@@ -9,7 +9,7 @@ if __name__ == "__main__":
 
 import click
 
-from llm_experiments.commands import adapters, data, diagnose, of_domains, pool, register, rows, runs
+from llm_experiments.commands import adapters, data, diagnose, export, of_domains, pool, register, rows, runs
 from toytransformer.command_line import run
 
 
@@ -22,7 +22,7 @@ for command in (
     *(runs.list_names, runs.run_experiments, runs.status),
     *(rows.table, rows.keep, rows.results),
     *(adapters.check, diagnose.diagnose, pool.pool, adapters.merge),
-    *(data.pretrain, register.register),
+    *(data.pretrain, export.export, register.register),
     *of_domains(),
 ):
     cli.add_command(command)

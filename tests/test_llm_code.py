@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import tiny_qwen2
 
+from llm_experiments.__main__ import cli
 from llm_experiments.domains.code import data
 from llm_experiments.domains.code.scorer import Programs, digest, found
 from llm_experiments.domains.code.task import code
@@ -191,3 +193,20 @@ def test_the_experiment_runs_end_to_end(tmp_path):
     assert controls == {None, "base", "coding", "translation", "joint", "random"}
     assert {cell.group for cell in cells} == set(data.LANGUAGES)
     assert all(sum(cell.outcomes.values()) == pytest.approx(1) for cell in cells)
+
+
+@pytest.mark.parametrize(("experiment", "refused"), [("code-own", True), ("places-own", False)])
+def test_without_a_sandbox_nothing_is_trained_unless_it_is_allowed(
+    monkeypatch, tmp_path, experiment, refused
+):
+    """--limit 1: the base is asked, of what is not refused."""
+    monkeypatch.setattr(programs, "sandbox", lambda: None)
+    monkeypatch.setenv(programs.UNSAFE, "")
+    folder = tmp_path / "run"
+    command = ["run", experiment, "--seeds", "0", "--limit", "1", "--out", str(folder)]
+    done = CliRunner().invoke(cli, command)
+    assert (done.exit_code == 2) == refused and folder.exists() != refused, done.output
+    if refused:
+        assert "none works here" in done.output and "--unsafe-code" in done.output
+        allowed = CliRunner().invoke(cli, [*command, "--unsafe-code"])
+        assert allowed.exit_code == 0 and folder.exists(), allowed.output

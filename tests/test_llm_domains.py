@@ -210,7 +210,7 @@ def test_its_cells_are_drawn(measured, tmp_path):
     drawn = {name for name, figure in registry.figures().items() if figure.measured} & {
         path.stem for path in tmp_path.glob("*.svg")
     }
-    assert drawn == {"libraries"} and done.output.count("not drawn: ") > 5
+    assert drawn == {"libraries", "transfer"} and done.output.count("not drawn: ") > 5
     told = registry.figures()["libraries"]
     figure = told.from_data(read_measured([store.folder], None, False))
     said = {text.get_text() for text in figure.findobj(Text)}

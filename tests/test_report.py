@@ -69,7 +69,7 @@ def test_page_shows_every_row_escaped_with_failures_first():
     assert "c1 &gt; c2 &lt;always&gt;" in shown
     assert shown.index("broken") < shown.index("c1 &gt;")
     assert shown.count('<tr class="failed"') == shown.count('<details class="failed" open>') == 1
-    assert shown.count("<details") == 3
+    assert shown.partition('id="ledger"')[2].count("<details") == 3
     for text in ("c2_bounds", "eps x operations", "jax: 1"):
         assert text in shown
 
@@ -87,7 +87,7 @@ def test_rows_are_grouped_by_claim_and_what_fails_comes_first():
 def test_what_the_paper_says_otherwise_is_told_apart_and_once():
     note = "the paper says <two>; true: one"
     shown = page(ROW | {"note": note}, ROW | {"note": note, "claim": "other: x", "verdict": "fails"})
-    assert shown.count("<li>") == 2
+    assert shown.partition('id="ledger"')[2].count("<li>") == 2
     assert 'id="corrections"' in shown and 'id="corrections"' not in page()
 
 

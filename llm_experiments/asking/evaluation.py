@@ -24,6 +24,7 @@ __all__ = [
     "answers",
     "ask",
     "base_answers",
+    "budget",
     "candidate_logprobs",
     "own_task",
     "texts",
@@ -42,9 +43,9 @@ def texts(
     written = [""] * len(items)
     for way in dict.fromkeys(item.ask for item in items):
         rows = [row for row, item in enumerate(items) if item.ask == way]
-        budget = max_new_tokens or _budget(loaded, [items[row].target for row in rows])
+        most = max_new_tokens or budget(loaded, [items[row].target for row in rows])
         questions = [items[row].question for row in rows]
-        said = answers(loaded, questions, max_new_tokens=budget, batch=batch)
+        said = answers(loaded, questions, max_new_tokens=most, batch=batch)
         for row, text in zip(rows, said, strict=True):
             written[row] = text
     return written
@@ -63,7 +64,7 @@ def texts_in_turn(
     said = answers(
         loaded,
         [items[row].question for row in rows],
-        max_new_tokens=_budget(loaded, [items[row].target for row in rows]),
+        max_new_tokens=budget(loaded, [items[row].target for row in rows]),
         begun=[first[row].partition(marker)[0] + marker for row in rows],
         turn=turn,
     )
@@ -134,7 +135,7 @@ def own_task(loaded: LoadedModel, items: Sequence[Item], scorer: Scorer, *, batc
     return OwnTask(sum(right) / count if count else None, sum(exact) / count if count else None, count)
 
 
-def _budget(loaded: LoadedModel, targets: Iterable[str | None], unknown: int = 64) -> int:
+def budget(loaded: LoadedModel, targets: Iterable[str | None], unknown: int = 64) -> int:
     """Half as many tokens again as the longest target, and 8."""
     lengths = [len(target_ids(loaded, text)) for text in targets if text is not None]
     return math.ceil(1.5 * max(lengths)) + 8 if lengths else unknown

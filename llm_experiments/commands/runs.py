@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -96,9 +97,12 @@ def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) 
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Compute at most so many steps in this call.")
 @click.option("--count", is_flag=True, help="Say what there is to do and stop.")
+@click.option(
+    "--unsafe-code", is_flag=True, help="Run programs that a model wrote without a sandbox, where none works."
+)
 @needs_extra("llm")
 def run_experiments(
-    names: tuple[str, ...], out: Path | None, limit: int | None, count: bool, **given: Any
+    names: tuple[str, ...], out: Path | None, limit: int | None, count: bool, unsafe_code: bool, **given: Any
 ) -> int:
     """Run experiments, or go on with them.
 
@@ -126,6 +130,7 @@ def run_experiments(
         )
         if count:
             return 0
+    _require_sandbox(planned.whole, unsafe_code)
     store = Store(out)
     for about, plan in planned.runs:
         for problem in store.add_run(about, plan.listed()):
@@ -148,6 +153,19 @@ def run_experiments(
     elif finished == len(order):
         click.echo(f"{click.get_current_context().find_root().info_name} table {out}")
     return summary.status
+
+
+def _require_sandbox(plan: Plan, unsafe: bool) -> None:
+    """Refuse, before anything is trained, what would run programs where nothing confines them."""
+    from llm_experiments.scoring import SCORERS
+    from llm_experiments.scoring.programs import MISSING, UNSAFE, sandbox, unsafe_allowed
+
+    if unsafe:
+        os.environ[UNSAFE] = "1"  # read by scorers, in other processes too
+    scorers = {getattr(getattr(step, "reading", step), "scorer", None) for step in plan.steps.values()}
+    runs = any(SCORERS[name].runs for name in scorers if name is not None)
+    if runs and not unsafe_allowed() and sandbox() is None:
+        raise click.UsageError(MISSING)
 
 
 class Planned(NamedTuple):

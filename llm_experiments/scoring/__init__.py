@@ -53,12 +53,16 @@ class StepScorer(Scorer, Protocol):
 
 @dataclass(frozen=True)
 class ScorerKind:
-    """A registered scorer: its outcomes in order of precedence, its marks with what each says."""
+    """A registered scorer: its outcomes in order of precedence, its marks with what each says.
+
+    runs: whether it runs programs that a model wrote, and so needs a sandbox.
+    """
 
     name: str
     outcomes: tuple[str, ...]
     marks: Mapping[str, str]
     build: Callable[[Mapping[str, Json]], Scorer]
+    runs: bool = False
 
 
 SCORERS: Registry[ScorerKind] = Registry("scorer", "llm_experiments.scoring", "llm_experiments.domains")
@@ -66,11 +70,13 @@ SCORERS: Registry[ScorerKind] = Registry("scorer", "llm_experiments.scoring", "l
 Built = TypeVar("Built", bound=Callable[[Mapping[str, Json]], Scorer])
 
 
-def scorer(name: str, *, outcomes: tuple[str, ...], marks: Mapping[str, str]) -> Callable[[Built], Built]:
-    """Enter a scorer, a class made from a context, under a name."""
+def scorer(
+    name: str, *, outcomes: tuple[str, ...], marks: Mapping[str, str], runs: bool = False
+) -> Callable[[Built], Built]:
+    """Enter a scorer, a class made from a context, under a name. runs: see ScorerKind."""
 
     def enter(build: Built) -> Built:
-        SCORERS.add(name, ScorerKind(name, outcomes, marks, build))
+        SCORERS.add(name, ScorerKind(name, outcomes, marks, build, runs))
         return build
 
     return enter

@@ -89,7 +89,7 @@ Start = Callable[[Sequence[str]], Running]
 MISSING = (
     "programs that a model wrote are run in a sandbox alone, and none works here: install sandlock (pip "
     "install 'lora-limits[code]'; Linux 6.12 or newer), or bubblewrap and be another user than root; to run "
-    "them without one, at your own risk, set LORA_LIMITS_UNSAFE_CODE=1"
+    "them without one, at your own risk, say `run --unsafe-code` or set LORA_LIMITS_UNSAFE_CODE=1"
 )
 
 

@@ -29,6 +29,7 @@ _BEGINS = re.compile(r"^(?:def |import |from \w|class |@)", re.MULTILINE)
         "compiles": "the program is Python",
         "overlap": "of a translation: F1 of its words and those wanted",
     },
+    runs=True,
 )
 class Programs:
     """Right is what passes all tests. Its context is empty."""

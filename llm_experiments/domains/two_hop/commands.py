@@ -81,7 +81,7 @@ def features(
     click.echo(f"{out} ({out.stat().st_size / 1e6:.2f} MB)")
 
 
-@click.command()
+@click.command("data-set")
 @click.argument("out", type=FOLDER)
 @click.option("--dataset", type=click.Choice(["F", "H", "R"]), default="F", show_default=True)
 @click.option("--triplets", type=click.IntRange(3, 100_000), default=100, show_default=True)
@@ -175,4 +175,6 @@ def rescore(names: tuple[str, ...], data: Path, world: Path | None) -> None:
         click.echo(folder.relative_to(data).as_posix())
 
 
-COMMANDS: tuple[click.Command, ...] = (export, features, migrate, rescore)
+COMMANDS: tuple[click.Command, ...] = (features, migrate, rescore)
+#: Of the command `export`, the first one without its name.
+EXPORTS: tuple[click.Command, ...] = (export,)
