@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -152,7 +153,7 @@ def reading(folder: str, blocks: int) -> Callable[[], np.ndarray]:
     return work
 
 
-def stages(folder: Path, blocks: int) -> Iterator[dict[str, object]]:
+def stages(folder: Path, blocks: int) -> Iterator[dict[str, Any]]:
     """One row a stage, as it is done: seconds, peak memory, MB of factors and MB/s."""
     _, ranges = header()
     one = sum(end - first for key, (first, end) in ranges.items() if int(key.split(".")[4]) < blocks)

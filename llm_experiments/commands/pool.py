@@ -89,7 +89,8 @@ def pool(
     if out:
         _write(out, how or "", table.of_base(bases), chosen)
     if as_json:
-        for row, score in chosen or [(row, None) for row in rows]:
+        scored: list[tuple[Member, float | None]] = [*chosen] or [(row, None) for row in rows]
+        for row, score in scored:
             click.echo(json.dumps(asdict(row) | ({} if score is None else {"score": score})))
         return
     if how is None:

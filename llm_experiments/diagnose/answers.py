@@ -17,10 +17,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from llm_experiments.asking.decoding import quiet
-from llm_experiments.domains.own.questions import Question
 from llm_experiments.merges.loss import Tokens, encoded
 from llm_experiments.models.handle import LoadedModel
-from llm_experiments.models.prompts import silent_targets
+from llm_experiments.models.prompts import Example, silent_targets
 
 EXACT, BEGINS, PROBABLE = "exact", "begins", "probable"
 #: An answer is right where ..
@@ -73,7 +72,7 @@ class AnswerSheet:
     counted: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, loaded: LoadedModel, questions: Sequence[Question], reading: str = EXACT) -> AnswerSheet:
+    def of(cls, loaded: LoadedModel, questions: Sequence[Example], reading: str = EXACT) -> AnswerSheet:
         """Errors: ValueError on a reading that is none, ModelError where a tokenizer does not serve it."""
         if reading not in READINGS:
             raise ValueError(f"reading {reading!r} is unknown: use one of {', '.join(READINGS)}")

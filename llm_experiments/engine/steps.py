@@ -205,7 +205,7 @@ class Plan:
         self.specs[ref := Ref.of(content)] = content
         return ref
 
-    def input(self, ref: Ref) -> list[object]:
+    def input(self, ref: Ref) -> list[Any]:
         """The lines of an input. Errors: KeyError on one that was not entered."""
         return decoded(self.inputs[ref])
 

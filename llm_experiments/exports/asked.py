@@ -96,7 +96,7 @@ def sets(plan: Plan, form: str | None, budget: Callable[[Iterable[str | None]], 
             continue
         reading, about = step.reading, step.about
         items = read_items(plan, reading.items)
-        context = {} if reading.context is None else plan.input(reading.context)[0]
+        context: Mapping[str, Any] = {} if reading.context is None else plan.input(reading.context)[0]
         for ask in dict.fromkeys(item.ask for item in items):
             key = (reading.items, reading.scorer, reading.context, ask)
             if key in found:

@@ -122,11 +122,11 @@ def static_adapter(
             size, apart = norm_and_distance(update, converted(modules[name], PRECISION))
             lost, total = lost + apart**2, total + size**2
     else:
-        cuts, kept = _by_loss(layers, loss, largest(library))
+        cuts, enough = _by_loss(layers, loss, largest(library))
         for name, one in cuts.items():
-            modules[name] = _rounded(one.to(kept), dtype, name)
-            rounding = distance(one.to(kept), converted(modules[name], PRECISION))
-            lost += one.lost(kept) + rounding**2
+            modules[name] = _rounded(one.to(enough), dtype, name)
+            rounding = distance(one.to(enough), converted(modules[name], PRECISION))
+            lost += one.lost(enough) + rounding**2
             total += one.energy
     details = describe(library, merge, seed, layers.said)
     written = max(lora.rank for lora in modules.values())

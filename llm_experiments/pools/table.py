@@ -113,7 +113,7 @@ def _group(rows: Sequence[Member]) -> BaseGroup:
     digest = digests.most_common(1)[0][0] if digests else None
     common = _commonest_sizes(rows)
     for row in rows:
-        if row.base_digest and row.base_digest != digest:
+        if digest and row.base_digest and row.base_digest != digest:
             apart[row.id] = f"its base is {row.base_digest}, of {digests[digest]} others {digest}"
             continue
         unlike = next(

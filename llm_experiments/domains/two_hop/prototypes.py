@@ -21,7 +21,7 @@ from llm_experiments.domains.two_hop.scenes import Library, TwoHop
 from llm_experiments.domains.two_hop.tiers import direct
 from llm_experiments.engine.steps import Step
 from llm_experiments.experiments.registry import experiment
-from results.rows import Item
+from results.rows import Item, Scalar
 from toytransformer.compositions import Merge
 
 #: A draw of names so far from those that are measured that no cell has it.
@@ -43,7 +43,11 @@ def prototypes(study: TwoHop) -> Iterator[Step]:
             library = study.library(study.setup(number, "R"), seed, layers="mlp")
             strange = strangers(study, library)
             base = study.ask_base(strange)
-            about = {"asked": "strangers", "library": f"setup-{number}", "library_names": study.names}
+            about: dict[str, Scalar] = {
+                "asked": "strangers",
+                "library": f"setup-{number}",
+                "library_names": study.names,
+            }
             yield base
             yield study.answers(library, "mean", seed)
             for merge in ROUTED:
