@@ -82,11 +82,11 @@ def draw(given: Sequence[Cell]) -> Figure:
     for row, (tier, columns) in zip(grid, panels.items(), strict=True):
         for axes, told in zip(row, columns.values(), strict=True):
             _panel(axes, tier, told, looks, known)
-        row[0].set_ylabel(f"{tier}:\nmeasured share right")
+        row[0].set_ylabel(f"{tier}:\nmeasured")
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title)
     for axes in grid[-1]:
-        axes.set_xlabel("predicted share right")
+        axes.set_xlabel("predicted")
     marks = [
         Line2D([], [], color=colour, marker=marker, fillstyle="none", linestyle="", label=model)
         for model, (colour, marker) in looks.items()
@@ -99,6 +99,7 @@ def draw(given: Sequence[Cell]) -> Figure:
             style.PAGE,
             *abouts,
             f"ρ: Spearman's rank correlation, its 95% interval of {DRAWS:,} bootstraps over libraries",
+            "Predicted and measured are shares of right answers. "
             "Kind: share of cells whose most frequent outcome is the predicted one; error: mean difference "
             "of the share right; in round brackets those of one guess for all cells",
             "Filled: predicted before it was measured",
@@ -143,14 +144,14 @@ def _panel(
         axes.plot(*place, marker, color=colour, markerfacecolor=fill, alpha=0.6)
         if cell.undertrained:
             style.ring(axes, *place)
-    axes.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.45))
+    axes.set(xlim=(-0.05, 1.05), ylim=(-0.05, 2.0))
     axes.set_xticks([0, 0.5, 1], ["0", "½", "1"])
     axes.set_yticks([0, 0.5, 1], ["0", "½", "1"])
     text = "not predicted"
     if told:
         ours, guess = agreement(tier, told)
         text = (
-            f"{ours.cells} cells: ρ {with_interval(ours.rank)}\nkind {ours.majority.value:.2f} "
-            f"({guess.majority.value:.2f}), error {ours.error.value:.2f} ({guess.error.value:.2f})"
+            f"{ours.cells} cells\nρ {with_interval(ours.rank)}\nkind {ours.majority.value:.2f} "
+            f"({guess.majority.value:.2f})\nerror {ours.error.value:.2f} ({guess.error.value:.2f})"
         )
-    axes.text(-0.02, 1.25, text.replace("-", "−"), va="center", fontsize=8, color=BLACK)
+    axes.text(-0.02, 1.52, text.replace("-", "−"), va="center", fontsize=8, color=BLACK)
