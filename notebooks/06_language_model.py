@@ -30,6 +30,7 @@ from llm_experiments.models.load import load
 from notebooks import checks
 from notebooks.lesson import drawing, reveal
 from results import frame, paper
+from results.files import is_folder_of_rows
 from results.frame import select
 from toytransformer.compositions import Merge, catalogue
 from toytransformer.compositions.setups import setup
@@ -159,7 +160,9 @@ assert chance["hop1"] < 0.05  # the question names x, so the edit of x is single
 
 # %%
 data = Path(llm_experiments.__file__).parent / "data"
-models = {folder.name: frame.read(folder).groups() for folder in sorted(data.iterdir()) if folder.is_dir()}
+models = {
+    folder.name: frame.read(folder).groups() for folder in sorted(data.iterdir()) if is_folder_of_rows(folder)
+}
 swept = [
     cell
     for cell in select(models["embedded"], task="setup-0", rule="sum", ask="direct", variant={})

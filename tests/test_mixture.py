@@ -25,6 +25,7 @@ SQRT = {"temperature_scaling": "sqrt-width"}
 #: updates that are not the adapters'.
 JOINT = {
     "ties",
+    "tsv",
     "ties-factors",
     "dare",
     "dare-ties",

@@ -116,7 +116,8 @@ def test_every_file_is_introduced_and_is_there():
 
 
 def test_every_label_blind_rule_is_on_the_list():
-    """The page names the constructors of `listed`; they cover every rule that says it is label-blind."""
+    """The page names the constructors of `listed`; they cover every rule that says it is label-blind, but for
+    those that the page says they do not."""
     page = (ROOT / "proofs" / "README.md").read_text()
     listed = re.findall(r"^\| `(\w+)` \| (`.*) \|$", page, flags=re.MULTILINE)
     text = (ROOT / "proofs" / "theories" / "LabelBlindRules.v").read_text()
@@ -124,7 +125,8 @@ def test_every_label_blind_rule_is_on_the_list():
     assert [constructor for constructor, _ in listed] == re.findall(r"^\| (\w+)", variant, flags=re.MULTILINE)
     covered = {rule for _, cell in listed for rule in re.findall(r"`([^`]+)`", cell)}
     blind = {rule.name for rule in merging.RULES.values() if rule.label_blind and not rule.needs_data}
-    assert covered == blind
+    (apart,) = re.findall(r"^Label-blind in every check by numbers, and not on the list: (.*)\.$", page, re.M)
+    assert covered | set(re.findall(r"`([^`]+)`", apart)) == blind and not covered & set(apart.split("`"))
 
 
 def test_the_statements_exist_with_their_code_tests_and_figures():
