@@ -195,6 +195,7 @@ def truth(base: str, merge: str | None = None) -> foretold.Agreement:
 
 FUNCTIONS: Mapping[str, Any] = {
     **{"invented": invented, "work": work, "timed": timed},
+    "measured_domains": lambda: sorted({c.info.domain for cells in kept_cells().values() for c in cells}),
     "temperatures": lambda profile: PROFILES[profile].temperatures,
     **{"paper_claims": paper_claims, "row_by_row": row_by_row, "theorems": theorems},
     **{
