@@ -1,10 +1,11 @@
 """Static merges against PEFT's add_weighted_adapter: the same two adapters of rank 16, in memory, no files.
 
-Ours is `saving.static_adapter`: sums of factors are taken in double precision and rounded, and what that
-loses is measured too. PEFT stays in the factors' precision and measures nothing; it makes a new layer, whose
-factors are drawn at random before they are overwritten. Neither touches files. PEFT is given thin SVDs
-(svd_full_matrices=False; its default forms a square U). Layers have half of both sides of Qwen2.5-7B's down
-projection, where a dense SVD takes seconds; at full size it takes eight times as long, ours four.
+Ours is `saving.static_adapter`. It adds factors up in the precision that is written, as PEFT does; where it
+chooses among entries or cuts by an SVD it computes in double precision, rounds, and measures what that loses,
+which PEFT does not. PEFT makes a new layer, whose factors are drawn at random before they are overwritten.
+Neither touches files. PEFT is given thin SVDs (svd_full_matrices=False; its default forms a square U). Layers
+have half of both sides of Qwen2.5-7B's down projection, where a dense SVD takes seconds; at full size it
+takes eight times as long, ours four.
 """
 
 from __future__ import annotations

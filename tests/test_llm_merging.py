@@ -23,12 +23,13 @@ from llm_experiments.merges.fitted import fit
 from llm_experiments.merges.fitters import Fitting, search
 from llm_experiments.merges.fitters.products import FORMS
 from llm_experiments.merges.merging import (
+    FittedMerge,
     apply,
     describe,
     merge_modules,
     module_seed,
 )
-from llm_experiments.merges.saving import save_static
+from llm_experiments.merges.saving import LARGEST, save_static, static_adapter
 from llm_experiments.models.load import load as load_model
 from toytransformer.adapters import LoRA
 from toytransformer.compositions.spec import Merge
@@ -614,6 +615,29 @@ def test_saved_merges_are_what_plain_peft_loads(base, loaded, library, rule, tmp
         close(logits(loaded.model), wanted, 100 * SINGLE)
     text = (tmp_path / "merged" / "README.md").read_text()
     assert rule in text and "library_name: peft" in text and all(a.name in text for a in library)
+
+
+def test_layers_that_lose_nothing_count_in_what_is_lost_relative_to_all(library):
+    """One layer added up, kept as it is; the others by TIES at the rank of the inputs."""
+    names = tuple(adapter.name for adapter in library)
+    first, *others = library[0].modules
+    rules = {first: Merge("sum"), **dict.fromkeys(others, Merge("ties"))}
+    merged = FittedMerge(Merge("sum"), names, tuple(library), rules)
+    details = static_adapter(library, merged, rank=LARGEST).details
+    lost = total = 0.0
+    for name, rule in rules.items():
+        values = np.linalg.svd(deltas(library, rule)[name].numpy(), compute_uv=False)
+        lost += 0.0 if name == first else np.sum(values[RANK:] ** 2)
+        total += np.sum(values**2)
+    assert details["relative_error"] == pytest.approx(math.sqrt(lost / total), rel=1e-5)
+
+
+def test_sums_are_written_in_the_precision_they_are_added_up_in(library):
+    """Single precision in, single precision out: nothing is rounded twice, and nothing is lost."""
+    details = static_adapter(library, Merge("sum", (0.7, 0.4, 1.1)), rank=LARGEST).details
+    assert details["relative_error"] == 0.0
+    half = static_adapter(library, Merge("sum"), rank=LARGEST, dtype=torch.bfloat16).details
+    assert 0 < half["relative_error"] <= torch.finfo(torch.bfloat16).eps
 
 
 @pytest.mark.parametrize("rule", ["sum", "ties"])

@@ -24,11 +24,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from llm_experiments.adapters.compatible import compatibility
 from llm_experiments.adapters.weights import AdapterWeights, ModuleShape, ModuleUpdate
+from llm_experiments.merges.affine import AffineMerge, affine
 from llm_experiments.merges.hooks import Padding, Routing, Tally, adding, gate_precision, of_tokens, shifter
 from llm_experiments.models.handle import LoadedModel
 from llm_experiments.models.layers import linear_shape
 from toytransformer.adapters import LoRA
-from toytransformer.arrays import Convert
 from toytransformer.compositions.spec import Merge
 from toytransformer.memory import require_memory
 from toytransformer.merging import (
@@ -37,7 +37,6 @@ from toytransformer.merging import (
     Routed,
     RuleError,
     Static,
-    StaticMerge,
     check,
     resolve,
 )
@@ -264,7 +263,7 @@ def merged_layer(
 
     def factors_of(adapter: AdapterWeights | None) -> LoRA:
         lora = zeros(first) if adapter is None else adapter.modules[name]
-        return converted(_affine(lora) if biased else lora, precision, work)
+        return converted(affine(lora) if biased else lora, precision, work)
 
     factors = [factors_of(adapter) for adapter in given]  # one adapter is read after another
     if resolve(spec.rule).factor_wise:
@@ -282,39 +281,6 @@ def merged_layer(
     except RuleError as error:
         raise RuleError(f"{name}: {error}") from error
     return AffineMerge.of(merged) if biased else merged
-
-
-@dataclass(frozen=True)
-class AffineMerge(StaticMerge):
-    """One update and one bias for all inputs: x -> Delta x + bias."""
-
-    bias: torch.Tensor | None = None
-
-    @classmethod
-    def of(cls, merged: Merged) -> AffineMerge:
-        """A sum of the maps of `_affine`, taken apart again, without the columns that only shift."""
-        assert isinstance(merged, StaticMerge) and isinstance(merged.update, LoRA)  # others: `undefined`
-        write, read = merged.update.write, merged.update.read
-        kept = read[:-1].any(dim=0)
-        kept[0] = True
-        update = LoRA(write[:, kept], read[:-1, kept])
-        return cls(update, merged.details, mixing=merged.mixing, bias=write @ read[-1])
-
-    def shift(self, features: torch.Tensor) -> torch.Tensor:
-        return super().shift(features) + self.bias
-
-    def to(self, update: Convert, gate: Convert | None = None) -> AffineMerge:
-        merged = cast(AffineMerge, super().to(update))
-        return replace(merged, bias=update(cast(torch.Tensor, self.bias)))
-
-
-def _affine(lora: LoRA) -> LoRA:
-    """x -> write read^T x + bias as one linear map of (x, 1): a column more, which sees the 1 alone."""
-    bias = lora.bias if isinstance(lora, ModuleUpdate) else None
-    column = lora.write.new_zeros(len(lora.write)) if bias is None else bias
-    write = torch.cat([lora.write, column[:, None]], 1)
-    read = torch.block_diag(lora.read, lora.read.new_ones(1, 1))
-    return LoRA(write, read)
 
 
 def filled(adapters: Sequence[LoRA]) -> list[LoRA]:

@@ -21,9 +21,9 @@ import torch
 
 from llm_experiments.adapters.peft_files import inherited, write
 from llm_experiments.adapters.weights import AdapterWeights, ModuleUpdate, StoredModules, WholeTensor
+from llm_experiments.merges.affine import AffineMerge
 from llm_experiments.merges.merging import (
     PRECISION,
-    AffineMerge,
     FittedMerge,
     check_merge,
     converted,
@@ -32,7 +32,7 @@ from llm_experiments.merges.merging import (
     merged_library,
     module_seed,
 )
-from llm_experiments.merges.truncation import Cut, cut, distance, norm_and_distance, smallest_rank, wide
+from llm_experiments.merges.truncation import Cut, cut, distance, norm, norm_and_distance, smallest_rank, wide
 from llm_experiments.models.files import markdown
 from toytransformer.adapters import AdapterError, LoRA
 from toytransformer.arrays import all_finite
@@ -105,8 +105,11 @@ def static_adapter(
     if loss is not None and not 0 < loss < 1:
         raise RuleError(f"loss is {loss!r}; give a number above 0 and below 1, such as 0.01")
     library = merged_library(library, merge)
-    layers = _Layers(library, merge, seed, tick)
+    whole_factors = loss is None and not isinstance(rank, int)
+    plain = torch.promote_types(dtype, torch.float32) if whole_factors else PRECISION
+    layers = _Layers(library, merge, seed, tick, plain)
     modules, lost, total = {}, 0.0, 0.0
+    exact: list[str] = []
     if loss is None:
         for name, update in layers.merged(cut=rank is not None):
             if isinstance(rank, int) and wide(update, rank):
@@ -118,7 +121,10 @@ def static_adapter(
             kept = _kept(update, rank, library, name)
             if not modules:
                 _require_room(kept, library, dtype)
-            modules[name] = _rounded(kept, dtype, name)
+            modules[name] = rounded = _rounded(kept, dtype, name)
+            if isinstance(update, LoRA) and rounded.write is update.write and rounded.read is update.read:
+                exact.append(name)
+                continue
             size, apart = norm_and_distance(update, converted(modules[name], PRECISION))
             lost, total = lost + apart**2, total + size**2
     else:
@@ -128,6 +134,8 @@ def static_adapter(
             rounding = distance(one.to(enough), converted(modules[name], PRECISION))
             lost += one.lost(enough) + rounding**2
             total += one.energy
+    if lost:  # else their norms say nothing
+        total += sum(norm(modules[name]) ** 2 for name in exact)
     details = describe(library, merge, seed, layers.said)
     written = max(lora.rank for lora in modules.values())
     details["rank"], details["dtype"] = written, str(dtype).removeprefix("torch.")
@@ -163,12 +171,17 @@ def largest(library: Sequence[AdapterWeights]) -> int:
 
 @dataclass
 class _Layers:
-    """The merged updates of a library, one after another. said: what the rule says of each."""
+    """The merged updates of a library, one after another. said: what the rule says of each.
+
+    plain: the precision of rules that are polynomials in the factors. Others choose among entries, and would
+    choose otherwise than where the merge is applied.
+    """
 
     library: Sequence[AdapterWeights]
     merge: Merge | FittedMerge
     seed: int
     tick: Callable[[int, int], None]
+    plain: torch.dtype = PRECISION
     said: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
     biases: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -191,7 +204,9 @@ class _Layers:
                 [one.shape(name).rank for one in self.library if name in one.modules],
             )
             entries = shape.out * shape.inside if rule.dense else (shape.out + shape.inside) * sum(ranks)
-            precision = torch.float32 if cut and entries > MANY else PRECISION
+            precision = self.plain if rule.sectorwise else PRECISION
+            if cut and entries > MANY:
+                precision = torch.float32
             if rule.dense or entries > MANY:
                 require_memory(COPIES * entries * precision.itemsize, f"merging {name} by {rule.name!r}")
             outcome = merged_layer(self.library, name, spec, self.seed, torch.device("cpu"), precision)
