@@ -8,6 +8,7 @@
     sweeps.jsonl.gz    what was chosen on development items: {"address", "chosen", "sweep"}
     edits.jsonl.gz     what closed-form edits measure; their first lines say where they come from
     merges.jsonl.gz    what was predicted of merges and what they then lost, and where these lines come from
+    recycled.jsonl.gz  which adapters of a pool were taken, and what they answered, fitted on examples
 
 A file that is not there has no lines. Lines that a folder has twice (an item that several cells asked) count
 once. Equal content gives equal bytes.
@@ -27,9 +28,9 @@ from results.rows import CellInfo, Item, Row, RowsError, items_hash
 from toytransformer.compositions.io import read_plain, replacing
 
 #: The files of a folder, without their ending.
-FILES = ("cells", "rows", "items", "specs", "adapters", "sweeps", "edits", "merges")
+FILES = ("cells", "rows", "items", "specs", "adapters", "sweeps", "edits", "merges", "recycled")
 #: Those that are kept line by line as they were written, without an address.
-PLAIN = ("edits", "merges")
+PLAIN = ("edits", "merges", "recycled")
 ENDING = ".jsonl.gz"
 
 Given = TypeVar("Given")
@@ -45,7 +46,7 @@ class Measurements:
 
     cells: by key. items: by hash of the task's items, in their order. rows: in the order of their cells.
     specs: the spec of each composition by its hash, as parsed JSON. adapters, sweeps: lines by the address of
-    what was trained or swept. edits, merges: lines as written.
+    what was trained or swept. edits, merges, recycled: lines as written.
     """
 
     cells: dict[str, CellInfo] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class Measurements:
     sweeps: dict[str, Line] = field(default_factory=dict)
     edits: list[Line] = field(default_factory=list)
     merges: list[Line] = field(default_factory=list)
+    recycled: list[Line] = field(default_factory=list)
 
     def add(self, later: Measurements) -> None:
         """Take up what another folder holds; its rows take the place of those of the same cell."""

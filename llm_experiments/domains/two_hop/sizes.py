@@ -31,6 +31,10 @@ class Size:
     edited_facts: int
     conflict_steps: float = 0.25
     conflict_asked: tuple[int, ...] = TEST
+    pool_worlds: int = 20
+    pool_steps: float = 0.5
+    pool_examples: tuple[int, ...] = (8, 32, 128)
+    pool_counts: tuple[int, ...] = (5, 20)
 
 
 SIZES: dict[str, Size] = {
@@ -74,6 +78,9 @@ SIZES: dict[str, Size] = {
         edited_facts=24,
         conflict_steps=0.5,
         conflict_asked=tuple(TRAIN[:2]),
+        pool_worlds=5,
+        pool_examples=(32,),
+        pool_counts=(5,),
     ),
 }
 SIZES["brief"] = replace(SIZES["small"], train=tuple(TRAIN[:4]))
