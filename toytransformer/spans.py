@@ -1,7 +1,7 @@
-"""What a span of stored updates can do for a target: least squares over coefficients, as a fitted merge has it.
+"""What a span of stored updates can do for a target: least squares over coefficients, as fitted merges do.
 
-    captured(adapters, target)    the share of the target that a1 S_1 + .. + aK S_K explains, S_i what adapter i
-                                  shifts, on the facts that are shown and, with the same a, on the others
+    captured(adapters, target)    the share of the target that a_1 S_1 + .. + a_K S_K explains, S_i what
+                                  adapter i shifts: on the facts shown and, with the same a, on the others
     by_chance(K, n, shown)        what K updates that know nothing of the target explain on average
 
 theory.md, section 10.
@@ -23,7 +23,7 @@ from toytransformer.regimes import FullLimit
 
 @dataclass(frozen=True)
 class Wanted:
-    """A fact of the target. old: what the base answers, None for nothing. shown: in how many examples it is."""
+    """A fact of the target. old: what the base answers, None: nothing. shown: in how many examples it is."""
 
     fact: Fact
     old: str | None
@@ -97,10 +97,10 @@ def by_chance(count: int, facts: int, shown: int) -> float:
     """K n / (p (n - 1)^2), at most 1: the share that K updates which do not know sigma explain on average.
 
     Of the target P_sigma - J/n on p of its n facts, over all sigma, for updates in the doubly centred space,
-    (p - 1)(n - 1) dimensions. Over injections of p facts the target's covariance is n/(n-1)^2 .. on each of
-    them: E[T T^T] = ((n I - J) / (n - 1)) (x) (I - J/n) / n, of trace p (n - 1) / n; a centred direction has
-    1 / (n - 1). p = n is K / (n - 1)^2 (Schur's lemma; Recycled.v). Errors: SpecError unless
-    1 <= K and 2 <= p <= n.
+    (p - 1)(n - 1) dimensions. Over injections of p facts into n answers the target has the covariance
+    ((n I - J) / (n - 1)) (x) (I - J/n) / n: its trace is p (n - 1) / n, and each centred direction has
+    1 / (n - 1) of it. p = n gives K / (n - 1)^2 (Schur's lemma; Recycled.v). Errors: SpecError unless 1 <= K
+    and 2 <= p <= n.
     """
     if not (count >= 1 and 2 <= shown <= facts):
         raise SpecError(f"K = {count}, p = {shown} of n = {facts} facts: give 1 <= K and 2 <= p <= n")

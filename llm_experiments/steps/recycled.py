@@ -1,11 +1,11 @@
-"""Steps that take adapters from a pool and fit them on examples: what is taken first, so that it can be kept.
+"""Steps that take adapters from a pool and fit them on examples; two, so that what is taken is kept first.
 
-    Selected    lines of kind "task" and "selected": the adapters of each choice, and what the theory says that
-                they explain (toytransformer.spans); nothing is merged for them
+    Selected    lines of kind "task" and "selected": the adapters of each choice, and what the theory says
+                that they explain (toytransformer.spans); nothing is merged for them
     Recycled    lines of kind "measured": the questions that a merge, or what it has to beat, answers
 
-A line "measured" has for every question log p of its answer, in nats, and whether greedy decoding writes it to
-the letter.
+A line "measured" has for every question log p of its answer, in nats, and whether greedy decoding writes it
+to the letter.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ METHODS: Mapping[str, Recipe] = {
 }
 #: Methods that a whole pool is too large for.
 FEW = ("lorahub",)
-#: Controls of choices that do not look at the adapters, by pool, and the methods that they are measured under.
+#: Controls of choices that do not look at the adapters, by pool; the methods that they are measured under.
 BESIDE = {
     "target": ("drawn", "norms", "shuffled"),
     "kin": (),
@@ -68,7 +68,7 @@ CONTROLLED = ("adaptive", "least squares")
 
 @dataclass(frozen=True)
 class Pool:
-    """Adapters by name, and the ref of what each stores: lines {"adapter", "facts": [[entity, relation, answer]]}."""
+    """Adapters by name. facts: ref of what each stores, lines {"adapter", "facts"} (spans.facts_of)."""
 
     adapters: Mapping[str, Address]
     facts: Ref
@@ -83,8 +83,8 @@ class Pool:
 class Asked:
     """What is fitted on and asked.
 
-    examples: ref of Examples. questions: of lines {"question", "answer", "cluster", "shown"}, shown: whether an
-    example has the same fact in other words. facts: of lines {"fact", "old", "shown"}, the target.
+    examples: ref of Examples. questions: of lines {"question", "answer", "cluster", "shown"}, the last saying
+    whether an example has the same fact in other words. facts: of lines {"fact", "old", "shown"}, the target.
     """
 
     examples: Ref
@@ -191,8 +191,8 @@ class Selected(Step):
 class Recycled(Step):
     """What a choice's adapters answer under every method, and what has to stand beside it.
 
-    choice: None for what needs no choice: the base, the target's own adapter, the other that knows some of it,
-    and a new adapter trained on the examples, by the recipe `training` and by the published one. seed: of the
+    choice: None for what needs no choice: the base, the target's own adapter, the one that knows half of it,
+    and new adapters trained on the examples, by the recipe `training` and by the published one. seed: of the
     fits. title: for people only.
     """
 
@@ -237,7 +237,7 @@ class Recycled(Step):
             yield {
                 "method": "trained",
                 "control": name,
-                **work.fitted(Setting(own[:1], work.examples, recipe.merge), recipe),
+                **work.fitted(Setting(tuple(own[:1]), work.examples, recipe.merge), recipe),
             }
 
     def _merges(self, work: _Work, choice: Choice) -> Iterator[Mapping[str, object]]:

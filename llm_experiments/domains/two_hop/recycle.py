@@ -3,8 +3,8 @@
     recycle-forecasts    which adapters are taken from a pool, and what the theory says that they can do
     recycle              what they do, fitted on a few examples, beside what they have to beat
 
-The target is one hop of a world. Its pool has an adapter of all its facts, one of half of them, and adapters of
-other worlds, both hops of each. What is asked is the target's facts in wordings of which no example is.
+The target is one hop of a world. Its pool has an adapter of all its facts, one of half of them, and adapters
+of other worlds, both hops of each. What is asked is the target's facts, in wordings of which no example is.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Recycling(TwoHop):
         return found
 
     def pool(self, seed: int) -> Pool:
-        """The adapters, trained; each for as many steps as it has facts, those of other worlds once for all."""
+        """The adapters, trained for steps in proportion to their facts; other worlds' serve all draws."""
         adapters, facts = {}, {}
         for place, (name, (scene, adapter)) in enumerate(self.taught.items()):
             recipe = self.profile.training
