@@ -224,9 +224,10 @@ def least_loss(
     alone: torch.Tensor,
     most: float = SCALES[-1],
     *,
+    least: float = 0.0,
     inside: torch.Tensor | None = None,
 ) -> tuple[float, ...]:
-    """argmin over 0 <= w_i <= most of the predicted mean -log p of the answers; it is convex in w.
+    """argmin over least <= w_i <= most of the predicted mean -log p of the answers; it is convex in w.
 
     inside: a mask of the questions that count, all by default.
     """
@@ -245,7 +246,7 @@ def least_loss(
         return -float(logprobs.gather(1, target).sum()) / count, -gradient.double().numpy() / count
 
     start = np.full(len(alone), 1 / len(alone))
-    return tuple(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, most)] * len(alone)).x)
+    return tuple(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(least, most)] * len(alone)).x)
 
 
 def held_out(sheet: AnswerSheet, base: torch.Tensor, alone: torch.Tensor) -> Scores | None:

@@ -17,15 +17,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from llm_experiments.adapters.recipe import Training
 from llm_experiments.adapters.weights import AdapterWeights
-from llm_experiments.diagnose.answers import AnswerSheet
+from llm_experiments.diagnose.answers import AnswerSheet, Scores
+from llm_experiments.diagnose.combining import SCALES, least_loss
 from llm_experiments.domains.task import Example, read_examples
 from llm_experiments.engine.addresses import Address, Ref
 from llm_experiments.engine.context import Context
 from llm_experiments.engine.steps import Resources, Step
 from llm_experiments.merges import fitted, merging
-from llm_experiments.merges.fitters import Fitting
+from llm_experiments.merges.mixtures import weighted
 from llm_experiments.origin import origin
 from llm_experiments.pools import published
 from llm_experiments.pools.controls import CONTROLS, Setting
@@ -37,6 +41,7 @@ from results.rows import Scalar
 from toytransformer import spans
 from toytransformer.compositions import Merge, replace_file
 from toytransformer.merging import RULES
+from toytransformer.mixture import mixture
 
 #: The lines of both steps; a run gathers them under this name.
 FILE = "recycled.jsonl"
@@ -51,10 +56,12 @@ POOLS = {
 #: How what is chosen is merged.
 METHODS: Mapping[str, Recipe] = {
     "adaptive": published.ADAPTIVE,
-    "least squares": Recipe(Merge("cat-fitted", options={"form": "free"}), Fitting(method="closed form")),
     "lorahub": published.LORAHUB,
     "mean": Recipe(Merge("mean")),
 }
+#: The sum whose weights have the least loss by the mixture law, from the base and each adapter alone: no
+#: merge is looked at, and what it will answer is foretold.
+LAW = "mixture law"
 #: Methods that a whole pool is too large for.
 FEW = ("lorahub",)
 #: Controls of choices that do not look at the adapters, by pool; the methods that they are measured under.
@@ -63,7 +70,7 @@ BESIDE = {
     "kin": (),
     "strangers": ("drawn-alone", "norms-alone", "shuffled"),
 }
-CONTROLLED = ("adaptive", "least squares")
+CONTROLLED = ("adaptive", LAW)
 
 
 @dataclass(frozen=True)
@@ -249,15 +256,16 @@ class Recycled(Step):
         )
         library = tuple(read_library(work.context, {name: self.pool.adapters[name] for name in taken}))
         blind = choice.rule in ("random", "all")
-        for name, recipe in METHODS.items():
+        for name in (*METHODS, LAW):
             if name in FEW and not (blind and choice.count is not None):
                 continue
-            setting = Setting(library, work.examples, recipe.merge, 0 if choice.pool == TARGET else None)
+            setting = Setting(library, work.examples, Merge("sum"), 0 if choice.pool == TARGET else None)
             controls = BESIDE[choice.pool] if blind and name in CONTROLLED else ()
             for control in ("recycled", *controls):
                 changed = CONTROLS[control](setting, self.seed)
                 told = {**choice.about, "method": name, "control": control}
-                yield {**told, **work.fitted(changed, recipe)}
+                found = work.by_law(changed) if name == LAW else work.fitted(changed, METHODS[name])
+                yield {**told, **found}
 
 
 @dataclass(frozen=True)
@@ -275,20 +283,34 @@ class _Work:
         return AnswerSheet.of(self.context.model, self.examples)
 
     def fitted(self, setting: Setting, recipe: Recipe) -> dict[str, object]:
-        """A setting merged by a recipe."""
+        """A setting's adapters merged by a recipe."""
         if RULES[recipe.merge.rule].fitted_by is None:
-            return self.merged(setting.library, setting.merge)
+            return self.merged(setting.library, recipe.merge)
         found = fitted.fit(
             self.context.model,
             setting.library,
-            setting.merge,
+            recipe.merge,
             setting.examples,
             self.seed,
             fitting=recipe.fitting,
             training=recipe.training,
         )
-        told = {"foretold": found.details["loss_foretold"]} if "loss_foretold" in found.details else {}
-        return {**self.merged(setting.library, found), **told}
+        return self.merged(setting.library, found)
+
+    def by_law(self, setting: Setting) -> dict[str, object]:
+        """A setting's adapters summed with the weights of the law, and what it says of the questions."""
+        model = self.context.model
+        told = AnswerSheet.of(model, setting.examples)
+        with weighted(model, setting.library) as weights:
+            passes = []
+            for unit in ([0.0] * len(setting.library), *np.eye(len(setting.library)).tolist()):
+                weights.set(unit)
+                passes.append([sheet.logits(model) for sheet in (told, self.sheet)])
+        (base, asked), alone = passes[0], [torch.stack(several) for several in zip(*passes[1:], strict=True)]
+        found = least_loss(told, base, alone[0], least=-SCALES[-1])
+        said = self.sheet.scores(mixture(asked, alone[1], found))
+        foretold = {"foretold_" + name: values for name, values in _answers(said).items()}
+        return {**self.merged(setting.library, Merge("sum", found)), **foretold}
 
     def merged(
         self, library: Sequence[AdapterWeights], merge: Merge | merging.FittedMerge
@@ -298,11 +320,17 @@ class _Work:
         with merging.apply(model, library, merge):
             asked, own = (one.scores(one.logits(model)) for one in (self.sheet, self.own_sheet))
         return {
-            "logprob": [round(value, 4) for value in asked.logprob.tolist()],
-            "right": [int(value) for value in asked.right.tolist()],
+            **_answers(asked),
             "examples_loss": round(own.loss, 6),
             "examples_right": own.share,
         }
+
+
+def _answers(scores: Scores) -> dict[str, object]:
+    return {
+        "logprob": [round(value, 4) for value in scores.logprob.tolist()],
+        "right": [int(value) for value in scores.right.tolist()],
+    }
 
 
 def _member(context: Context, name: str, address: Address) -> Member:
