@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from llm_experiments.adapters.recipe import Training
@@ -29,7 +28,6 @@ from llm_experiments.engine.addresses import Address, Ref
 from llm_experiments.engine.context import Context
 from llm_experiments.engine.steps import Resources, Step
 from llm_experiments.merges import fitted, merging
-from llm_experiments.merges.mixtures import weighted
 from llm_experiments.origin import origin
 from llm_experiments.pools import published
 from llm_experiments.pools.controls import CONTROLS, Setting
@@ -301,10 +299,9 @@ class _Work:
         """A setting's adapters summed with the weights of the law, and what it says of the questions."""
         model = self.context.model
         told = AnswerSheet.of(model, setting.examples)
-        with weighted(model, setting.library) as weights:
-            passes = []
-            for unit in ([0.0] * len(setting.library), *np.eye(len(setting.library)).tolist()):
-                weights.set(unit)
+        passes = []
+        for library in ([], *([one] for one in setting.library)):
+            with merging.apply(model, library, Merge("sum")):
                 passes.append([sheet.logits(model) for sheet in (told, self.sheet)])
         (base, asked), alone = passes[0], [torch.stack(several) for several in zip(*passes[1:], strict=True)]
         found = least_loss(told, base, alone[0], least=-SCALES[-1])
