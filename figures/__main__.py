@@ -236,7 +236,7 @@ def draw_all(
 
 
 def read(runs: Sequence[Path], toy_file: Path | None, fresh: bool, ran: Sequence[Path] = ()) -> Data:
-    """The measured cells with their predictions, and the rows on closed-form edits.
+    """The measured cells with their predictions, the rows on closed-form edits, and pools of adapters.
 
     ran: runs of which only those cells are taken that `runs` have not.
     """
@@ -260,7 +260,7 @@ def read(runs: Sequence[Path], toy_file: Path | None, fresh: bool, ran: Sequence
         f"{', '.join(map(_relative, (*paths, *ran)))}; "
         f"{len(rows)} predictions, {predictions.lacking(rows, kept)} of them computed now"
     )
-    return Data(cells=measured.cells, edits=measured.edits)
+    return Data(cells=measured.cells, edits=measured.edits, pools=reading.pools(runs))
 
 
 def _computed_rows() -> list[Row]:

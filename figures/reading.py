@@ -11,9 +11,11 @@ import polars as pl
 from figures import predictions
 from figures.store import Row
 from results import frame as frames
+from results import recycled
 from results.cells import Cell
-from results.files import is_folder_of_rows
+from results.files import ENDING, is_folder_of_rows
 from results.frame import Frame
+from results.recycled import Pool
 from results.rows import CellInfo
 
 #: Measurements that come with the project, a folder each.
@@ -32,6 +34,12 @@ class Measured:
 def committed() -> list[Path]:
     """The folders of measurements that come with the project."""
     return sorted(folder for folder in COMMITTED.iterdir() if is_folder_of_rows(folder))
+
+
+def pools(folders: Iterable[Path] = ()) -> list[Pool]:
+    """Of each folder with lines on recycled adapters what it holds; of those that come with the project."""
+    several = list(folders) or sorted((COMMITTED / "pools").iterdir())
+    return [recycled.read(folder) for folder in several if (folder / f"recycled{ENDING}").is_file()]
 
 
 def nameless(info: CellInfo) -> str:

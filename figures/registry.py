@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.store import Row
 from results.cells import Cell
+from results.recycled import Pool
 
 
 class NothingToDrawError(ValueError):
@@ -32,12 +33,13 @@ class Data:
     """What figures are drawn from.
 
     theory: computed rows, by figure. cells: measured ones, training seeds pooled, with their predictions.
-    edits: measured rows on closed-form edits.
+    edits: measured rows on closed-form edits. pools: of each base, adapters of a pool fitted on examples.
     """
 
     theory: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     cells: Sequence[Cell] = ()
     edits: Sequence[Row] = ()
+    pools: Sequence[Pool] = ()
 
 
 def one_draw(cells: Iterable[Cell]) -> list[Cell]:
@@ -65,6 +67,7 @@ class Needs(Generic[T]):
 THEORY: Needs[Row] = Needs(lambda data, name: data.theory.get(name, ()), measured=False)
 CELLS: Needs[Cell] = Needs(lambda data, _: one_draw(data.cells))
 EDITS: Needs[Row] = Needs(lambda data, _: data.edits)
+POOLS: Needs[Pool] = Needs(lambda data, _: data.pools)
 
 
 def cells_of(domain: str) -> Needs[Cell]:

@@ -277,8 +277,13 @@ class Pool:
 
     @property
     def targets(self) -> list[str]:
-        """Draws of names with training seeds."""
-        return list(dict.fromkeys(f"names {t['names']}, seed {t['seed']}" for t in self.tasks.values()))
+        """Draws of names with training seeds, of which something was measured."""
+        return list(dict.fromkeys(one.target for cell in self.cells.values() for one in cell.answers))
+
+    @property
+    def size(self) -> int:
+        """How many adapters a pool holds."""
+        return max(len(line["pool"]) for line in self.tasks.values())
 
     @cached_property
     def cells(self) -> dict[Key, Cell]:
