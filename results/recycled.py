@@ -272,8 +272,8 @@ class Pool:
 
     @property
     def examples(self) -> list[int]:
-        """How many examples there were."""
-        return sorted({line["examples"] for line in self.tasks.values()})
+        """How many examples there were, of what was measured."""
+        return sorted({key.examples for key in self.cells})
 
     @property
     def targets(self) -> list[str]:
@@ -316,8 +316,11 @@ class Pool:
         return sorted({k.count for k in self.cells if k.method == method and k.rule == "random" and k.count})
 
     def single(self, examples: int, control: str) -> Cell:
-        """What needs no choice: base, target, kin, new, .."""
-        return next(cell for cell in self.select(examples=examples, control=control) if cell.key.pool is None)
+        """What needs no choice: base, target, kin, new, .. Errors: RowsError where it was not measured."""
+        several = self.select(examples=examples, control=control, pool=None)
+        if not several:
+            raise RowsError(f"{control} was not measured with {examples} examples: run recycle to its end")
+        return several[0]
 
     def claims(self, method: str) -> list[Claim]:
         """The paper's claims on a method, for every number of examples; Holm's correction is over all."""
