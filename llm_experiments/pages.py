@@ -24,7 +24,7 @@ from predictors import agreement as comparing
 from predictors import forms, registered, tiers
 from predictors import merged as foretold
 from predictors.agreement import Agreement
-from results import claims, frame, pages
+from results import claims, frame, pages, recycled
 from results.cells import RIGHT, Cell
 from results.files import is_folder_of_rows
 
@@ -39,6 +39,7 @@ PAGES = {
     ROOT / "docs" / "domains-measured.md": ROOT / "docs" / "domains-measured.md.jinja",
     ROOT / "docs" / "costs.md": ROOT / "docs" / "costs.md.jinja",
     ROOT / "docs" / "doctor.md": ROOT / "docs" / "doctor.md.jinja",
+    ROOT / "docs" / "recycling.md": ROOT / "docs" / "recycling.md.jinja",
     ROOT / "README.md": ROOT / "docs" / "README.md.jinja",
 }
 
@@ -193,6 +194,12 @@ def truth(base: str, merge: str | None = None) -> foretold.Agreement:
     return foretold.agreement(merged(base), merge)
 
 
+@cache
+def pools() -> dict[str, recycled.Pool]:
+    """Adapters of a pool fitted on examples, by base."""
+    return {folder.name: recycled.read(folder) for folder in sorted((DATA / "pools").iterdir())}
+
+
 FUNCTIONS: Mapping[str, Any] = {
     **{"invented": invented, "work": work, "timed": timed},
     "measured_domains": lambda: sorted({c.info.domain for cells in kept_cells().values() for c in cells}),
@@ -208,7 +215,7 @@ FUNCTIONS: Mapping[str, Any] = {
     **{"merged": merged, "truth": truth, "predictors": foretold.PREDICTORS, "fitted": FITTED},
     **{"worlds": lambda entries: len({one.library["names"] for one in entries})},
     **{"diagnosed": lambda base: foretold.diagnosed(foretold.MERGES / base)},
-    **{"sections": sections},
+    **{"sections": sections, "pools": pools},
     **{"models": lambda: list(kept_cells()), "counted": claims.counted, "verdicts": claims.VERDICTS},
 }
 

@@ -126,6 +126,16 @@ class Difference:
     adjusted: float
 
     @property
+    def points(self) -> str:
+        """In percentage points, with the interval: "+12 [3, 20]"."""
+        return f"{100 * self.difference:+.0f} [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+
+    @property
+    def by_target(self) -> str:
+        """In percentage points, target by target."""
+        return ", ".join(f"{100 * value:+.0f}" for value in self.targets)
+
+    @property
     def verdict(self) -> str:
         if self.adjusted >= LEVEL:
             return UNDECIDED
@@ -134,7 +144,7 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """A claim of the paper on one number of examples. holds: whether the verdict is what it says."""
+    """A claim of the paper on one number of examples. expected: the verdicts on first - second it allows."""
 
     says: str
     examples: int
@@ -144,8 +154,12 @@ class Claim:
     expected: tuple[str, ...]
 
     @property
-    def holds(self) -> bool:
-        return self.found.verdict in self.expected
+    def judged(self) -> str:
+        """A difference that is not clear shows nothing: it refutes no claim that there is none."""
+        verdict = self.found.verdict
+        if verdict == UNDECIDED:
+            return "not refuted" if UNDECIDED in self.expected else "not shown"
+        return "as claimed" if verdict in self.expected else "refuted"
 
 
 def difference(first: Cell, second: Cell, of: str = "right", where: str = ALL) -> Difference:
@@ -245,13 +259,24 @@ CLAIMS: Sequence[tuple[str, Line, Line, tuple[str, ...]]] = (
 
 @dataclass(frozen=True)
 class Rank:
-    """Spearman's correlation with a 95% bootstrap over targets, and the mean distance; cells: how many."""
+    """Spearman's correlation with a 95% bootstrap over targets, and the mean distance; cells: how many.
+
+    The interval is NaN for one target, all of it where one side is the same everywhere.
+    """
 
     rank: float
     low: float
     high: float
     apart: float
     cells: int
+
+    @property
+    def words(self) -> str:
+        """The correlation with its interval; a dash where one side is the same everywhere."""
+        if math.isnan(self.rank):
+            return "–"
+        interval = "" if math.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.rank:.2f}{interval}"
 
 
 class Pool:
@@ -284,6 +309,22 @@ class Pool:
     def size(self) -> int:
         """How many adapters a pool holds."""
         return max(len(line["pool"]) for line in self.tasks.values())
+
+    @property
+    def questions(self) -> int:
+        """How many questions are asked of a target."""
+        return max(len(line["shown"]) for line in self.tasks.values())
+
+    @property
+    def methods(self) -> list[str]:
+        """How adapters that were taken are merged."""
+        return list(dict.fromkeys(key.method for key in self.cells if key.pool))
+
+    @property
+    def choices(self) -> list[tuple[str, int | None]]:
+        """How adapters are taken: rule and number, None for all; few first."""
+        found = {(key.rule, key.count) for key in self.cells if key.rule}
+        return sorted(found, key=lambda choice: (choice[1] or self.size, choice[0]))
 
     @cached_property
     def cells(self) -> dict[Key, Cell]:
@@ -323,24 +364,30 @@ class Pool:
         return several[0]
 
     def claims(self, method: str) -> list[Claim]:
-        """The paper's claims on a method, for every number of examples; Holm's correction is over all."""
+        """The paper's claims on a method, for every number of examples; Holm's correction is over all.
+
+        Those of which a side was not measured are left out.
+        """
         found = []
         for says, first, second, expected in CLAIMS:
             for examples in self.examples:
-                one, other = (self._side(examples, method, side) for side in (first, second))
-                found.append(Claim(says, examples, one, other, difference(one, other), expected))
+                sides = [self._side(examples, method, side) for side in (first, second)]
+                if all(sides):
+                    one, other = (cell for several in sides for cell in several)
+                    found.append(Claim(says, examples, one, other, difference(one, other), expected))
         adjusted = holm([one.found.p for one in found])
         return [
             replace(one, found=replace(one.found, adjusted=p)) for one, p in zip(found, adjusted, strict=True)
         ]
 
-    def _side(self, examples: int, method: str, wanted: Line) -> Cell:
+    def _side(self, examples: int, method: str, wanted: Line) -> list[Cell]:
+        """The cell of one side, if it was measured."""
         if "pool" not in wanted:
-            return self.single(examples, wanted["control"])
+            return self.select(examples=examples, pool=None, **wanted)
         counts = self.counts(method)
-        count = counts[0] if wanted.get("count") == FEWEST else counts[-1]
+        count = counts[0 if wanted.get("count") == FEWEST else -1] if counts else None
         asked = {"control": "recycled", "rule": "random", **wanted, "count": count}
-        return self.cell(examples, method, **asked)
+        return self.select(examples=examples, method=method, **asked)
 
     def theory(self, method: str, pools: Sequence[str], predictor: str = "overlap") -> Rank:
         """The share of the examples that the toy says the taken adapters explain, against 1 - loss / base's.
@@ -394,6 +441,8 @@ def _rank(said: Sequence[float], found: Sequence[float], targets: Sequence[str])
             return [math.nan]
         return [float(stats.spearmanr(told, measured).statistic)]
 
-    ((low, high),) = group_bootstrap(correlation, targets, seed=0)
+    low = high = math.nan
+    if len(set(targets)) > 1:
+        ((low, high),) = group_bootstrap(correlation, targets, seed=0)
     every = np.arange(len(one))
     return Rank(correlation(every)[0], low, high, float(np.mean(np.abs(one - other))), len(one))

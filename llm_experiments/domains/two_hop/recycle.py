@@ -166,7 +166,8 @@ def recycle(study: Recycling) -> Iterator[Step]:
         for examples in study.size.pool_examples:
             selected = study.selected(seed, examples)
             address = study.plan.add(selected)
-            for choice in (None, *study.choices):
+            order = sorted(study.choices, key=lambda one: ("random", "loss", "cosine", "all").index(one.rule))
+            for choice in (None, *order):  # what is interrupted has every pool
                 yield Recycled(
                     title=selected.title,
                     selected=address,
