@@ -25,8 +25,9 @@ from toytransformer.compositions import Composition, Merge, catalogue
 from toytransformer.compositions.setups import setup
 
 MEASURED = {name: figure for name, figure in registry.figures().items() if figure.measured}
-#: Drawn from merges beside each of their adapters alone, which these rows have not (test_domain_rows).
-ALONE = "transfer"
+#: Drawn from what these rows have not: merges beside each of their adapters alone (test_domain_rows), pools
+#: of adapters (test_results_recycled).
+OTHERWISE = ("transfer", "recycle")
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +82,8 @@ def test_cells_without_a_spec_have_no_prediction_and_are_drawn(measurements):
                 figure.from_data(Data(cells=found, edits=list(overlaps())))
             drawn += 1
         except NothingToDrawError as error:
-            assert figure.name in ("agreement", ALONE), error
-    assert drawn == len(MEASURED) - 2
+            assert figure.name in ("agreement", *OTHERWISE), error
+    assert drawn == len(MEASURED) - 1 - len(OTHERWISE)
 
 
 def test_a_model_that_answers_as_the_toy_does_agrees_with_it_everywhere(joined):
@@ -230,8 +231,8 @@ def check(figure, name):
         assert across < 1 or down < 2, (name, one.get_text(), other.get_text())
 
 
-def drawn(name, found, edits=()):
-    figure = MEASURED[name].from_data(Data(cells=found, edits=edits))
+def drawn(name, found, edits=(), pools=()):
+    figure = MEASURED[name].from_data(Data(cells=found, edits=edits, pools=pools))
     assert figure.get_figwidth() in (style.COLUMN, style.PAGE)
     return figure
 
@@ -240,7 +241,7 @@ def written(figure) -> str:
     return " ".join(text.get_text() for text, _ in texts(figure)).replace("\n", " ").replace("\xa0", " ")
 
 
-@pytest.mark.parametrize("name", [name for name in MEASURED if name != ALONE])
+@pytest.mark.parametrize("name", [name for name in MEASURED if name not in OTHERWISE])
 def test_drawings_are_legible_and_say_model_n_and_seeds(name, joined):
     with style.look():
         figure = drawn(name, joined, list(overlaps()))
@@ -270,7 +271,7 @@ def test_several_models_leave_the_drawings_legible(name, joined):
 def test_drawings_of_the_committed_rows_are_legible(name, committed):
     with style.look():
         try:
-            check(drawn(name, committed[1].cells, committed[1].edits), name)
+            check(drawn(name, committed[1].cells, committed[1].edits, reading.pools()), name)
         except NothingToDrawError:
             pytest.skip(f"no committed rows for {name}")
 
@@ -283,7 +284,7 @@ def undertrained(joined):
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in MEASURED if name not in ("layers", ALONE)])
+@pytest.mark.parametrize("name", [name for name in MEASURED if name not in ("layers", *OTHERWISE)])
 def test_cells_of_undertrained_adapters_are_marked_and_the_note_says_so(name, joined, undertrained):
     marks = []
     for found in (joined, undertrained):
@@ -296,10 +297,10 @@ def test_cells_of_undertrained_adapters_are_marked_and_the_note_says_so(name, jo
     assert marks[1] > marks[0] + 1
 
 
-@pytest.mark.parametrize("name", ["first-look", "agreement", "answers", "layers-order"])
+@pytest.mark.parametrize("name", ["first-look", "agreement", "answers", "layers-order", "recycle"])
 def test_the_drawings_of_the_pages_are_up_to_date(name, committed, tmp_path):
     """Compared by what is drawn and not by bytes, which may depend on the version of matplotlib."""
-    (fresh,) = MEASURED[name].save(Data(cells=committed[1].cells), tmp_path, ("svg",))
+    (fresh,) = MEASURED[name].save(Data(cells=committed[1].cells, pools=reading.pools()), tmp_path, ("svg",))
     docs = reading.COMMITTED.parents[1] / "docs"
     for element in ("<path", "<use"):
         assert (docs / f"{name}.svg").read_text().count(element) == fresh.read_text().count(element)

@@ -164,7 +164,8 @@ def test_kept_lines_come_back(tmp_path, pool):
     kept = files.Measurements(recycled=list(lines()))
     files.write(tmp_path, kept)
     assert list(read(tmp_path).cells) == list(pool.cells)
-    files.write(tmp_path / "none", files.Measurements())
+    edits = [{"kind": "overlap", "model": "toy", "dataset": "R"}]
+    files.write(tmp_path / "none", files.Measurements(edits=edits))
     with pytest.raises(RowsError, match="no line on recycled"):
         read(tmp_path / "none")
 

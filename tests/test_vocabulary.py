@@ -31,6 +31,7 @@ LISTING = {
     "llm_experiments/domains/two_hop/experiments.py",
     "llm_experiments/domains/two_hop/scenes.py",
     "llm_experiments/domains/two_hop/tiers.py",
+    "llm_experiments/steps/recycled.py",
     "figures/theory",
 }
 
