@@ -72,7 +72,7 @@ def kept_cells() -> dict[str, list[Cell]]:
 
 def paper_claims() -> list[claims.Claim]:
     """What kept rows say to every claim of the paper."""
-    return claims.judged(kept_cells(), DOMAINS)
+    return claims.judged(kept_cells(), DOMAINS, pools())
 
 
 def row_by_row(table: str) -> list[claims.Beside]:

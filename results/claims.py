@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 
 from results import paper
 from results.cells import RIGHT, Cell, percent
+from results.recycled import Pool, difference
 from results.statistics import cluster_interval
 from toytransformer.merging import RULES
 
@@ -66,17 +67,29 @@ def claims() -> Entry:
     return tomllib.loads(Path(__file__).with_name("paper_claims.toml").read_text(encoding="utf-8"))
 
 
-def judged(models: Mapping[str, Sequence[Cell]], domains: Collection[str]) -> list[Claim]:
+def judged(
+    models: Mapping[str, Sequence[Cell]],
+    domains: Collection[str],
+    pools: Mapping[str, Pool] | None = None,
+) -> list[Claim]:
     """Every claim with the findings of each model that has its cells.
 
-    models: by name the cells of a model. domains: those that can be measured.
+    models: by name the cells of a model. domains: those that can be measured. pools: by name what was
+    measured of recycled adapters, for claims on them.
     """
-    return [_claim(entry, models, domains) for entry in claims()["claim"]]
+    return [_claim(entry, models, domains, pools or {}) for entry in claims()["claim"]]
 
 
-def _claim(entry: Entry, models: Mapping[str, Sequence[Cell]], domains: Collection[str]) -> Claim:
+def _claim(
+    entry: Entry,
+    models: Mapping[str, Sequence[Cell]],
+    domains: Collection[str],
+    pools: Mapping[str, Pool],
+) -> Claim:
     numbers = Numbers.of(entry)
-    findings = []
+    findings = [
+        one for name, pool in pools.items() for one in _of_pool(entry.get("pools"), name, pool, numbers)
+    ]
     for model, cells in models.items():
         sides = [_ways(_cells(entry, side, cells)) for side in ("first", "second") if _is_given(entry, side)]
         for way in dict.fromkeys(way for side in sides for way in side):
@@ -88,6 +101,19 @@ def _claim(entry: Entry, models: Mapping[str, Sequence[Cell]], domains: Collecti
         verdict = NOT_MEASURED if domain is None or domain in domains else NOT_TESTABLE
         findings = [Finding("", "", "", verdict)]
     return Claim(entry["says"], entry["where"], str(numbers), tuple(findings))
+
+
+def _of_pool(asked: Entry | None, model: str, pool: Pool, numbers: Numbers) -> Iterator[Finding]:
+    """What recycled adapters say to a claim on them, for each number of examples."""
+    for examples in pool.examples if asked else ():
+        assert asked is not None
+        sides = [pool.side(examples, asked["method"], asked[side]) for side in ("first", "second")]
+        if all(sides):
+            first, second = (cell for several in sides for cell in several)
+            found = difference(first, second)
+            verdict, told = _beyond(found.difference, found.low, found.high, numbers)
+            ours = f"{percent(first.mean())}% against {percent(second.mean())}%"
+            yield Finding(model, f"{examples} examples", ours + told, verdict)
 
 
 def _is_given(entry: Entry, side: str) -> bool:
@@ -223,11 +249,14 @@ def _higher(cells: Sequence[Cell], numbers: Numbers) -> tuple[str, str]:
     if len(shared) < 2:
         return UNDECIDED, ""
     differences = [_mean(tables[0][c]) - _mean(tables[1][c]) for c in shared]
-    low, high = cluster_interval(differences, shared, seed=0)
+    return _beyond(_mean(differences), *cluster_interval(differences, shared, seed=0), numbers)
+
+
+def _beyond(mean: float, low: float, high: float, numbers: Numbers) -> tuple[str, str]:
+    """The verdict of a difference with its interval, and how it is printed."""
     least = max(0.0, min(numbers.differences)) / 100
     verdict = REPRODUCES if low > 0 else DOES_NOT if high < least else UNDECIDED
-    points = f"{_signed(_mean(differences))} points [{_signed(low)}, {_signed(high)}]"
-    return verdict, f": {points}"
+    return verdict, f": {_signed(mean)} points [{_signed(low)}, {_signed(high)}]"
 
 
 RULE: Mapping[str, Callable[[Sequence[Cell], Numbers], tuple[str, str]]] = {

@@ -371,7 +371,7 @@ class Pool:
         found = []
         for says, first, second, expected in CLAIMS:
             for examples in self.examples:
-                sides = [self._side(examples, method, side) for side in (first, second)]
+                sides = [self.side(examples, method, side) for side in (first, second)]
                 if all(sides):
                     one, other = (cell for several in sides for cell in several)
                     found.append(Claim(says, examples, one, other, difference(one, other), expected))
@@ -380,8 +380,8 @@ class Pool:
             replace(one, found=replace(one.found, adjusted=p)) for one, p in zip(found, adjusted, strict=True)
         ]
 
-    def _side(self, examples: int, method: str, wanted: Line) -> list[Cell]:
-        """The cell of one side, if it was measured."""
+    def side(self, examples: int, method: str, wanted: Line) -> list[Cell]:
+        """The cell of one side of a claim (CLAIMS), in a list; none where it was not measured."""
         if "pool" not in wanted:
             return self.select(examples=examples, pool=None, **wanted)
         counts = self.counts(method)
