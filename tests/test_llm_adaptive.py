@@ -10,14 +10,15 @@ from tiny_models import tiny_qwen2
 
 from llm_experiments.adapters.weights import AdapterWeights, ModuleUpdate
 from llm_experiments.domains.own.questions import Question
-from llm_experiments.merges.fitted import fit
+from llm_experiments.merges.fitted import fit, save
+from llm_experiments.merges.fitted import load as fitted_from
 from llm_experiments.merges.fitters import Fitting
 from llm_experiments.merges.fitters.gauss_newton import quadratic
 from llm_experiments.merges.loss import encoded, mean_loss
 from llm_experiments.merges.merging import FittedMerge, apply
 from llm_experiments.models.load import load
 from llm_experiments.pools.controls import CONTROLS, Setting, drawn_like
-from llm_experiments.pools.published import ADAPTIVE
+from llm_experiments.pools.published import ADAPTIVE, PI_TUNING
 from toytransformer.adapters import LoRA
 from toytransformer.compositions import Merge
 from toytransformer.merging import RuleError
@@ -149,6 +150,85 @@ def test_what_is_kept_is_the_best_on_what_was_held_out(loaded, library):
     assert own == pytest.approx(losses[validation["step"]], abs=1e-5)
     last = fit(loaded, library, ADAPTIVE.merge, EXAMPLES, seed=3, fitting=replace(fitting, validation=0))
     assert "validation" not in last.details
+
+
+def entropy(loaded, library, merge):
+    """Mean entropy of the token behind each question, question by question."""
+    found = []
+    with apply(loaded, library, merge), torch.no_grad():
+        for one in EXAMPLES:
+            prompt, _ = encoded(loaded, one)
+            p = loaded.model(input_ids=torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
+            found.append(float(-(p * p.log()).sum()))
+    return sum(found) / len(found)
+
+
+def test_adamerging_lowers_the_entropy_and_looks_at_no_answer(loaded, library):
+    fitting = Fitting(steps=1, batch=len(EXAMPLES), learning_rate=1e-3, per="expert", objective="entropy")
+    found = fit(loaded, library, FREE, EXAMPLES, fitting=fitting).details
+    moved = np.array(next(iter(found["weights"].values()))) - 1 / 3
+
+    def at(place, step):
+        weights = [1 / 3 + step * (place == k) for k in range(3)]
+        return entropy(loaded, library, Merge("sum", tuple(weights)))
+
+    slopes = np.array([(at(place, 1e-2) - at(place, -1e-2)) / 2e-2 for place in range(3)])
+    assert np.sign(moved).tolist() == (-np.sign(slopes)).tolist()
+    assert found["loss_curve"] == pytest.approx([entropy(loaded, library, Merge("mean"))], rel=1e-4)
+    others = [Question(one.question, "something else entirely") for one in EXAMPLES]
+    longer = replace(fitting, steps=5)
+    one, other = (fit(loaded, library, FREE, given, fitting=longer).details for given in (EXAMPLES, others))
+    assert one["loss_curve"] == pytest.approx(other["loss_curve"], rel=1e-5)
+    assert one["loss_curve"][-1] < one["loss_curve"][0]
+    assert one["loss"] != pytest.approx(other["loss"], rel=1e-2)  # of the answers, as everywhere
+
+
+def test_pi_tuning_is_the_softmax_fit_where_factors_stand_still(loaded, library):
+    soft, fitting = Merge("adaptive", options={"f": "softmax"}), Fitting(steps=12, batch=4)
+    plain = fit(loaded, library, soft, EXAMPLES, fitting=fitting)
+    still = fit(loaded, library, soft, EXAMPLES, fitting=replace(fitting, factors=True, factor_rate=1e-12))
+    for name, weights in plain.details["weights"].items():
+        assert still.details["weights"][name] == pytest.approx(weights, abs=1e-5)
+        assert sum(still.details["weights"][name]) == pytest.approx(1)
+    assert still.details["loss"] == pytest.approx(plain.details["loss"], rel=1e-5)
+
+
+def test_pi_tuning_moves_factors_and_goes_lower(loaded, library, tmp_path):
+    before = [adapter.modules["model.layers.0.mlp.up_proj"].write.clone() for adapter in library]
+    fitting = replace(PI_TUNING.fitting, validation=0.0, factor_rate=1e-2)
+    plain = fit(loaded, library, PI_TUNING.merge, EXAMPLES, fitting=replace(fitting, factors=False))
+    tuned = fit(loaded, library, PI_TUNING.merge, EXAMPLES, fitting=fitting)
+    assert tuned.details["loss"] < 0.5 * plain.details["loss"]
+    assert loss_of(loaded, library, tuned) == pytest.approx(tuned.details["loss"], rel=1e-4)
+    assert [one.name for one in tuned.library] == [f"tuned-adapter-{k}" for k in range(3)]
+    for own, adapter, new in zip(before, library, tuned.library, strict=True):
+        assert torch.equal(own, adapter.modules["model.layers.0.mlp.up_proj"].write)
+        assert not torch.equal(own, new.modules["model.layers.0.mlp.up_proj"].write)
+    save(tmp_path, tuned)
+    assert loss_of(loaded, library, fitted_from(tmp_path, library)) == pytest.approx(
+        tuned.details["loss"], rel=1e-4
+    )
+
+
+def test_the_best_factors_are_kept_with_their_weights(loaded, library):
+    fitting = replace(PI_TUNING.fitting, steps=30, every=5, validation=0.4, factor_rate=0.3)
+    found = fit(loaded, library, PI_TUNING.merge, EXAMPLES, fitting=fitting)
+    losses = dict(found.details["validation"]["losses"])
+    best = found.details["validation"]["step"]
+    assert losses[best] == min(losses.values()) and best < 30  # so fast that the end is not the best
+    _, held = fitting.split(len(EXAMPLES), 0)
+    kept = loss_of(loaded, library, found, [EXAMPLES[place] for place in held])
+    assert kept == pytest.approx(losses[best], rel=1e-4)
+
+
+@pytest.mark.parametrize("more", [{"objective": "entropy"}, {"factors": True}])
+@pytest.mark.parametrize(
+    ("merge", "method"),
+    [(Merge("lorahub"), "gradient"), (Merge("new-adapter"), "gradient"), (FREE, "closed form")],
+)
+def test_what_only_gradients_do_is_refused_elsewhere(loaded, library, merge, method, more):
+    with pytest.raises(RuleError, match=r"needs a fit by gradient.*'adaptive' or 'cat-fitted'"):
+        fit(loaded, library, merge, EXAMPLES, fitting=Fitting(method=method, **more))
 
 
 def test_rates_rise_and_fall():

@@ -163,6 +163,28 @@ def dense_tsv(adapters, w, rank):
     return whitened(u) * scales @ whitened(v).T
 
 
+def dense_lego(adapters, k):
+    """LoRA-LEGO, Ward's clusters by definition: join the pair whose sum of squares grows least, down to k."""
+    units = [np.concatenate([b, a]) for x in adapters for b, a in zip(x.write.T, x.read.T, strict=True)]
+    groups = [[unit] for unit in units]
+
+    def growth(one, other):
+        apart = np.mean(one, axis=0) - np.mean(other, axis=0)
+        return len(one) * len(other) / (len(one) + len(other)) * apart @ apart
+
+    while len(groups) > k:
+        pairs = [(i, j) for i in range(len(groups)) for j in range(i)]
+        i, j = min(pairs, key=lambda pair: growth(groups[pair[0]], groups[pair[1]]))
+        groups[j] += groups.pop(i)
+    total = 0
+    for group in groups:
+        centre = np.mean(group, axis=0)
+        centre = centre * np.mean([np.linalg.norm(unit) for unit in group]) / np.linalg.norm(centre)
+        b, a = np.split(centre, [len(adapters[0].write)])
+        total = total + np.outer(b, a)
+    return np.sqrt(max(x.rank for x in adapters) / len(groups)) * total
+
+
 def dense_lori_s(adapters, w, density):
     return sum(c * peft_trim(x.write, density) @ x.read.T for c, x in zip(w, adapters, strict=True))
 
@@ -237,6 +259,9 @@ REFERENCE = [
     ("knots", {"inner": "sum"}, dense_sum),
     ("tsv", {"rank": 1}, lambda a, w: dense_tsv(a, w, 1)),
     ("tsv", {}, lambda a, w: dense_tsv(a, w, max(1, RANK // len(a)))),
+    ("lora-lego", {}, lambda a, w: dense_lego(a, RANK)),
+    ("lora-lego", {"clusters": 1}, lambda a, w: dense_lego(a, 1)),
+    ("lora-lego", {"clusters": 999}, lambda a, w: dense_sum(a, np.full(len(a), len(a) ** -0.5))),
     ("lori-d", {}, dense_sum),
     ("lori-d", {"combine": "linear"}, lambda a, w: dense_linear(a, w, w)),
     ("lori-s", {"density": 0.5}, lambda a, w: dense_lori_s(a, w, 0.5)),
@@ -905,6 +930,39 @@ def test_the_new_adapter_is_the_closed_form_and_ignores_the_others(seed):
     assert merged.details["loss"] <= ATOL
 
 
+@given(seed=seeds, n=counts)
+def test_units_do_not_know_whose_they_are(seed, n):
+    """Ranks in another order, adapters in another order, and ranks that are zero: the same clusters."""
+    rng, adapters = np.random.default_rng([seed, 9]), draw(seed, n)
+    merged = merge(adapters, Merge("lora-lego"))
+    well_posed(merged)
+    mixed = []
+    for lora in adapters:
+        order = rng.permutation(lora.rank)
+        mixed.append(LoRA(lora.write[:, order], lora.read[:, order]))
+    lora = mixed[0]
+    nothing = np.zeros((len(lora.write), 1)), np.zeros((len(lora.read), 1))
+    mixed[0] = LoRA(np.hstack([lora.write, nothing[0]]), np.hstack([lora.read, nothing[1]]))
+    close(merge(mixed[::-1], Merge("lora-lego")).delta(), merged.delta(), factor=100)
+
+
+@given(seed=seeds, n=counts)
+def test_units_of_copies_are_one(seed, n):
+    (lora,) = draw(seed, 1)
+    merged = merge([lora] * n, Merge("lora-lego"))
+    close(merged.delta(), lora.delta(), factor=100)
+    assert merged.details["sizes"] == (n,) * RANK
+
+
+def test_clusters_that_could_be_others_are_said_to_be_arbitrary():
+    square = np.array([[1.0, 1.0, -1.0, -1.0], [1.0, -1.0, 1.0, -1.0]])
+    merged = merge([LoRA(square, np.ones((3, 4)))], Merge("lora-lego", options={"clusters": 3}))
+    assert "which units are one is arbitrary" in merged.details["warning"]
+    zero = merge([LoRA(np.zeros((2, 4)), np.ones((3, 4)))], Merge("lora-lego"))
+    assert zero.details["clusters"] == 4  # it reads, and writes nothing
+    assert not zero.delta().any()
+
+
 # ---------------------------------------------------------------- the registry and its refusals
 
 
@@ -930,7 +988,8 @@ def test_the_flags():
     assert having("label_blind") == set(RULES) - fits
     assert having("needs_neurons") == entries | {"adaptive-random"}
     assert having("routed") == {"arrow-products", "arrow-factors"}
-    factor_wise = {"linear", "linear-peft", "arrow-factors", "lorahub", "lori-d", "lori-s"} | on_factors
+    factor_wise = {"linear", "linear-peft", "arrow-factors", "lorahub", "lori-d", "lori-s", "lora-lego"}
+    factor_wise |= on_factors
     assert having("gauge_invariant") == set(RULES) - factor_wise
 
 

@@ -26,6 +26,7 @@ SQRT = {"temperature_scaling": "sqrt-width"}
 JOINT = {
     "ties",
     "tsv",
+    "lora-lego",
     "ties-factors",
     "dare",
     "dare-ties",

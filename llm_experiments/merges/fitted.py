@@ -62,6 +62,13 @@ def fit(
         raise RuleError(f"rule {rule.name!r} is fitted on examples of the target task and got none")
     if not library:
         raise RuleError(f"rule {rule.name!r} is fitted on a library of adapters and got none")
+    by_gradient = rule.fitted_by == "products" and fitting.method == "gradient"
+    if not by_gradient and (fitting.factors or fitting.objective != "answers"):
+        what = "trained factors" if fitting.factors else f"the objective {fitting.objective!r}"
+        raise RuleError(
+            f"{what} needs a fit by gradient, and rule {rule.name!r} has none by method {fitting.method!r}: "
+            "use 'adaptive' or 'cat-fitted' with method 'gradient'"
+        )
     target_layers(loaded, library, same_modules=True)
     drawn = options.get("seed")
     seed = seed if drawn is None else int(drawn)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -20,10 +20,17 @@ def encoded(loaded: LoadedModel, example: Example) -> Tokens:
     return prompt_ids(loaded, example.question), target_ids(loaded, example.answer)
 
 
-def mean_loss(loaded: LoadedModel, rows: Sequence[Tokens], batch: int) -> float:
-    """Mean -log p of the answers' tokens, in nats, over all rows."""
+#: A sum over tokens that is made small, and how many tokens there are.
+Objective: TypeAlias = Callable[[LoadedModel, Sequence[Tokens]], tuple[torch.Tensor, int]]
+
+
+def mean_loss(
+    loaded: LoadedModel, rows: Sequence[Tokens], batch: int, objective: Objective | None = None
+) -> float:
+    """Mean -log p of the answers' tokens, in nats, over all rows; or the mean of another objective."""
+    summed = objective or summed_loss
     with torch.no_grad():
-        sums = [summed_loss(loaded, rows[first : first + batch]) for first in range(0, len(rows), batch)]
+        sums = [summed(loaded, rows[first : first + batch]) for first in range(0, len(rows), batch)]
     return sum(float(loss) for loss, _ in sums) / sum(tokens for _, tokens in sums)
 
 
@@ -31,6 +38,16 @@ def summed_loss(loaded: LoadedModel, rows: Sequence[Tokens]) -> tuple[torch.Tens
     """Sum of -log p over the answers' tokens, and their number; only their logits are computed."""
     logits, right = answer_logits(loaded, rows)
     return torch.nn.functional.cross_entropy(logits, right, reduction="sum"), len(right)
+
+
+def summed_entropy(loaded: LoadedModel, rows: Sequence[Tokens]) -> tuple[torch.Tensor, int]:
+    """Sum over the prompts of -sum_t p_t log p_t, p of the token that comes next, and their number.
+
+    What is answered is not looked at, only that something is: rows need no labels.
+    """
+    logits, there = answer_logits(loaded, [(prompt, answer[:1]) for prompt, answer in rows])
+    logprobs = logits.log_softmax(-1)
+    return -(logprobs.exp() * logprobs).sum(), len(there)
 
 
 def answer_logits(loaded: LoadedModel, rows: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:

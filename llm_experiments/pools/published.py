@@ -23,18 +23,31 @@ _TUNED = Fitting(
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method of the paper. training: of a new adapter, where one is trained. selected: adapters merged."""
+    """A method of the paper. training: of a new adapter, where one is trained.
+
+    selected: how many adapters are merged, the first ones by `selector`.
+    """
 
     merge: Merge
     fitting: Fitting = field(default_factory=Fitting)
     training: Training | None = None
     selected: int = SELECTED
+    selector: str = "accuracy"
 
 
 #: Its own: f = leaky ReLU, from zero.
 ADAPTIVE = Recipe(Merge("adaptive", options={"f": "leaky-relu"}), replace(_TUNED, start="zero"))
-#: AdaMerging (arXiv 2310.02575) on the labels; the original lowers the entropy of unlabelled answers.
+#: AdaMerging on the labels, as 2602.12323 has it; and the original (arXiv 2310.02575), which needs none.
 ADAMERGING = Recipe(Merge("adaptive"), replace(_TUNED, start="root"))
+ADAMERGING_UNLABELLED = Recipe(Merge("adaptive"), replace(_TUNED, start="root", objective="entropy"))
+#: Pi-tuning (arXiv 2304.14381): the adapters most alike to the target's by quasi-Fisher, their factors and a
+#: softmax of weights trained. The Delta_i are added up; the original interpolates the parameters themselves.
+PI_TUNING = Recipe(
+    Merge("adaptive", options={"f": "softmax"}),
+    replace(_TUNED, start="equal", factors=True),
+    selected=20,
+    selector="quasi-fisher",
+)
 LORAHUB = Recipe(Merge("lorahub", options={"penalty": 0.05}), Fitting(evaluations=100), selected=20)
 #: A LoRA on the same examples, in attention and MLP.
 NEW_ADAPTER = Recipe(

@@ -37,6 +37,9 @@ class Fitting:
     per: what has coefficients of its own: an "expert" (one for all layers), a "layer" (block of the model), a
     "sublayer" (its attention, its MLP), a "module" or a "dimension" (each column of a module's factors, which
     depend on the gauge). start: all coefficients 1/n ("equal"), 0 ("zero") or 1/sqrt(n) ("root").
+    objective: what is made small: "answers", mean -log p of their tokens, or "entropy", that of the token
+    behind each question, whose answer is not looked at (AdaMerging). factors: whether the adapters' own
+    factors are trained too, at the rate factor_rate.
     validation: the share of the examples, drawn by the seed, that is held out; kept is the best of the states
     after every `every` steps on them. 0: the last one.
     """
@@ -52,12 +55,16 @@ class Fitting:
     warmup: float = 0.0
     validation: float = 0.0
     every: int = 10
+    objective: str = "answers"
+    factors: bool = False
+    factor_rate: float = 1e-3
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise RuleError(
-                    f"{name} of a fit is {getattr(self, name)!r}; it has to be one of {', '.join(allowed)}"
+                    f"{name} of a fit is {getattr(self, name)!r}; it has to be one of "
+                    f"{', '.join(map(str, allowed))}"
                 )
         for name in ("warmup", "validation"):
             if not 0 <= getattr(self, name) < 1:
@@ -68,8 +75,11 @@ class Fitting:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise RuleError(f"{name} of a fit is {value!r}; it has to be a whole number of at least 1")
-        if not 0 < self.learning_rate < math.inf:
-            raise RuleError(f"learning_rate of a fit is {self.learning_rate!r}; it has to be above 0")
+        for name in ("learning_rate", "factor_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise RuleError(f"{name} of a fit is {getattr(self, name)!r}; it has to be above 0")
+        if self.factors and self.per == "dimension":
+            raise RuleError('factors are not trained beside coefficients per "dimension"; use per="module"')
 
     def rate(self, step: int) -> float:
         """Share of learning_rate in the update number `step`, counted from 0."""
@@ -92,11 +102,13 @@ class Fitting:
 
 
 #: What the words of a Fitting may be.
-CHOICES = {
+CHOICES: Mapping[str, tuple[object, ...]] = {
     "method": ("gradient", "closed form"),
     "per": ("expert", "layer", "sublayer", "module", "dimension"),
     "start": ("equal", "zero", "root"),
     "schedule": ("linear", "cosine"),
+    "objective": ("answers", "entropy"),
+    "factors": (False, True),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import cast
@@ -15,7 +15,7 @@ from llm_experiments.adapters.peft_files import AdapterWeights
 from llm_experiments.merges.fitters import Fit, Fitting, FittingJob, fitter
 from llm_experiments.merges.fitters.gauss_newton import by_least_squares
 from llm_experiments.merges.hooks import Shifter, adding
-from llm_experiments.merges.loss import frozen, mean_loss, summed_loss
+from llm_experiments.merges.loss import frozen, mean_loss, summed_entropy, summed_loss
 from llm_experiments.merges.merging import converted, module_seed, target_layers
 from toytransformer.adapters import LoRA
 from toytransformer.compositions.spec import Merge
@@ -50,7 +50,8 @@ def by_gradient(job: FittingJob) -> Fit:
     """f(w)_i of every layer in sum_i f(w)_i Delta_i, by Adam on w, as the job's `Fitting` says.
 
     From equal parts 1/n by default (from 1/2 for one adapter if f < 1). A control fits random twins of the
-    adapters.
+    adapters. With `factors` the factors of all Delta_i move too, each from where it is, and the library that
+    comes out is another one.
     """
     library, fitting = job.library, job.fitting
     if job.rule.control:
@@ -78,10 +79,18 @@ def by_gradient(job: FittingJob) -> Fit:
     }
     coefficients = {called: function(values) for called, values in w.items()}
 
+    objective = summed_entropy if fitting.objective == "entropy" else summed_loss
+    factors: dict[str, LoRA] = {}
+
     def shifter(name: str, layer: torch.nn.Module) -> Shifter:
         device = cast(torch.Tensor, layer.weight).device
         parts = [converted(adapter.modules[name], torch.float32, device) for adapter in library]
         together = concatenated(parts, (1,) * len(parts))
+        if fitting.factors:
+            together = LoRA(
+                *(side.detach().clone().requires_grad_() for side in (together.write, together.read))
+            )
+        factors[name] = together
 
         def shift(x: torch.Tensor) -> torch.Tensor:
             scale = coefficients[group[name]][owner[name]].to(device)
@@ -89,26 +98,32 @@ def by_gradient(job: FittingJob) -> Fit:
 
         return shift
 
-    optimiser = torch.optim.Adam(w.values(), lr=fitting.learning_rate)
-    decay = torch.optim.lr_scheduler.LambdaLR(optimiser, fitting.rate)
     losses: list[float] = []
     inside, held = fitting.split(len(job.tokens), job.seed)
-    kept: list[tuple[float, int, dict[str, torch.Tensor]]] = []
+    kept: list[tuple[float, int, list[torch.Tensor]]] = []
 
     def keep(step: int) -> None:
         """The state after `step` steps, and its loss on what is held out."""
-        loss = mean_loss(job.loaded, [job.tokens[place] for place in held], fitting.batch)
-        kept.append((loss, step, {called: values.detach().clone() for called, values in w.items()}))
+        loss = mean_loss(job.loaded, [job.tokens[place] for place in held], fitting.batch, objective)
+        kept.append((loss, step, [values.detach().clone() for values in trained]))
 
     with frozen(job.loaded.model), ExitStack() as stack:
         for name, layer in layers.items():
             stack.callback(layer.register_forward_hook(adding(shifter(name, layer))).remove)
+        moved = (
+            [side for lora in factors.values() for side in (lora.write, lora.read)] if fitting.factors else []
+        )
+        trained = [*w.values(), *moved]
+        groups = [{"params": list(w.values()), "lr": fitting.learning_rate}]
+        groups += [{"params": moved, "lr": fitting.factor_rate}] if moved else []
+        optimiser = torch.optim.Adam(groups)
+        decay = torch.optim.lr_scheduler.LambdaLR(optimiser, fitting.rate)
         start = mean_loss(job.loaded, job.tokens, fitting.batch)
         if held:
             keep(0)
         for chosen in _batches(len(inside), fitting, job.seed):
             coefficients = {called: function(values) for called, values in w.items()}
-            loss, tokens = summed_loss(job.loaded, [job.tokens[inside[index]] for index in chosen])
+            loss, tokens = objective(job.loaded, [job.tokens[inside[index]] for index in chosen])
             loss = loss / tokens
             if not bool(torch.isfinite(loss)):
                 raise RuleError(
@@ -123,18 +138,34 @@ def by_gradient(job: FittingJob) -> Fit:
             if held and (len(losses) % fitting.every == 0 or len(losses) == fitting.steps):
                 coefficients = {called: function(values) for called, values in w.items()}
                 keep(len(losses))
-        best = min(kept, key=lambda state: state[:2])[2] if held else w
-        coefficients = {called: function(values).detach() for called, values in best.items()}
+        if held:
+            for values, best in zip(trained, min(kept, key=lambda state: state[:2])[2], strict=True):
+                values.data.copy_(best)
+        coefficients = {called: function(values).detach() for called, values in w.items()}
         end = mean_loss(job.loaded, job.tokens, fitting.batch)
     found = {name: tuple(coefficients[called].tolist()) for name, called in group.items()}
     details: dict[str, object] = {"weights": found, "loss_start": start, "loss": end, "loss_curve": losses}
     if held:
         details["validation"] = {"examples": len(held), "losses": [[step, loss] for loss, step, _ in kept],
                                  "step": min(kept, key=lambda state: state[:2])[1]}  # fmt: skip
+    if fitting.factors:
+        library = tuple(_moved(one, place, factors, ranks) for place, one in enumerate(library))
     if fitting.per == "dimension":
         scaled = tuple(_scaled(one, place, coefficients, ranks) for place, one in enumerate(library))
         return Fit(scaled, {name: Merge("sum", (1.0,) * len(library)) for name in layers}, details)
     return Fit(library, {name: Merge(job.fits, weights) for name, weights in found.items()}, details)
+
+
+def _moved(
+    adapter: AdapterWeights, place: int, factors: Mapping[str, LoRA], ranks: Mapping[str, list[int]]
+) -> AdapterWeights:
+    """The adapter's share of the trained factors."""
+    modules = {}
+    for name, lora in factors.items():
+        first = sum(ranks[name][:place])
+        own = slice(first, first + ranks[name][place])
+        modules[name] = LoRA(lora.write[:, own].detach().cpu(), lora.read[:, own].detach().cpu())
+    return AdapterWeights(f"tuned-{adapter.name}", modules, adapter.config, adapter.details)
 
 
 def _begin(form: str, start: str, count: int) -> float:
