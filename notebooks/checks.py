@@ -6,6 +6,7 @@ A wrong answer raises WrongAnswer. The right answer is computed with the library
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -314,3 +315,28 @@ def merged_logits(merged: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndar
                 hint = "the base is counted once for each adapter besides: subtract it from their logits"
             raise WrongAnswer(f"for weights {weights} the logits are off; {hint}")
     print("Right: so one pass with each adapter predicts every weighting of them.")
+
+
+# ---- lesson 9 ----
+
+
+def enough(adapters: Callable[[int, int, int], float]) -> None:
+    """adapters(modules, facts, shown): the least K with K modules n / (p (n - 1)^2) >= 1."""
+    _written(adapters)
+    for modules, facts, shown in ((1, 5, 5), (12, 20, 20), (12, 20, 8), (7, 9, 4)):
+        found = _number(adapters(modules, facts, shown), "the number of adapters")
+        exact = shown * (facts - 1) ** 2 / (facts * modules)
+        wanted = math.ceil(exact - CLOSE)
+        if found == wanted:
+            continue
+        hint = "put the number of weights, K times the modules, for d and solve for K"
+        if abs(found - exact) <= CLOSE:
+            hint = "it is a whole number of adapters: round up"
+        elif found == math.ceil((facts - 1) ** 2 / modules - CLOSE):
+            hint = "this is for all facts shown; here they are p of n"
+        elif found == math.ceil(exact * modules - CLOSE):
+            hint = "each adapter has a weight for every module"
+        raise WrongAnswer(
+            f"for {modules} modules and {shown} of {facts} facts you have {found:g}, it is {wanted}; {hint}"
+        )
+    print("Right: a fit of so many weights explains its examples whatever it fits.")

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 
 import jupytext
 import nbformat
@@ -44,8 +45,8 @@ def test_lesson_runs_from_top_to_bottom(name):
     assert pictures(student) == pictures(notebook)
 
 
-def test_eight_lessons_each_predict_plot_and_ask():
-    assert [name[:2] for name in LESSONS] == ["01", "02", "03", "04", "05", "06", "07", "08"]
+def test_nine_lessons_each_predict_plot_and_ask():
+    assert [name[:2] for name in LESSONS] == ["01", "02", "03", "04", "05", "06", "07", "08", "09"]
     for number, path in enumerate(LESSONS.values(), start=1):
         cells = jupytext.read(path).cells
         text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
@@ -67,12 +68,12 @@ def test_exercises_are_handed_out_open():
 
 
 def test_a_cell_that_raises_stops_the_build(tmp_path, monkeypatch):
-    lesson = tmp_path / "09_broken.py"
-    lesson.write_text("# %% [markdown]\n# # 9. Broken\n\n# %%\nassert 1 + 1 == 3\n")
-    monkeypatch.setitem(build.LESSONS, "09_broken", lesson)
+    lesson = tmp_path / "10_broken.py"
+    lesson.write_text("# %% [markdown]\n# # 10. Broken\n\n# %%\nassert 1 + 1 == 3\n")
+    monkeypatch.setitem(build.LESSONS, "10_broken", lesson)
     # The command knows the lessons that were there when it was defined: let it know this one, too.
     monkeypatch.setattr(build.main.params[0].type, "choices", list(build.LESSONS))
-    done = CliRunner().invoke(build.main, ["--out", str(tmp_path / "out"), "09_broken"])
+    done = CliRunner().invoke(build.main, ["--out", str(tmp_path / "out"), "10_broken"])
     assert done.exit_code == 1
     assert not list((tmp_path / "out").glob("**/*.ipynb"))
 
@@ -120,6 +121,10 @@ def own_minus_other(c):
     return np.trace(c) / n - (c.sum() - np.trace(c)) / (n * (n - 1))
 
 
+def enough(modules, facts, shown):
+    return math.ceil(shown * (facts - 1) ** 2 / (facts * modules))
+
+
 RIGHT = [
     (checks.two_facts, both_facts),
     (checks.two_facts, by_least_squares),
@@ -136,6 +141,7 @@ RIGHT = [
     (checks.needed_weight, lambda own, bridge, old: max(bridge / own, old / own)),
     (checks.three_layers, (1, 2, 3)),
     (checks.merged_logits, mixture),
+    (checks.enough, enough),
 ]
 
 WRONG = [
@@ -184,6 +190,11 @@ WRONG = [
     (checks.merged_logits, lambda base, alone, w: np.einsum("a,apt->pt", w, alone), "in each of them"),
     (checks.merged_logits, lambda base, alone, w: base + np.einsum("a,apt->pt", w, alone), "subtract it"),
     (checks.merged_logits, lambda base, alone, w: base, "its weight counts"),
+    (checks.enough, lambda modules, facts, shown: None, "no answer yet"),
+    (checks.enough, lambda modules, facts, shown: shown * (facts - 1) ** 2 / (facts * modules), "round up"),
+    (checks.enough, lambda modules, facts, shown: math.ceil((facts - 1) ** 2 / modules), "p of n"),
+    (checks.enough, lambda modules, facts, shown: enough(1, facts, shown), "every module"),
+    (checks.enough, lambda modules, facts, shown: 3, "solve for K"),
 ]
 
 
