@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from figures import reading
+from figures.drawings.recycle import METHOD
 from figures.report.parts import part
 from figures.report.two_hop import case_by_case, opening
 from figures.store import Row
 from results.cells import Cell
+from results.recycled import LAW
 
 
 @part("two-hop", opening="two_hop/opening.html", cases="two_hop/cases.html")
@@ -23,5 +26,7 @@ def said(cells: Sequence[Cell], drawn: Sequence[Row]) -> Mapping[str, object]:
         "measured": opening.measured,
         "ways": opening.WAYS,
         "tone": {opening.COMPOSES: "yes", opening.FAILS: "no", opening.OPEN: ""},
+        "pools": reading.pools(),
+        "methods": (METHOD, LAW),
         "summary": case_by_case.summary([row for row in drawn if row["figure"] == "outcomes"]),
     }
