@@ -24,7 +24,7 @@ from predictors import agreement as comparing
 from predictors import forms, registered, tiers
 from predictors import merged as foretold
 from predictors.agreement import Agreement
-from results import claims, frame, pages, recycled
+from results import claims, frame, pages, recycled, statistics
 from results.cells import RIGHT, Cell
 from results.files import is_folder_of_rows
 
@@ -40,6 +40,7 @@ PAGES = {
     ROOT / "docs" / "costs.md": ROOT / "docs" / "costs.md.jinja",
     ROOT / "docs" / "doctor.md": ROOT / "docs" / "doctor.md.jinja",
     ROOT / "docs" / "recycling.md": ROOT / "docs" / "recycling.md.jinja",
+    ROOT / "docs" / "wild-pool.md": ROOT / "docs" / "wild-pool.md.jinja",
     ROOT / "README.md": ROOT / "docs" / "README.md.jinja",
 }
 
@@ -200,6 +201,19 @@ def pools() -> dict[str, recycled.Pool]:
     return {folder.name: recycled.read(folder) for folder in sorted((DATA / "pools").iterdir())}
 
 
+def shown(name: str) -> dict[str, Any]:
+    """What llm_experiments.pools.shown wrote of a pool."""
+    return json.loads((DATA / "pools-shown" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def shown_difference(told: Mapping[str, Any], first: str, second: str) -> str:
+    """The mean difference of the losses held out, with its 95% bootstrap over questions."""
+    one, other = (told["answers"][name]["held_out"] for name in (first, second))
+    apart = [a - b for a, b in zip(one, other, strict=True)]
+    low, high = statistics.cluster_interval(apart, range(len(apart)), seed=0)
+    return f"{math.fsum(apart) / len(apart):+.2f} [{low:.2f}, {high:.2f}]"
+
+
 FUNCTIONS: Mapping[str, Any] = {
     **{"invented": invented, "work": work, "timed": timed},
     "measured_domains": lambda: sorted({c.info.domain for cells in kept_cells().values() for c in cells}),
@@ -215,7 +229,7 @@ FUNCTIONS: Mapping[str, Any] = {
     **{"merged": merged, "truth": truth, "predictors": foretold.PREDICTORS, "fitted": FITTED},
     **{"worlds": lambda entries: len({one.library["names"] for one in entries})},
     **{"diagnosed": lambda base: foretold.diagnosed(foretold.MERGES / base)},
-    **{"sections": sections, "pools": pools},
+    **{"sections": sections, "pools": pools, "shown": shown, "shown_difference": shown_difference},
     **{"models": lambda: list(kept_cells()), "counted": claims.counted, "verdicts": claims.VERDICTS},
 }
 

@@ -17,12 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llm_experiments.adapters.recipe import Training
 from llm_experiments.adapters.weights import AdapterWeights
 from llm_experiments.diagnose.answers import AnswerSheet, Scores
-from llm_experiments.diagnose.combining import SCALES, least_loss
 from llm_experiments.domains.task import Example, read_examples
 from llm_experiments.engine.addresses import Address, Ref
 from llm_experiments.engine.context import Context
@@ -31,6 +28,7 @@ from llm_experiments.merges import fitted, merging
 from llm_experiments.origin import origin
 from llm_experiments.pools import published
 from llm_experiments.pools.controls import CONTROLS, Setting
+from llm_experiments.pools.law import by_law
 from llm_experiments.pools.members import Member, local_member
 from llm_experiments.pools.published import Recipe
 from llm_experiments.pools.selectors import Selection, select
@@ -39,7 +37,6 @@ from results.rows import Scalar
 from toytransformer import spans
 from toytransformer.compositions import Merge, replace_file
 from toytransformer.merging import RULES
-from toytransformer.mixture import mixture
 
 #: The lines of both steps; a run gathers them under this name.
 FILE = "recycled.jsonl"
@@ -297,15 +294,7 @@ class _Work:
 
     def by_law(self, setting: Setting) -> dict[str, object]:
         """A setting's adapters summed with the weights of the law, and what it says of the questions."""
-        model = self.context.model
-        told = AnswerSheet.of(model, setting.examples)
-        passes = []
-        for library in ([], *([one] for one in setting.library)):
-            with merging.apply(model, library, Merge("sum")):
-                passes.append([sheet.logits(model) for sheet in (told, self.sheet)])
-        (base, asked), alone = passes[0], [torch.stack(several) for several in zip(*passes[1:], strict=True)]
-        found = least_loss(told, base, alone[0], least=-SCALES[-1])
-        said = self.sheet.scores(mixture(asked, alone[1], found))
+        found, said = by_law(self.context.model, setting, self.sheet)
         foretold = {"foretold_" + name: values for name, values in _answers(said).items()}
         return {**self.merged(setting.library, Merge("sum", found)), **foretold}
 
