@@ -1,6 +1,7 @@
 """The symmetric route against the dense one, at every n and rule where both run; and what it refuses."""
 
 import functools
+import math
 import time
 from dataclasses import replace
 
@@ -157,6 +158,64 @@ def test_agreement_under_any_weights(facts, rule, weights, known):
     agree("two-hop", facts, known, Merge(rule, weights))
 
 
+@given(
+    st.sampled_from(["two-hop", "with-oracle", "mixed", "three-hop", "one-hop"]),
+    st.sampled_from([1, 2, 3, 6]),
+    st.sampled_from(["arrow-products", "arrow-factors"]),
+    st.sampled_from(["fixed", "sqrt-width"]),
+    st.sampled_from([0.2, 1.0]),
+    st.sampled_from([None, 1]),
+    toys,
+    st.sampled_from([0, 2]),
+)
+def test_arrow_by_mean_features_agrees(name, facts, rule, scaling, temperature, top_k, toy, bystanders):
+    """Against the dense route, which forms every fact's features and routes every question by itself."""
+    options = {
+        "prototypes": "mean-features",
+        "temperature_scaling": scaling,
+        "temperature": temperature,
+        "top_k": top_k,
+    }
+    merge = Merge(rule, options={key: value for key, value in options.items() if value is not None})
+    agree(name, facts, True, merge, toy=toy, bystanders=bystanders)
+
+
+@given(
+    st.sampled_from(["two-hop", "mixed", "three-hop"]),
+    st.sampled_from([2, 3, 6]),
+    st.integers(1, 8),
+    toys,
+    st.tuples(st.sampled_from([1.0, 0.5]), st.sampled_from([1.0, -2.0])),
+)
+def test_truncated_sums_agree_wherever_the_cut_is_determined(name, facts, step, toy, weights):
+    rank = {1: 1, 2: facts - 1, 3: facts, 4: facts + 1}.get(step, (step - 4) * facts)
+    weighted = weights if len(catalogue.build(name, facts=2).adapters) == 2 else None
+    merge = Merge("sum-truncated", weighted, options={"rank": max(rank, 1)})
+    try:
+        symmetry.predict(builder(name, merge=merge, gauge="facts"), facts, toy)
+    except RuleError:
+        # what the dense route says of the cut; between 2^-26 and 1024 roundings both are right
+        dense = prediction.predict(catalogue.build(name, facts=facts, merge=merge, gauge="facts"), toy)
+        assert dense.details["cut_gap"] <= 2**-25
+        return
+    agree(name, facts, True, merge, toy=toy)
+
+
+@pytest.mark.parametrize(
+    "merge",
+    [
+        Merge("arrow-products", options={"prototypes": "mean-features", "temperature_scaling": "sqrt-width"}),
+        Merge("sum-truncated", options={"rank": 2 * (10**5 - 1)}),
+    ],
+)
+def test_a_hundred_thousand_facts_under_rules_that_are_no_polynomials(merge):
+    """No more arithmetic than at n = 4: the sectors are as large, whatever n is."""
+    build = builder("two-hop", merge=merge, gauge="facts")
+    many = symmetry.predict(build, 10**5)
+    assert many.own.shape == many.other.shape and math.isclose(sum(many.shares.values()), 1)
+    assert np.isfinite(many.own).all() and many.own.any()
+
+
 def test_shares_of_one_question_are_those_of_all():
     dense = prediction.predict(catalogue.build("one-hop", facts=3), FullLimit())
     ours = symmetry.predict(builder("one-hop"), 3)
@@ -209,10 +268,32 @@ def test_numbers_of_facts_that_are_none(facts):
         symmetry.predict(builder("two-hop"), facts)
 
 
-@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if not rule.sectorwise])
+OTHERS = [name for name, rule in RULES.items() if not (rule.sectorwise or rule.by_sectors)]
+
+
+@pytest.mark.parametrize("rule", OTHERS)
 def test_rules_that_do_not_act_sector_by_sector(rule):
-    with pytest.raises(RuleError, match="use one of sum, mean, linear, linear-peft, or the dense prediction"):
+    able = ", ".join(name for name in RULES if name not in OTHERS)
+    with pytest.raises(RuleError, match=f"use one of {able}, or the dense prediction"):
         symmetry.predict(builder("two-hop", merge=Merge(rule)), 3)
+
+
+@pytest.mark.parametrize("rule", ["arrow-products", "arrow-factors"])
+def test_routing_by_singular_vectors_is_refused_and_rightly(rule):
+    with pytest.raises(RuleError, match='tie between interchangeable facts; use prototypes="mean-features"'):
+        symmetry.predict(builder("two-hop", gauge="facts", merge=Merge(rule)), 10**5)
+    merge = Merge(rule)
+    dense = prediction.predict(catalogue.build("two-hop", facts=4, gauge="facts", merge=merge), FullLimit())
+    assert "arbitrary" in dense.undetermined
+
+
+def test_a_cut_between_equal_singular_values_is_refused_and_rightly():
+    """Both adapters' n - 1 deviations tie too; what the mean of each adds comes last."""
+    merge = Merge("sum-truncated", options={"rank": 2})
+    with pytest.raises(RuleError, match=r"rank 2 cuts between equal .* the ranks 6, 7, 8"):
+        symmetry.predict(builder("two-hop", merge=merge), 4)
+    dense = prediction.predict(catalogue.build("two-hop", facts=4, merge=merge), FullLimit())
+    assert "arbitrary" in dense.undetermined
 
 
 @pytest.mark.parametrize("gauge", ["svd", "flipped", "random:0"])

@@ -30,11 +30,13 @@ import numpy as np
 
 from toytransformer import adapters as lora
 from toytransformer import merging
+from toytransformer.arrays import rounding
 from toytransformer.bases import ExactBase, TrainedBase, base_output, one_hot
 from toytransformer.compositions import (
     OUTCOMES,
     Composition,
     Fact,
+    Merge,
     Prompt,
     Question,
     Record,
@@ -181,18 +183,21 @@ def predict(
     """The full-limit prediction of the composition `build(facts)`, from `build(2)` alone.
 
     model: a toy in the full limit, its base exact or trained, its readout one-hot or typed; or the regime.
-    Rules: those that are `sectorwise`, the factor-wise of them in gauge "facts". Not Arrow: the largest
-    singular value of Delta W lies in the second sector (G is larger by n O > 0 in the first), where it comes
-    n - 1 times over, so for n >= 3 the symmetric adapter has no prototype. Raises SpecError for a composition
-    or a toy that is not symmetric, RuleError for another rule.
+    Rules: those that are `sectorwise` or `by_sectors`, the factor-wise of them in gauge "facts". Arrow by
+    mean features only: the largest singular value of Delta W lies in the second sector (G is larger by n O
+    > 0 in the first), where it comes n - 1 times over: for n >= 3 the symmetric adapter has no prototype. For
+    the same reason a truncation is determined at some ranks only. Raises SpecError for a composition or a toy
+    that is not symmetric, RuleError for another rule, or where the rule is not determined.
     """
     if isinstance(facts, bool) or not isinstance(facts, int | np.integer) or not 1 <= facts <= 2**53:
         raise SpecError(f"facts is {facts!r}; it must be a whole number from 1 to 2^53")
     toy = as_toy(model or FullLimit())
     pair = build(2)
     rule = merging.resolve(pair.merge.rule)
-    if not rule.sectorwise:
-        able = ", ".join(other.name for other in merging.RULES.values() if other.sectorwise)
+    if not (rule.sectorwise or rule.by_sectors):
+        able = ", ".join(
+            other.name for other in merging.RULES.values() if other.sectorwise or other.by_sectors
+        )
         raise RuleError(
             f"rule {rule.name!r} does not act sector by sector; use one of {able}, or the dense prediction"
         )
@@ -212,7 +217,7 @@ def predict(
     mean, *rest = sectors
     gauge = "plain" if rule.gauge_invariant else "facts"
     questions = tuple(q for q in pair.questions if chain_of(q.prompt.entity) == 1)
-    merged = [sector.shift(pair, gauge, questions) for sector in sectors]
+    merged = _shifts(sectors, pair, gauge, questions, facts)
     said = [sector.said(q.prompt for q in questions) for sector in sectors]
 
     count = sum(not _is_bystander(name) for name in mean.names)
@@ -288,10 +293,87 @@ class _Sector:
             trained.append(lora.closed_form(features, self.coordinates.apply(changes), gauge=gauge))
         return tuple(trained)
 
-    def shift(self, pair: Composition, gauge: str, questions: Sequence[Question]) -> np.ndarray:
-        """What the merge adds to the scores, (question, entity)."""
-        merged = merging.merge(self.adapters(pair, gauge), pair.merge)
-        return self.coordinates.apply(merged.shift(np.stack([self.rows[q.prompt] for q in questions])))
+    def features(self, asked: Iterable[Prompt]) -> np.ndarray:
+        """The rows of the prompts, (prompt, feature)."""
+        return np.stack([self.rows[prompt] for prompt in asked])
+
+
+def _shifts(
+    sectors: Sequence[_Sector], pair: Composition, gauge: str, questions: Sequence[Question], facts: int
+) -> list[np.ndarray]:
+    """What the merge adds to the scores in each sector, (question, entity)."""
+    rule, options = merging.check(pair.merge)
+    trained = [sector.adapters(pair, gauge) for sector in sectors]
+    asked = [sector.features(q.prompt for q in questions) for sector in sectors]
+    if rule.sectorwise:
+        added = [merging.merge(own, pair.merge).shift(x) for own, x in zip(trained, asked, strict=True)]
+    elif rule.routed:
+        weights = _routing(sectors[0], pair, trained[0], asked[0], facts)
+        added = [
+            merging.RoutedMerge(own, factor_wise=rule.factor_wise).mixed(x, weights)
+            for own, x in zip(trained, asked, strict=True)
+        ]
+    else:
+        rank = options["rank"] or facts * max(own.rank for own in trained[0])
+        sums = [merging.merge(own, Merge("sum", pair.merge.weights)) for own in trained]
+        cut = _truncated([one.update.svd() for one in sums], facts, rank)
+        added = [update.shift(x) for update, x in zip(cut, asked, strict=True)]
+    return [sector.coordinates.apply(shift) for sector, shift in zip(sectors, added, strict=True)]
+
+
+def _routing(
+    mean: _Sector, pair: Composition, trained: Sequence[lora.LoRA], asked: np.ndarray, facts: int
+) -> np.ndarray:
+    """The weights of the adapters on each question, (question, adapter): those of its copies too.
+
+    The mean of phi over the n prompts of one type is r / sqrt(n), r its row in the sector of the mean, and so
+    is the part of each phi that a mean feature sees.
+    """
+    if pair.merge.option_dict.get("prototypes") != "mean-features":
+        raise RuleError(
+            f"rule {pair.merge.rule!r} routes by the top singular vectors of adapters, whose singular values "
+            'tie between interchangeable facts; use prototypes="mean-features"'
+        )
+    own = (
+        mean.features(fact.prompt for fact in adapter.facts if chain_of(fact.prompt.entity) == 1)
+        for adapter in pair.adapters
+    )
+    means = np.stack([rows.mean(axis=0) for rows in own])
+    context = merging.MergeContext(logit_scale=math.inf, own_means=means)
+    merged = merging.merge(trained, pair.merge, context)
+    return merged.routing(asked / math.sqrt(facts))
+
+
+def _truncated(
+    parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], facts: int, rank: int
+) -> list[lora.LoRA]:
+    """The `rank` largest singular triples of the whole update, sector by sector.
+
+    parts: U, s, V of each sector; s counts once in that of the mean, n - 1 times in that of the deviations.
+    Raises RuleError where the cut falls between equal ones, with the ranks that have none.
+    """
+    copies = (1, facts - 1)
+    top = max(float(values[0]) for _, values, _ in parts)
+    each = [(float(value), i) for i, (_, values, _) in enumerate(parts) for value in values]
+    found = sorted((one for one in each if one[0] > rounding(parts[0][1]) * top), reverse=True)
+    kept, total, ranks = [0] * len(parts), 0, []
+    tied = math.sqrt(np.finfo(float).eps) * top
+    following = [value for value, _ in found[1:]] + [-math.inf]
+    for (value, sector), after in zip(found, following, strict=True):
+        total += copies[sector]
+        if total <= rank:
+            kept[sector] += 1
+        if value - after > tied:
+            ranks.append(total)
+    if rank < total and rank not in ranks:
+        raise RuleError(
+            f"rank {rank} cuts between equal singular values of the sum, as interchangeable facts have them; "
+            f"determined are the ranks {', '.join(map(str, ranks))}"
+        )
+    return [
+        lora.LoRA(left[:, :count] * values[:count], right[:, :count])
+        for (left, values, right), count in zip(parts, kept, strict=True)
+    ]
 
 
 def _sector(pair: Composition, toy: Toy, name: str, facts: int, bystanders: int) -> _Sector:

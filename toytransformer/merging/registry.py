@@ -119,7 +119,8 @@ class MergeRule:
     which depends on the adapters' entries there and on thresholds alone. routed: the update differs from
     prompt to prompt. spectral: reads singular vectors, so it is undetermined where singular values tie.
     sectorwise: polynomial in the factors, so it commutes with the change to the sectors of
-    `toytransformer.symmetry`. label_blind: renaming the answers of one adapter moves no row of another's
+    `toytransformer.symmetry`. by_sectors: acts on both sectors together, which is computed there too, where
+    it is determined. label_blind: renaming the answers of one adapter moves no row of another's
     (theory.md, section 5). weighted: takes weights. fitted_by: how it is fitted to examples of the target
     task: "products" (by gradient on the coefficients of the Delta_i), "search" (without gradients), "train"
     (a new adapter); None for a rule that needs no data. fits: the weighted rule whose weights it finds, where
@@ -136,6 +137,7 @@ class MergeRule:
     routed: bool = False
     spectral: bool = False
     sectorwise: bool = False
+    by_sectors: bool = False
     label_blind: bool = True
     weighted: bool = True
     fitted_by: str | None = None

@@ -168,6 +168,7 @@ def unscaled(adapters: Sequence[LoRA], context: MergeContext) -> list[LoRA]:
     "sum-truncated",
     gauge_invariant=True,
     spectral=True,
+    by_sectors=True,
     aliases=("svd",),
     options={"rank": whole(1, "the largest rank of an adapter (PEFT)")},
 )
