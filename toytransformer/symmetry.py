@@ -36,7 +36,6 @@ from toytransformer.compositions import (
     OUTCOMES,
     Composition,
     Fact,
-    Merge,
     Prompt,
     Question,
     Record,
@@ -46,6 +45,8 @@ from toytransformer.compositions import (
 )
 from toytransformer.compositions.knowledge import BYSTANDER
 from toytransformer.merging import RuleError
+from toytransformer.merging.merged import concatenated
+from toytransformer.merging.static import ones
 from toytransformer.prediction import tie_tolerance, toy_record
 from toytransformer.readout import Coordinates, OneHot, Typed
 from toytransformer.regimes import FullLimit, Regime, square_root
@@ -315,8 +316,8 @@ def _shifts(
         ]
     else:
         rank = options["rank"] or facts * max(own.rank for own in trained[0])
-        sums = [merging.merge(own, Merge("sum", pair.merge.weights)) for own in trained]
-        cut = _truncated([one.update.svd() for one in sums], facts, rank)
+        sums = [concatenated(own, ones(own, pair.merge.weights)) for own in trained]
+        cut = _truncated([update.svd() for update in sums], facts, rank)
         added = [update.shift(x) for update, x in zip(cut, asked, strict=True)]
     return [sector.coordinates.apply(shift) for sector, shift in zip(sectors, added, strict=True)]
 
@@ -341,6 +342,7 @@ def _routing(
     means = np.stack([rows.mean(axis=0) for rows in own])
     context = merging.MergeContext(logit_scale=math.inf, own_means=means)
     merged = merging.merge(trained, pair.merge, context)
+    assert isinstance(merged, merging.Routed)  # as every rule that is `routed`
     return merged.routing(asked / math.sqrt(facts))
 
 
