@@ -42,6 +42,7 @@ arrow_rule = functools.partial(
     merge_rule,
     routed=True,
     spectral=True,
+    by_sectors=True,
     weighted=False,
     paper="arrow",
     options={
