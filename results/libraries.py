@@ -96,6 +96,8 @@ def unmeasured(domain: str, cells: Sequence[Cell]) -> list[str]:
             continue
         for row in table["rows"]:
             numbers = [value for value in row["values"] if not math.isnan(value)]
+            if not numbers:
+                continue
             beside = {paper.stands_beside(cell, table, row) for cell in there}
             if "measured" not in beside:
                 said = ", ".join(str(value) for key, value in row.items() if key != "values")

@@ -73,6 +73,8 @@ def pool(
 
     if (count or out or target or ask) and how is None:
         raise click.UsageError("--count, --out, --target and --ask belong to --select: give a rule")
+    if out and out.exists():
+        raise click.UsageError(f"--out '{out}' is there already: name a new file")
     console = Console(highlight=False)
     with Bar(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
         task = bar.add_task("adapters", total=None)
@@ -127,20 +129,22 @@ def _chosen(
 
 
 def _write(file: Path, how: str, group: BaseGroup, chosen: list[tuple[Member, float]]) -> None:
-    """The list that `merge @FILE` takes."""
+    """The list that `merge @FILE` takes. Errors: AdapterError for a path that no list can hold."""
+    from llm_experiments.adapters.lists import list_line
     from toytransformer.compositions import replace_file
 
-    lines = [f"# {len(chosen)} of {len(group.members)} adapters of {group.name} by {how}\n"]
-    lines += [
-        f"{Path(row.source).resolve() if Path(row.source).exists() else row.source}\n" for row, _ in chosen
-    ]
-    replace_file(file, lines)
+    lines = [_line(f"# {len(chosen)} of {len(group.members)} adapters of {group.name} by {how}")]
+    for row, _ in chosen:
+        here = Path(row.source).expanduser()
+        lines.append(list_line(str(here.resolve()) if here.exists() else row.source))
+    replace_file(file, [f"{line}\n" for line in lines])
 
 
 def _show(console: Any, pool: Pool, everything: bool) -> None:
     """The rows, then the bases, what is there twice, and why adapters are refused."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("adapter", "rank", "modules", "MB", "base", "licence"):
@@ -149,12 +153,12 @@ def _show(console: Any, pool: Pool, everything: bool) -> None:
     shown = fine if everything else fine[:SHOWN]
     for row in shown:
         table.add_row(
-            _line(row.id),
+            Text(_line(row.id)),
             str(row.rank),
             str(row.count),
             f"{row.bytes / 1e6:,.1f}",
-            _line(row.base or ""),
-            _line(row.licence or ""),
+            Text(_line(row.base or "")),
+            Text(_line(row.licence or "")),
         )
     if shown:
         console.print(table)

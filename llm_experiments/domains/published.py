@@ -75,7 +75,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             import polars
 
             return polars.read_parquet(path).to_dicts()
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except Exception as error:  # whatever a file may hold
         raise TaskError(
             f"{path} cannot be read ({type(error).__name__}): give JSON lines or Parquet"

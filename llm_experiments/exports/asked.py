@@ -142,7 +142,7 @@ def read(folder: Path, name: str) -> list[Line]:
     if not file.is_file():
         there = ", ".join(path.stem for path in sorted(folder.glob("*.jsonl"))) or "none"
         raise TaskError(f"{folder} has no questions called {name!r}: there are {there}")
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
 def tokens(lines: Sequence[Line]) -> int:

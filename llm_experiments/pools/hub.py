@@ -24,11 +24,14 @@ def hub_stamp(source: str) -> str:
 
 
 def hub_member(id: str, source: str, stamp: str) -> Member:
-    """The row of a repository at that commit; see `members.local_member`."""
+    """The row of a repository at that commit; see `members.local_member`.
+
+    A refusal has no stamp, so that it is asked for again: the network may have been the reason.
+    """
     try:
         return _described(id, source, stamp)
     except Exception as error:  # as of files: a stranger's repository never ends the indexing
-        return refused(id, source, stamp, error)
+        return refused(id, source, "", error)
 
 
 def _described(id: str, source: str, stamp: str) -> Member:

@@ -46,11 +46,13 @@ def index(
     """The rows of all adapters in `sources`, sorted by id; see `places`.
 
     file: where rows are kept, by default a file of the user's cache named after the sources. tick: called
-    with the adapters done and all of them. Errors: AdapterError for a source that is not there.
+    with the adapters done and all of them. Errors: AdapterError for a source that is not there, and for a
+    file that holds something else than rows.
     """
     found = places(sources)
     file = file or kept_in(sources)
     known = _known(file)
+    _require_rows(file)
     rows: list[Member] = []
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as lines:
@@ -168,11 +170,20 @@ def _line(member: Member) -> str:
     return json.dumps({"version": VERSION, **asdict(member)}, ensure_ascii=False) + "\n"
 
 
+def _require_rows(file: Path) -> None:
+    """Errors: AdapterError for a file that `index` did not write, which it would replace."""
+    if file.is_dir():
+        raise AdapterError(f"{file} is a folder: name a file for the rows of the pool")
+    content = read_plain(file).lstrip() if file.exists() else b""
+    if content and not content.startswith(b'{"version": '):
+        raise AdapterError(f"{file} holds something else than rows of a pool: name a new file")
+
+
 def _known(file: Path) -> dict[str, Member]:
     """The rows of an earlier run by source; lines that are cut short, or of another version, do not count."""
     known: dict[str, Member] = {}
     try:
-        lines = read_plain(file).decode("utf-8", errors="replace").splitlines()
+        lines = read_plain(file).decode("utf-8", errors="replace").split("\n")
     except OSError:
         return known
     for line in lines:

@@ -67,7 +67,10 @@ def stamp_of(files: Iterable[Path]) -> str:
 
 
 def local_member(id: str, source: Path, stamp: str) -> Member:
-    """The row of an adapter on this machine; one that cannot be read is a row that says why."""
+    """The row of an adapter on this machine; one that cannot be read is a row that says why.
+
+    Without a stamp, to be looked at again, where it is not the files that say so: no right to read, no memory.
+    """
     try:
         found = locate(source)
         adapter = reader.opened(source)
@@ -75,7 +78,8 @@ def local_member(id: str, source: Path, stamp: str) -> Member:
         size = sum(file.stat().st_size for file in found.weights)
         return row(id, str(source), stamp, adapter, card, digest_of(found), size)
     except Exception as error:  # of a stranger's files anything: one never ends the indexing of a thousand
-        return refused(id, str(source), stamp, error)
+        lasting = not isinstance(error.__cause__ or error, OSError | MemoryError)
+        return refused(id, str(source), stamp if lasting else "", error)
 
 
 def refused(id: str, source: str, stamp: str, error: Exception) -> Member:

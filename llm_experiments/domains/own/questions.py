@@ -54,7 +54,7 @@ def read(file: Path, names: Sequence[str], most: int = MOST) -> list[Question]:
     file and on too many lines; OSError where there is no file.
     """
     try:
-        lines = read_plain(file).decode("utf-8-sig").splitlines()
+        lines = read_plain(file).decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise QuestionsError(f"{file} is not text in UTF-8 ({error})") from error
     adapter, found = TypeAdapter(Question), []

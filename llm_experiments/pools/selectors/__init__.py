@@ -8,6 +8,7 @@ in a file of this folder. A selector says what it needs besides the adapters, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -99,6 +100,8 @@ def selector(name: str, *, needs: tuple[str, ...] = ()) -> Callable[[Selector], 
 def select(name: str, job: Selection, count: int | None = None) -> list[tuple[Member, float]]:
     """The `count` members of largest score with it, the largest first, equal ones in the pool's order.
 
+    NaN, of an adapter whose numbers overflow, comes last.
+
     None: all of them. Errors: RegistryError for an unknown selector, RuleError for one that lacks what it
     needs and a count that is no number of members.
     """
@@ -110,5 +113,6 @@ def select(name: str, job: Selection, count: int | None = None) -> list[tuple[Me
         raise RuleError(
             f"{count} of {len(job.members)} adapters cannot be selected; give 1 to {len(job.members)}"
         )
-    scored = sorted(zip(job.members, chosen.score(job), strict=True), key=lambda pair: -pair[1])
+    scores = zip(job.members, chosen.score(job), strict=True)
+    scored = sorted(scores, key=lambda pair: (math.isnan(pair[1]), -pair[1]))
     return scored[:count]

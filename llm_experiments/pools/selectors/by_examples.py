@@ -21,11 +21,9 @@ def accuracy(job: Selection) -> Scores:
     """Share of examples whose answer greedy decoding writes to the letter.
 
     "Evaluation" of arXiv 2602.12323, its selector. Few examples leave many ties, which the loss decides: a
-    share counts in steps of 1 / examples, and exp(mean log p) < 1 is divided by twice their number.
+    share counts in steps of 1 / examples, and 1 / (1 + loss) <= 1 is divided by twice their number.
     """
-    import math
-
-    return [right + math.exp(logprob) / (2 * len(job.examples)) for logprob, right in _alone(job)]
+    return [right + 1 / (1 - logprob) / (2 * len(job.examples)) for logprob, right in _alone(job)]
 
 
 def _alone(job: Selection) -> list[tuple[float, float]]:

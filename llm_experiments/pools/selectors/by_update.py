@@ -13,7 +13,7 @@ the Fisher information that pi-tuning compares (arXiv 2304.14381).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -21,6 +21,7 @@ from llm_experiments.adapters.weights import AdapterWeights
 from llm_experiments.merges.merging import converted
 from llm_experiments.pools.selectors import Scores, Selection, selector
 from toytransformer.adapters import LoRA
+from toytransformer.merging import RuleError
 
 #: Rows of dense updates that are compared at a time.
 ROWS = 512
@@ -71,6 +72,7 @@ def distance(job: Selection) -> Scores:
     found = []
     for adapter in job.adapters():
         apart = 0.0
+        _shared(adapter, target)
         for name in sorted({*adapter.modules, *target}):
             d = _factors(adapter, name) if name in adapter.modules else None
             apart += 0.0 if d is None else _inner(d, d)
@@ -83,12 +85,31 @@ def distance(job: Selection) -> Scores:
 def _scores(job: Selection, likeness: Likeness) -> list[float]:
     assert job.target is not None  # as `select` made sure
     target = _single(job.target)
-    found = []
+    found, any_shared = [], False
     for adapter in job.adapters():
-        shared = [name for name in adapter.modules if name in target]
+        shared = _shared(adapter, target)
         values = [likeness(_factors(adapter, name), target[name]) for name in shared]
         found.append(sum(values) / len({*adapter.modules, *target}))
+        any_shared = any_shared or bool(shared)
+    if not any_shared:
+        raise RuleError(
+            f"the target's adapter {job.target.name!r} changes no module that one of these does, so that none "
+            "is like it: give one of their base (--target), or the target's base (--base)"
+        )
     return found
+
+
+def _shared(adapter: AdapterWeights, target: Mapping[str, LoRA]) -> list[str]:
+    """The modules that both change. Errors: RuleError where their sizes differ."""
+    shared = [name for name in adapter.modules if name in target]
+    for name in shared:
+        size, wanted = adapter.shape(name).size, (len(target[name].write), len(target[name].read))
+        if size != wanted:
+            raise RuleError(
+                f"{name}: (out, in) is {size} in {adapter.name!r}, {wanted} in the target's adapter, which is "
+                "of another base: give one of the pool's (--target), or the target's base (--base)"
+            )
+    return shared
 
 
 def _single(adapter: AdapterWeights) -> dict[str, LoRA]:
