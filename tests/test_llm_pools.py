@@ -18,6 +18,7 @@ from click.testing import CliRunner
 import llm_experiments.pools.index as index_module
 from llm_experiments.__main__ import cli
 from llm_experiments.adapters import peft_files
+from llm_experiments.adapters.lists import list_line, listed
 from llm_experiments.adapters.locate import CONFIG, WEIGHTS
 from llm_experiments.adapters.tensor_files import StoredTensor
 from llm_experiments.diagnose.library import measure as geometry_of
@@ -29,7 +30,7 @@ from llm_experiments.merges.truncation import MORE, WIDE, cut, distance, norm, w
 from llm_experiments.models.load import load
 from llm_experiments.pools.index import index, places, read_index
 from llm_experiments.pools.members import patterns
-from llm_experiments.pools.selectors import SELECTORS, Selection, select
+from llm_experiments.pools.selectors import SELECTORS, Selection, select, selector
 from llm_experiments.pools.table import Pool, open_members, plain_name
 from llm_experiments.registry import RegistryError
 from tests.tiny_models import tiny_qwen2
@@ -462,6 +463,70 @@ def test_the_table_the_selection_and_the_merge_of_a_list(folder, tmp_path):
         assert status != 0 and said in error
     status, _, error = run("merge", f"@{tmp_path / 'gone'}", "--out", tmp_path / "new")
     assert status != 0 and "no list of adapters" in error
+
+
+def test_names_of_strangers_are_names_and_lists_hold_any_path(tmp_path):
+    """Brackets are no markup, and a # inside a path is a part of it."""
+    root = tmp_path / "pool"
+    write(root / "x#y", 0, base="[/red]base")
+    write(root / "[bold]plain", 1, base="[/red]base")
+    kept = ("--index", tmp_path / "rows.jsonl")
+    status, out, error = run("pool", root, *kept)
+    assert status == 0 and "[bold]plain" in out and "[/red]base" in out, error
+    chosen = tmp_path / "chosen.txt"
+    assert run("pool", root, *kept, "--select", "all", "--out", chosen)[0] == 0
+    assert sorted(map(Path, listed(chosen))) == [root / "[bold]plain", root / "x#y"]
+    assert run("check", f"@{chosen}")[0] == 0
+    before = chosen.read_bytes()
+    status, _, error = run("pool", root, *kept, "--select", "all", "--out", chosen)
+    assert status != 0 and "is there already: name a new file" in error and chosen.read_bytes() == before
+
+
+def test_lists_have_comments_and_refuse_what_they_cannot_hold(tmp_path):
+    file = tmp_path / "list.txt"
+    file.write_text("# all of them\norg/one # the first\r\n\n a/b#c \n#org/two\n")
+    assert listed(file) == ["org/one", "a/b#c"]
+    for source in ("a #b", "#a", "a\nb", " a"):
+        with pytest.raises(AdapterError, match="a list cannot hold"):
+            list_line(source)
+    assert list_line("a/b#c") == "a/b#c"
+
+
+def test_rows_of_a_pool_replace_no_other_file(folder, tmp_path):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("my notes\n")
+    with pytest.raises(AdapterError, match=r"notes.txt holds something else than rows of a pool"):
+        index([str(folder)], notes)
+    assert notes.read_text() == "my notes\n"
+    with pytest.raises(AdapterError, match="is a folder: name a file"):
+        index([str(folder)], tmp_path)
+
+
+def test_a_target_that_cannot_be_compared_is_refused(members, tmp_path):
+    wider = {NAMES[0]: LoRA(torch.ones(65, 1), torch.ones(32, 1))}
+    elsewhere = {"model.layers.9.mlp.up_proj": LoRA(torch.ones(64, 1), torch.ones(32, 1))}
+    for name, modules in (("wider", wider), ("elsewhere", elsewhere)):
+        peft_files.write(tmp_path / name, name, modules, "other")
+    for rule in (*DENSE, "distance"):
+        with pytest.raises(RuleError, match=r"\(64, 32\) in .*, \(65, 32\) in the target's adapter"):
+            select(rule, Selection(members, target=peft_files.read(tmp_path / "wider")))
+    for rule in DENSE:
+        with pytest.raises(RuleError, match="changes no module that one of these does"):
+            select(rule, Selection(members, target=peft_files.read(tmp_path / "elsewhere")))
+
+
+def test_scores_that_are_no_number_come_last(members):
+    @selector("odd")
+    def odd(job):
+        """Some scores."""
+        return [1.0, math.nan, 3.0, 2.0]
+
+    try:
+        assert [row.id for row, _ in select("odd", Selection(members))] == [
+            members[k].id for k in (2, 3, 0, 1)
+        ]
+    finally:
+        SELECTORS.remove("odd")
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no such advice")

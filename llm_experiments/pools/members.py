@@ -69,7 +69,7 @@ def stamp_of(files: Iterable[Path]) -> str:
 def local_member(id: str, source: Path, stamp: str) -> Member:
     """The row of an adapter on this machine; one that cannot be read is a row that says why.
 
-    Without a stamp, to be looked at again, where it is not the files that say so: no right to read, no memory.
+    Without a stamp, to be looked at again, where the files are not the reason: no right to read, no memory.
     """
     try:
         found = locate(source)

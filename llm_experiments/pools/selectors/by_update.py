@@ -93,8 +93,8 @@ def _scores(job: Selection, likeness: Likeness) -> list[float]:
         any_shared = any_shared or bool(shared)
     if not any_shared:
         raise RuleError(
-            f"the target's adapter {job.target.name!r} changes no module that one of these does, so that none "
-            "is like it: give one of their base (--target), or the target's base (--base)"
+            f"the target's adapter {job.target.name!r} changes no module that one of these does, so none is "
+            "like it: give one of their base (--target), or the target's base (--base)"
         )
     return found
 
@@ -106,8 +106,8 @@ def _shared(adapter: AdapterWeights, target: Mapping[str, LoRA]) -> list[str]:
         size, wanted = adapter.shape(name).size, (len(target[name].write), len(target[name].read))
         if size != wanted:
             raise RuleError(
-                f"{name}: (out, in) is {size} in {adapter.name!r}, {wanted} in the target's adapter, which is "
-                "of another base: give one of the pool's (--target), or the target's base (--base)"
+                f"{name}: (out, in) is {size} in {adapter.name!r}, {wanted} in the target's adapter, of "
+                "another base: give one of the pool's (--target), or the target's base (--base)"
             )
     return shared
 
