@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from llm_experiments.adapters import peft_files
 from llm_experiments.diagnose.answers import BEGINS, AnswerSheet
+from llm_experiments.domains.geography.data import CONTINENTS
 from llm_experiments.merges.merging import apply
 from llm_experiments.models.load import load
 from llm_experiments.pools import shown
@@ -47,7 +48,7 @@ def made(tmp_path_factory):
 def test_countries_are_on_one_continent_each():
     asked = shown.questions()
     assert len({one.question for one in asked}) == shown.COUNTRIES
-    assert {one.answer for one in asked} <= set(shown.CONTINENTS.values())
+    assert {one.answer for one in asked} <= set(CONTINENTS.values())
     told = {one.question: one.answer for one in shown.questions(300)}
     assert told["On which continent is Kenya?"] == "Africa"
     assert told["On which continent is Peru?"] == "South America"

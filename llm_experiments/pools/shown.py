@@ -20,6 +20,7 @@ from llm_experiments.adapters.weights import AdapterWeights
 from llm_experiments.diagnose.answers import BEGINS, AnswerSheet
 from llm_experiments.diagnose.findings import findings
 from llm_experiments.diagnose.library import LibraryGeometry, measure
+from llm_experiments.domains.geography.data import CONTINENTS
 from llm_experiments.domains.own.questions import Question
 from llm_experiments.merges.merging import apply
 from llm_experiments.merges.saving import static_adapter
@@ -37,14 +38,6 @@ from toytransformer.merging import RULES
 COUNTRIES = 64
 #: What the weights by the mixture law are found of.
 FITTED = ("recycled", "drawn-alone", "norms-alone", "shuffled")
-CONTINENTS = {
-    "AF": "Africa",
-    "AS": "Asia",
-    "EU": "Europe",
-    "NA": "North America",
-    "OC": "Oceania",
-    "SA": "South America",
-}
 
 
 def questions(count: int = COUNTRIES, seed: int = 0) -> list[Question]:
