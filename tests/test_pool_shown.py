@@ -63,6 +63,12 @@ def test_all_that_is_there_is_shown_and_nothing_of_where_it_lay(made):
     assert {"sum", "ties"} < {line["rule"] for line in told["merges"]}
 
 
+def test_folders_of_strangers_are_not_shown():
+    told = {"base": "D:\\x\\gemma", "said": "one of D:\\x\\gemma, /a/b/gemma-it and org/gemma"}
+    shorter = shown.without_folders(told, ["D:\\x\\gemma", "/a/b/gemma-it", "org/gemma"])
+    assert shorter == {"base": "gemma", "said": "one of gemma, gemma-it and org/gemma"}
+
+
 def test_losses_are_those_of_the_model(made):
     told, loaded, root = made
     held = shown.questions()[1::2]

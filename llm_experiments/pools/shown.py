@@ -9,13 +9,15 @@ know, as with adapters found in the wild. Written is JSON; `python -m llm_experi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
+from llm_experiments.adapters.locate import HUB_ID
 from llm_experiments.adapters.weights import AdapterWeights
 from llm_experiments.diagnose.answers import BEGINS, AnswerSheet
 from llm_experiments.diagnose.findings import findings
@@ -62,7 +64,7 @@ def shown(folder: Path, model: str, kept: Path) -> dict[str, Any]:
     library = open_members(group.members)
     loaded = load(model)
     geometry = measure(library)
-    return {
+    told = {
         "rows": [
             {
                 name: getattr(row, name)
@@ -88,6 +90,16 @@ def shown(folder: Path, model: str, kept: Path) -> dict[str, Any]:
         **_fits(loaded, library),
         "provenance": origin(),
     }
+    return without_folders(told, {row.base for row in pool.rows if row.base})
+
+
+def without_folders(told: Any, bases: Iterable[str]) -> Any:
+    """The same, bases that are paths on strangers' machines as their last part alone."""
+    text = json.dumps(told)
+    for base in sorted(bases, key=len, reverse=True):
+        if not HUB_ID.fullmatch(base):
+            text = text.replace(json.dumps(base)[1:-1], re.split(r"[/\\]", base)[-1])
+    return json.loads(text)
 
 
 def _merges(library: Sequence[AdapterWeights], geometry: LibraryGeometry) -> Iterator[Mapping[str, Any]]:
