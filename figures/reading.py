@@ -37,9 +37,10 @@ def committed() -> list[Path]:
 
 
 def pools(folders: Iterable[Path] = ()) -> list[Pool]:
-    """Of each folder with lines on recycled adapters what it holds; of those that come with the project."""
+    """What folders hold of recycled adapters, where something was measured; by default the project's own."""
     several = list(folders) or sorted((COMMITTED / "pools").iterdir())
-    return [recycled.read(folder) for folder in several if (folder / f"recycled{ENDING}").is_file()]
+    found = [recycled.read(folder) for folder in several if (folder / f"recycled{ENDING}").is_file()]
+    return [pool for pool in found if pool.cells]
 
 
 def nameless(info: CellInfo) -> str:
