@@ -197,7 +197,7 @@ def truth(base: str, merge: str | None = None) -> foretold.Agreement:
 
 @cache
 def pools() -> dict[str, recycled.Pool]:
-    """Adapters of a pool fitted on examples, by base; those of which nothing but forecasts is kept left out."""
+    """Adapters of a pool fitted on examples, by base; without those of which forecasts alone are kept."""
     found = {folder.name: recycled.read(folder) for folder in sorted((DATA / "pools").iterdir())}
     return {name: pool for name, pool in found.items() if pool.cells}
 
