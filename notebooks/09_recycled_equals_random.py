@@ -114,6 +114,19 @@ with drawing() as axes:
 # matrices do. One weight for each module of each adapter is many weights. That a fit lowers the loss on its
 # examples says nothing of the adapters.
 #
+# ## Examples of some of the facts
+#
+# Where $p$ of the $n$ facts are shown, the target is $p$ rows of $T_\sigma$, and the fit is over these. A
+# span in the rows and columns without their means explains $K n / (p (n-1)^2)$ on average, `spans.by_chance`:
+
+# %%
+p = 3
+shown_only = centred(rng.normal(size=(K, p, n)))
+some_rows = np.mean([explained(shown_only, target[:p]) for target in targets(n)])
+print(f"{p} of {n} facts: {some_rows:.4f}, by chance {by_chance(K, n, p):.4f}")
+assert abs(some_rows - by_chance(K, n, p)) < 1e-12
+
+# %% [markdown]
 # ## One that does know
 #
 # The target's own adapter explains all of it alone. One that stores some of the facts gains its overlap with
@@ -127,6 +140,24 @@ assert abs(own - 1) < 1e-12
 half = target * (np.arange(n) < 3)[:, None]
 for name, span in (("random alone", random_span), ("three of five facts, and random", [*random_span, half])):
     print(f"{name:32} {explained(np.stack(span), target):.2f}")
+
+# %% [markdown]
+# In numbers: with $r$ what was left and $u$ the part of the new matrix outside the span, the gain is
+# $\langle r, u\rangle^2 / \lVert u\rVert^2$, here as a share of the target.
+
+# %%
+design = random_span.reshape(K, -1).T
+
+
+def outside(matrix):
+    return matrix.ravel() - design @ np.linalg.lstsq(design, matrix.ravel(), rcond=None)[0]
+
+
+r, u = outside(target), outside(half)
+overlap = (r @ u) ** 2 / (u @ u) / np.sum(target**2)
+gain = explained(np.stack([*random_span, half]), target) - explained(random_span, target)
+print(f"gain {gain:.4f}, overlap {overlap:.4f}")
+assert abs(gain - overlap) < 1e-12
 
 # %% [markdown]
 # ## Which control tells
@@ -173,24 +204,46 @@ for name, adapters in {
     "half of the facts": [facts[3:9]],
     "half of the facts, and strangers": [facts[3:9], *others],
     "own, and strangers": [facts, *others],
+    "a new one, of the facts shown": [facts[:6]],
 }.items():
     found = captured(adapters, wanted)
     print(f"{name:34} shown {found.shown:6.2f}   others {found.unseen:6.2f}")
 print(f"by chance, five of them: {by_chance(5, 12, 6):.2f}")
 
 # %% [markdown]
-# Strangers explain little of what is shown, and as little of the rest. What is said of facts of which there
-# is no example comes from adapters that know them.
+# Strangers explain little of what is shown, and as little of the rest. A new adapter stores what is shown and
+# gains all of it; to the others it says the same mixture of the shown answers, the kernel's share of their
+# mean. What is rightly said of facts of which there is no example comes from adapters that know them.
 #
 # ## In a language model
 #
-# The rows that come with the project (`lora-limits run recycle`, [recycling.md](../docs/recycling.md)):
-# shares of right answers on wordings of which no example is, by what was in the pool.
+# The rows that come with the project (`lora-limits run recycle`, [recycling.md](../docs/recycling.md)).
+# First what the theory says of adapters that are taken from a pool by chance, before anything is measured:
+# the share of the examples explained by what they store (`captured`), and by their number (`by_chance`).
 
 # %%
 kept = Path(results.__file__).parents[1] / "llm_experiments" / "data" / "pools"
-for folder in sorted(kept.iterdir()):
-    pool = Pool(read(folder, ["recycled"]).recycled)
+pools = [Pool(read(folder, ["recycled"]).recycled) for folder in sorted(kept.iterdir()) if folder.is_dir()]
+for pool in pools:
+    said = {}
+    for (task, *_), line in pool.selected.items():
+        if line["rule"] == "random":
+            key = pool.tasks[task]["base"], pool.tasks[task]["examples"], line["pool"], line["count"]
+            said.setdefault(key, []).append((line["overlap"], line["by_chance"]))
+    for (base, examples, name, count), shares in sorted(said.items()):
+        stored, chance = np.mean(shares, axis=0)
+        print(
+            f"{base}, {examples:3} examples, {count:2} of {name:9}: stored {stored:.2f}, chance {chance:.2f}"
+        )
+
+# %% [markdown]
+# Then what was measured, as far as the rows have it: shares of right answers on wordings of which no example
+# is, by what was in the pool.
+
+# %%
+for pool in pools:
+    if not pool.examples:
+        print("only forecasts are kept of this model")
     for examples in pool.examples:
         print(f"\n{pool.base}, {examples} examples")
         for cell in pool.select(examples=examples, pool=None):
