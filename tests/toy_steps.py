@@ -1,10 +1,12 @@
 """Steps that need no model, and a program that runs them: what the tests kill, starve and run side by side.
 
-    python tests/toy_steps.py DIR LOG [--pause SECONDS] [--steps N] [--payload BYTES]
+    python tests/toy_steps.py DIR LOG [--pause SECONDS] [--steps N] [--payload BYTES] [--lease SECONDS]
 
 LOG gets one line for each computation that begins; it lies outside DIR and is only ever appended to.
 """
 
+import errno
+import fcntl
 import hashlib
 import itertools
 import json
@@ -111,11 +113,39 @@ def plan(count: int, conditions: Conditions = NOTHING) -> Plan:
     return made
 
 
-def run_into(folder: Path, steps: Plan, *, experiment: str = "toy", progress: bool = False) -> int:
+def run_into(
+    folder: Path,
+    steps: Plan,
+    *,
+    experiment: str = "toy",
+    progress: bool = False,
+    lease: float | None = None,
+) -> int:
     """What the command line does with a plan; the exit status."""
-    store = Store(folder)
+    store = Store(folder, lease=lease)
     store.add_run({"experiment": experiment}, steps.listed())
     return run(steps, store, Context(store), progress=progress).status
+
+
+def work(folder: Path, log: Path, count: int, pause: float, lease: float, clock: float | None) -> None:
+    """Be a worker, and end with the exit status.
+
+    clock: how far the clocks of this host are off; its file system has no file locks. None: this host.
+    """
+    if clock is not None:
+        as_another_host(clock)
+    sys.exit(run_into(folder, plan(count, Conditions(log, pause)), lease=lease))
+
+
+def as_another_host(clock: float) -> None:
+    """From now on this process has no file locks in common with others, and clocks that are off."""
+
+    def missing(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "no locks here")
+
+    fcntl.flock = missing
+    here = time.time, time.monotonic
+    time.time, time.monotonic = (lambda: here[0]() + clock), (lambda: here[1]() + clock)
 
 
 #: The calls that change what is on the disk, or make it last.
@@ -166,9 +196,10 @@ def killed_everywhere(folder: Path, log: Path, count: int) -> None:
 @click.option("--pause", type=float, default=0.0)
 @click.option("--steps", "count", type=int, default=6)
 @click.option("--payload", type=int, default=100)
-def main(folder: Path, log: Path, pause: float, count: int, payload: int) -> None:
+@click.option("--lease", type=float)
+def main(folder: Path, log: Path, pause: float, count: int, payload: int, lease: float | None) -> None:
     with ending(lambda: "stopped"):
-        status = run_into(folder, plan(count, Conditions(log, pause, payload)), progress=True)
+        status = run_into(folder, plan(count, Conditions(log, pause, payload)), progress=True, lease=lease)
     sys.exit(status)
 
 

@@ -97,20 +97,28 @@ def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) 
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Compute at most so many steps in this call.")
 @click.option("--count", is_flag=True, help="Say what there is to do and stop.")
+@click.option("--worker", is_flag=True, help="Share --out with workers on other hosts (docs/cluster.md).")
 @click.option(
     "--unsafe-code", is_flag=True, help="Run programs that a model wrote without a sandbox, where none works."
 )
 @needs_extra("llm")
 def run_experiments(
-    names: tuple[str, ...], out: Path | None, limit: int | None, count: bool, unsafe_code: bool, **given: Any
+    names: tuple[str, ...],
+    out: Path | None,
+    limit: int | None,
+    count: bool,
+    worker: bool,
+    unsafe_code: bool,
+    **given: Any,
 ) -> int:
     """Run experiments, or go on with them.
 
     NAME is one of `list`, STUDY.toml a study of your own: your adapters, your questions (docs/study.md).
     Finished steps are kept whatever happens, and never computed twice. Several processes may run into one
-    folder at once. Exit status 1 if a step failed.
+    folder at once; on several hosts, each with --worker. Exit status 1 if a step failed.
     """
     from llm_experiments.engine.context import Context
+    from llm_experiments.engine.leases import SECONDS
     from llm_experiments.engine.local import run as run_steps
     from llm_experiments.engine.store import Store
 
@@ -131,7 +139,7 @@ def run_experiments(
         if count:
             return 0
     _require_sandbox(planned.whole, unsafe_code)
-    store = Store(out)
+    store = Store(out, lease=SECONDS if worker else None)
     for about, plan in planned.runs:
         for problem in store.add_run(about, plan.listed()):
             click.echo(f"set aside {problem}", err=True)

@@ -114,6 +114,9 @@ def _finish(step: Step, store: Store, context: Context, summary: Summary, displa
         except DiskFullError as error:
             raise DiskFullError(f"{step.label}: {error}") from error
         except Exception as error:
+            if store.lost(step.address):  # what was written of it is the other's to remove, and was
+                display.log(f"{escape(step.label)}: another worker took it over")
+                return False
             if disk := no_space(error):
                 raise DiskFullError(f"{step.label}: {full(store.folder, 'its results', disk)}") from error
             store.note_failure(step.address, "".join(traceback.format_exception(error)))

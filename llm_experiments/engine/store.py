@@ -7,6 +7,7 @@
         steps/<kind>-<key>/                  a finished step: spec.json, its files and, last, seal.json
         partial/<kind>-<key>.<pid>.<random>/ a step being computed; renamed into steps/ when it is complete
         locks/<kind>-<key>.lock              held while a step is computed; a process that dies lets go of it
+        locks/<kind>-<key>.lease             the same for workers, on one host or several: engine.leases
         failures/<kind>-<key>.txt            the traceback of a step that failed
         rejected/                            what was found damaged or foreign: set aside, never read again
 
@@ -30,17 +31,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from llm_experiments.engine import assembly, seals
 from llm_experiments.engine.addresses import ADDRESS, Address, Ref
 from llm_experiments.engine.assembly import CELLS, ROWS
+from llm_experiments.engine.leases import SECONDS, Leases
 from llm_experiments.engine.runs import RUN, Listed, Run, read_runs, signed_runs, with_run
 from llm_experiments.engine.sealing import StoreError, canonical, clear_errors, read_plain, sync, write_synced
 from llm_experiments.engine.seals import SPEC, Problem, Seal
 
 PARTIAL = re.compile(r"(?P<of>.+)\.\d+\.[0-9a-f]{8}")
 FOLDERS = ("steps", "inputs", "specs", "partial", "locks", "failures", "rejected")
+#: What a file system without file locks says.
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 #: Ending of the files of gathered rows.
 FILE = ".jsonl" + assembly.ENDING
 #: Files named after their bytes: ending by folder.
@@ -61,12 +65,16 @@ class Store:
     """The finished steps of a folder.
 
     folder: made if it is missing; with write=False it must be there and nothing in it is ever changed.
+    lease: for workers, seconds without a heartbeat after which others take a step over; None: this process
+    takes no leases, and leaves to workers what they hold.
     Errors: StoreError on a file, on a folder of other things, on one that may not be written.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, write: bool = True):
+    def __init__(self, folder: str | os.PathLike[str], *, write: bool = True, lease: float | None = None):
         self.folder = Path(folder)
         self.write = write
+        self.worker = lease is not None
+        self.leases = Leases(self.folder / "locks", self._partial, SECONDS if lease is None else lease)
         self._hashed: set[str] = set()
         if os.path.lexists(self.folder) and not self.folder.is_dir():
             raise StoreError(f"'{folder}' is a file: results go into a folder, give the name of one")
@@ -278,13 +286,45 @@ class Store:
         path = self.folder / "locks" / f"{name}.lock"
         if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
             self._set_aside(f"locks/{name}.lock")
-        lock = FileLock(path)
-        with clear_errors(self.folder, f"the lock of {name}"), suppress(Timeout):
-            lock.acquire(blocking=wait, poll_interval=0.02)
+        # Where locks are missing workers have their leases; a soft lock would outlive a host that died.
+        lock = FileLock(path, fallback_to_soft=not self.worker)
+        with clear_errors(self.folder, f"the lock of {name}"):
+            while not (mine := self._take(name, lock)) and wait:
+                time.sleep(0.02)
         try:
-            yield lock.is_locked
+            yield mine
         finally:
+            self.leases.release(name)
             lock.release()
+
+    def _take(self, name: str, lock: BaseFileLock) -> bool:
+        """Take the step's lock and, as a worker, its lease: both, or neither."""
+        locked = True
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            # A host that died, or sleeps, may keep its lock on the server long after its lease is over.
+            if os.path.lexists(self.folder / "locks" / f"{name}.lease") and self.leases.broken(name, False):
+                Path(lock.lock_file).unlink(missing_ok=True)
+            return False
+        except OSError as error:
+            if not self.worker or error.errno not in NO_LOCKS:
+                raise
+            locked = False
+        taken = False
+        try:
+            taken = (self.leases.take if self.worker else self.leases.vacant)(name, locked)
+        finally:
+            if not taken:
+                lock.release()
+        if taken:
+            with os.scandir(self.folder / "steps"):
+                pass  # NFS: look anew, before it is believed that a step is not there
+        return taken
+
+    def lost(self, name: str) -> bool:
+        """Whether another worker took over the step that this process holds: it was asleep, or cut off."""
+        return self.leases.lost(name)
 
     @contextmanager
     def computing(self, step: Addressed, meta: Mapping[str, str | float] | None = None) -> Iterator[Path]:
