@@ -1,12 +1,15 @@
 """Code as a domain: what is taught and asked, what is read off an answer, and the experiments end to end."""
 
+import json
 from dataclasses import replace
 
 import pytest
+import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import tiny_qwen2
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_experiments.__main__ import cli
 from llm_experiments.domains.code import data
@@ -169,6 +172,94 @@ def test_a_set_that_is_nowhere_says_how_to_name_one(tmp_path, monkeypatch):
     monkeypatch.setenv("LORA_LIMITS_MBPP", str(tmp_path))
     with pytest.raises(TaskError, match="by LORA_LIMITS_MBPP"):
         data.programs("published", 0)
+
+
+def test_tests_that_are_missing_are_named(tmp_path, monkeypatch):
+    (tmp_path / "mbpp.jsonl").write_text('{"task_id": 601, "text": "Add.", "code": "x = 1"}\n')
+    monkeypatch.setenv("LORA_LIMITS_MBPP", str(tmp_path))
+    with pytest.raises(TaskError, match="mbpp/601 has no 'test_list'"):
+        data.programs("published", 0)
+
+
+def test_languages_are_paired_by_the_ids_of_their_files(tmp_path, monkeypatch):
+    """Another set beside ours is not read; files of two sets and ids that stand twice are refused."""
+    for variable, path in other_sets.write(tmp_path, programs=12, sentences=9).items():
+        monkeypatch.setenv(variable, path)
+    (row,) = (json.loads(line) for line in (tmp_path / "python" / "English.jsonl").read_text().splitlines())
+    sizes = {"source": "published", "train": 5, "translated": 4, "own": 2, "dev": 2}
+
+    def items(name, spanish):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "humaneval_xl_english.jsonl").write_text(json.dumps(row))
+        (folder / "humaneval_xl_spanish.jsonl").write_text("\n".join(map(json.dumps, spanish)))
+        (folder / "mhumaneval_spanish.jsonl").write_text('{"prompt": "no task_id"}')
+        monkeypatch.setenv("LORA_LIMITS_HUMANEVAL_XL", str(folder))
+        plan = Plan()
+        return read_items(plan, code(plan, **sizes).items)
+
+    assert [item.cluster for item in items("paired", [row])] == ["python/0"] * 2
+    with pytest.raises(TaskError, match="'python/1' is not one function in english and in spanish"):
+        items("longer", [row, {**row, "task_id": "python/1"}])
+    with pytest.raises(TaskError, match="'python/0' is not one function in english and in spanish"):
+        items("other", [{**row, "entry_point": "low"}])
+    with pytest.raises(TaskError, match="an id stands twice among the functions in spanish"):
+        items("twice", [row, row])
+
+
+HANGS = "```python\nwhile True: pass\n```"
+
+
+def model_that_writes(folder, answer):
+    """A checkpoint that answers everything with one token, `answer`, and ends.
+
+    Layers add nothing, so the normed embedding of the last token is all that the head sees.
+    """
+    tiny_qwen2(folder, vocabulary=400)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([answer])
+    model.resize_token_embeddings(len(tokenizer))
+    written = tokenizer.convert_tokens_to_ids(answer)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.model.norm.weight.fill_(1)
+        table, head = model.model.embed_tokens.weight, model.lm_head.weight
+        table.zero_()
+        head.zero_()
+        table[:, 0] = 1
+        table[written] = torch.eye(table.shape[1])[1]
+        head[written, 0] = head[tokenizer.eos_token_id, 1] = 50
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@confined
+def test_a_run_goes_on_behind_programs_that_hang(tmp_path, monkeypatch):
+    """Every answer never ends: it is a timeout, the steps behind it are done, and all cells are kept."""
+
+    def shortly(*job, **how):
+        return run_program(*job, programs.Limits(seconds=1), **how)
+
+    monkeypatch.setattr("llm_experiments.domains.code.scorer.run_program", shortly)
+    for variable, path in other_sets.write(tmp_path / "sets", programs=12, sentences=9).items():
+        monkeypatch.setenv(variable, path)
+    profile = PROFILES["embedded"]
+    tiny = replace(profile, training=replace(profile.training, steps=2, batch=2, rank=2, base_dtype=None))
+    folder = model_that_writes(tmp_path / "model", HANGS)
+    plan = EXPERIMENTS["table17"].plan(Base("tiny", "0" * 16), tiny, (0,))
+    store = Store(tmp_path / "run")
+    store.add_run(
+        {"experiment": "table17"}, [{"address": step.address, "label": step.label} for step in plan.order()]
+    )
+    summary = run(plan, store, Context(store, lambda: load(str(folder))), progress=False)
+    assert not summary.failed, summary.failed
+    asked = [cell for cell in frame.read(tmp_path / "run").groups() if cell.group == "english"]
+    assert {cell.info.control for cell in asked} == {"base", "coding"}
+    assert all(cell.outcomes["timeout"] == 1 for cell in asked)
 
 
 @confined

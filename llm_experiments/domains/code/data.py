@@ -33,7 +33,11 @@ HUMANEVAL = {
     language: Published(
         "floatai/HumanEval-XL",
         "LORA_LIMITS_HUMANEVAL_XL",
-        (f"data/python/{language.title()}.jsonl", f"python/{language.title()}.jsonl", f"*{language}*.jsonl"),
+        (
+            f"data/python/{language.title()}.jsonl",
+            f"python/{language.title()}.jsonl",
+            f"humaneval*{language}*.jsonl",
+        ),
     )
     for language in ("english", "spanish")
 }
@@ -76,6 +80,8 @@ def programs(source: str, seed: int) -> list[Program]:
         found = []
         for row in MBPP.rows():
             if row.get("task_id") in TRAINING:
+                if not isinstance(row.get("test_list"), Sequence):
+                    raise TaskError(f"mbpp/{row['task_id']} has no 'test_list': give the published rows")
                 code = text(row, "code").replace("\r\n", "\n").replace("\t", "    ")
                 found.append(
                     Program(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def code(
     train, translated: programs and sentences to train on. asked, own, dev: as in sizes.Size. names: which
     draw of training examples. Roles: correct, the digest of the published solution. Extra: head, name and
     tests of what is asked, or the translation that is wanted.
-    Errors: TaskError as data, and where a set is too small.
+    Errors: TaskError as data, where a set is too small, and where languages do not ask the same functions.
     """
     spare = own + dev
     taught, pairs = programs(source, names), sentences(source, names, translated + spare)
@@ -70,7 +71,9 @@ def code(
                 f"there are {len(have)} {what}, {wanted} to train on and {spare} to check on are wanted: ask "
                 "for fewer, or give the whole published set"
             )
-    items = [_completed(one) for language in languages for one in functions(source, language, asked)]
+    wanted_in = {language: functions(source, language, asked) for language in languages}
+    _check_pairs(wanted_in)
+    items = [_completed(one) for found in wanted_in.values() for one in found]
     checks = {
         "coding": [_written(one) for one in taught[train : train + own]],
         "translation": [_translated(*pair, number) for number, pair in enumerate(pairs[translated:][:own])],
@@ -102,6 +105,20 @@ def code(
         setting={"benchmark": "own" if source == "own" else "HumanEval-XL"},
         chosen_by="programs and sentences that nobody was trained on",
     )
+
+
+def _check_pairs(found: Mapping[str, Sequence[Function]]) -> None:
+    """A problem is known by its id: once in each language, with the same function to write."""
+    named = {language: {one.id: one.name for one in those} for language, those in found.items()}
+    for language, those in found.items():
+        if len(named[language]) < len(those):
+            raise TaskError(f"an id stands twice among the functions in {language}: give the published rows")
+    for one, other in pairwise(named):
+        if odd := sorted(dict(named[one].items() ^ named[other].items())):
+            raise TaskError(
+                f"{odd[0]!r} is not one function in {one} and in {other}: give the files of one published "
+                "set, whose task_id and entry_point are the same in all languages"
+            )
 
 
 def _completed(one: Function) -> Item:
