@@ -137,8 +137,8 @@ def test_installed_version_is_the_declared_one():
     assert version(PROJECT["name"]) == PROJECT["version"]
 
 
-#: Extras that `make setup` does not install: other harnesses, of which whoever uses them has a version.
-HARNESSES = ("inspect", "lm-eval")
+#: Extras that `make setup` does not install: of these programs whoever uses them has a version.
+OTHERS = ("inspect", "lm-eval", "ray")
 
 
 def test_every_requirement_has_a_tested_pin_within_its_range():
@@ -147,7 +147,7 @@ def test_every_requirement_has_a_tested_pin_within_its_range():
     )
     pins = {canonicalize_name(name): pin for name, pin in (line.split("==") for line in lines if line)}
     extras = PROJECT["optional-dependencies"]
-    chosen = (extras[name] for name in extras if name not in HARNESSES)
+    chosen = (extras[name] for name in extras if name not in OTHERS)
     requirements = [*PROJECT["dependencies"], *(each for extra in chosen for each in extra)]
     for requirement in map(Requirement, requirements):
         if requirement.name == PROJECT["name"]:  # one extra within another
@@ -159,7 +159,7 @@ def test_whatever_the_requirements_bring_in_is_pinned():
     """Followed through what is installed, as pip does; torch brings in what its build needs."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = {canonicalize_name(line.partition("==")[0]) for line in lines if re.match(r"\w", line)}
-    extras = f"[{','.join(name for name in PROJECT['optional-dependencies'] if name not in HARNESSES)}]"
+    extras = f"[{','.join(name for name in PROJECT['optional-dependencies'] if name not in OTHERS)}]"
     pending, seen = [Requirement(PROJECT["name"] + extras)], set()
     while pending:
         requirement = pending.pop()

@@ -99,6 +99,16 @@ def list_names(profile_name: str | None, seeds: str, count: bool, **model: Any) 
 @click.option("--count", is_flag=True, help="Say what there is to do and stop.")
 @click.option("--worker", is_flag=True, help="Share --out with workers on other hosts (docs/cluster.md).")
 @click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="ray: by actors on a Ray cluster that have --out in common.",
+)
+@click.option("--address", help="Of the Ray cluster, or auto; without it one is made on this host.")
+@click.option("--gpus", type=click.FloatRange(min=0), help="GPUs of each Ray actor [1 where there are any].")
+@click.option("--cpus", type=click.IntRange(min=1), default=1, show_default=True, help="CPUs of each.")
+@click.option(
     "--unsafe-code", is_flag=True, help="Run programs that a model wrote without a sandbox, where none works."
 )
 @needs_extra("llm")
@@ -108,6 +118,10 @@ def run_experiments(
     limit: int | None,
     count: bool,
     worker: bool,
+    engine: str,
+    address: str | None,
+    gpus: float | None,
+    cpus: int,
     unsafe_code: bool,
     **given: Any,
 ) -> int:
@@ -139,7 +153,7 @@ def run_experiments(
         if count:
             return 0
     _require_sandbox(planned.whole, unsafe_code)
-    store = Store(out, lease=SECONDS if worker else None)
+    store = Store(out, lease=SECONDS if worker or engine == "ray" else None)
     for about, plan in planned.runs:
         for problem in store.add_run(about, plan.listed()):
             click.echo(f"set aside {problem}", err=True)
@@ -151,7 +165,13 @@ def run_experiments(
         return f"stopped: {there} of {len(order)} steps are finished; the same command goes on"
 
     with ending(stopped):
-        summary = run_steps(planned.whole, store, Context(store, planned.load), wanted=wanted)
+        if engine == "ray":
+            from llm_experiments.engine import ray
+
+            cluster = ray.Cluster(address, gpus, cpus)
+            summary = ray.run(planned.whole, store, planned.load, cluster, wanted=wanted)
+        else:
+            summary = run_steps(planned.whole, store, Context(store, planned.load), wanted=wanted)
     finished = sum(map(store.finished, order))
     click.echo(f"{finished} of {len(order)} steps finished, {len(summary.computed)} of them now: {out}")
     if summary.failed:
