@@ -176,7 +176,7 @@ def harnesses_of(*parents):
     found = []
     for process in psutil.process_iter(["pid", "ppid", "cmdline"]):
         line = " ".join(process.info["cmdline"] or ())
-        if "die_with_parent()" in line and process.info["ppid"] in parents:
+        if "die_with_parent(" in line and process.info["ppid"] in parents:
             found.append(process.info["pid"])
     return found
 

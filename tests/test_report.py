@@ -109,7 +109,7 @@ def test_what_the_theory_says_is_read_off_the_rows():
 def test_every_registered_figure_is_drawn_from_committed_rows_and_stands_on_the_page(committed, tmp_path):
     by_name = {name: [r for r in store.read(store.COMMITTED) if r["figure"] == name] for name in FIGURES}
     edits = [edit for source in committed.committed for edit in source.frame.edits]
-    data = registry.Data(by_name, committed.cells, edits)
+    data = registry.Data(by_name, committed.cells, edits, reading.pools())
     for figure in FIGURES.values():
         figure.save(data, tmp_path, ("svg",))
     shown = html.unescape(page(drawings=embed(tmp_path)))

@@ -103,8 +103,11 @@ def run_program(code: str, tests: str, limits: Limits | None = None, *, unsafe: 
     if name is None and not unsafe:
         raise SandboxError(MISSING)
     secret = secrets.token_hex(16)
-    job = {"code": code, "tests": tests, "seconds": limits.seconds, "megabytes": limits.megabytes}
-    text = json.dumps(job | {"processes": PROCESSES if name == "bubblewrap" else None}).encode()
+    job: dict[str, object] = {"code": code, "tests": tests}
+    job |= {"seconds": limits.seconds, "megabytes": limits.megabytes}
+    # a sandbox ends with its parent by itself, and has numbers of its own for processes
+    job |= {"processes": PROCESSES if name == "bubblewrap" else None, "parent": None if name else os.getpid()}
+    text = json.dumps(job).encode()
     start = BACKENDS[name] if name else Session
     begun = time.monotonic()
     with closing(start(_python(HARNESS.read_text(encoding="utf-8")))) as running:
