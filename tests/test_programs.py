@@ -1,5 +1,6 @@
 """Programs that a model wrote: what is said of them, and what they cannot do."""
 
+import json
 import os
 import signal
 import socket
@@ -161,6 +162,18 @@ def test_a_program_ends_with_the_process_that_asked_for_it(how):
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     wait_for(lambda: over(program))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_harness_whose_parent_is_dead_already_runs_nothing(own, tmp_path):
+    """It is asked for by a number that is no parent of it, as where that died before the kernel was asked."""
+    seen = tmp_path / "seen"
+    job = {"code": f"open({str(seen)!r}, 'w').close()", "tests": "", "seconds": 5, "megabytes": 512}
+    text = json.dumps(job | {"processes": None, "parent": os.getpid() if own else os.getppid()}).encode()
+    given = b"%16d" % len(text) + text + b"secret"
+    harness = [sys.executable, "-I", "-S", "-c", programs.HARNESS.read_text(encoding="utf-8")]
+    ended = subprocess.run(harness, input=given, capture_output=True, check=False)
+    assert seen.exists() == own and (ended.returncode == 0) == own and bool(ended.stdout) == own
 
 
 def over(number):

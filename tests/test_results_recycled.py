@@ -110,8 +110,10 @@ def test_every_claim_is_judged_as_these_lines_were_made():
             assert said == "not refuted"  # 0 against 1 of 8 facts: 5 that differ are too few
         elif "matters little" in says or says.startswith("The same"):
             assert said == "not refuted"
-        elif "not above a new adapter" in says or says.startswith("They are with strangers"):
-            assert said in ("not refuted", "not shown")
+        elif "not above a new adapter" in says:
+            assert said == "not refuted"  # 5 of 8 facts against 6
+        elif says.startswith("They are with strangers"):
+            assert said == "not shown"  # 1 of 8 facts against none
         elif "beside the target's own" in says:
             assert said == "not refuted"
         else:
